@@ -1,0 +1,2 @@
+//! The integration suite: one crate, each test in network namespaces of its own.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
