@@ -1,3 +1,20 @@
-//! The `quarantine` binary: picks the face it was called by, and is the only place that exits.
+//! The `quarantine` binary: picks the face that it was called by, and is the only place that exits.
 
-fn main() {}
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use cni_quarantine::{cli, plugin};
+
+fn main() -> ExitCode {
+    let is_called_by_runtime = std::env::var_os("CNI_COMMAND").is_some_and(|command| !command.is_empty());
+    if is_called_by_runtime {
+        let answer = plugin::serve(|name| std::env::var_os(name), &mut io::stdin().lock());
+        let written = plugin::write_answer(&answer, &mut io::stdout().lock());
+        return if answer.succeeded && written.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
+    if std::env::args_os().len() <= 1 {
+        let _ = writeln!(io::stderr(), "{}", plugin::about());
+        return ExitCode::SUCCESS;
+    }
+    ExitCode::from(cli::run(std::env::args_os()))
+}

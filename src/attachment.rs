@@ -1,0 +1,316 @@
+//! Who is meant: the names under which a runtime, an operator and the kernel speak of one sandbox.
+//!
+//! Every name is checked once, where it enters, and then carried by a type that cannot hold a bad one: most of them
+//! become file names below the state directory or names of kernel objects. Pure: nothing here opens or asks anything.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use ipnetwork::IpNetwork;
+use thiserror::Error;
+
+/// The longest name that is still a file name (`NAME_MAX` 255) and, behind `quarantine-`, a table name
+/// (`NFT_NAME_MAXLEN` 256 with its NUL).
+const NAME_LENGTH_MAX: usize = 240;
+
+/// A name that cannot be taken.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum NameError {
+    /// The text is not of the form that the field has.
+    #[error("{value:?} is not a valid {what}: {allowed}")]
+    Invalid {
+        /// What the text was meant to be.
+        what: &'static str,
+        /// The text.
+        value: String,
+        /// What is allowed.
+        allowed: &'static str,
+    },
+}
+
+/// `[A-Za-z0-9][A-Za-z0-9_.-]*`, as the CNI specification has it for container IDs and network names: nothing of
+/// that form can leave a directory or be hidden in it.
+fn is_plain_name(text: &str) -> bool {
+    let mut bytes = text.bytes();
+    bytes.next().is_some_and(|first| first.is_ascii_alphanumeric())
+        && bytes.all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
+        && text.len() <= NAME_LENGTH_MAX
+}
+
+const PLAIN_NAME: &str = "a letter or digit, then letters, digits, '_', '.' or '-', at most 240 in all";
+
+macro_rules! plain_name {
+    ($(#[$doc:meta])* $name:ident, $what:literal) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub struct $name(String);
+
+        impl $name {
+            /// Checks `text`.
+            ///
+            /// # Errors
+            /// When it is not a letter or digit followed by letters, digits, `_`, `.` or `-`, at most 240 in all.
+            pub fn new(text: &str) -> Result<Self, NameError> {
+                if is_plain_name(text) {
+                    Ok(Self(text.to_owned()))
+                } else {
+                    Err(NameError::Invalid { what: $what, value: text.to_owned(), allowed: PLAIN_NAME })
+                }
+            }
+
+            /// The name as text.
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+plain_name! {
+    /// The sandbox's container ID (`CNI_CONTAINERID`).
+    ContainerId, "container ID"
+}
+plain_name! {
+    /// The name of a CNI network (`name` of the conflist).
+    NetworkName, "network name"
+}
+plain_name! {
+    /// A pod's UID (`K8S_POD_UID`).
+    PodUid, "pod UID"
+}
+plain_name! {
+    /// A pod's namespace or name (`K8S_POD_NAMESPACE`, `K8S_POD_NAME`).
+    PodName, "pod namespace or name"
+}
+plain_name! {
+    /// The file name of a mark: a container ID, a pod UID, or `<namespace>_<pod name>`.
+    Key, "mark"
+}
+
+impl From<&ContainerId> for Key {
+    fn from(id: &ContainerId) -> Self {
+        Self(id.0.clone())
+    }
+}
+
+impl From<&PodUid> for Key {
+    fn from(uid: &PodUid) -> Self {
+        Self(uid.0.clone())
+    }
+}
+
+/// The name of a network interface (`CNI_IFNAME`, `IFLA_IFNAME`). Bytes, not text: whoever is root in a pod can call
+/// an interface almost anything, and must not get out of the guard's sight by that.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct IfName(Vec<u8>);
+
+impl IfName {
+    /// Checks `name` by the kernel's own rule (`dev_valid_name`).
+    ///
+    /// # Errors
+    /// When it is empty, longer than 15 bytes, `.` or `..`, or holds `/`, `:` or white space.
+    pub fn new(name: impl AsRef<[u8]>) -> Result<Self, NameError> {
+        let name = name.as_ref();
+        let valid = (1..=15).contains(&name.len())
+            && name != b"."
+            && name != b".."
+            && !name.iter().any(|&byte| b"/:\0\x0b".contains(&byte) || byte.is_ascii_whitespace());
+        if valid {
+            Ok(Self(name.to_owned()))
+        } else {
+            Err(NameError::Invalid {
+                what: "interface name",
+                value: String::from_utf8_lossy(name).into_owned(),
+                allowed: "1 to 15 bytes, not '.' or '..', without '/', ':' and white space",
+            })
+        }
+    }
+
+    /// The name as the kernel has it.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Display for IfName {
+    /// With escapes for what is not printable ASCII, so that different names stay different.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0.escape_ascii())
+    }
+}
+
+/// An Ethernet address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Mac(pub [u8; 6]);
+
+impl Mac {
+    /// The broadcast address.
+    pub const BROADCAST: Self = Self([0xff; 6]);
+    /// The zero address, which an ARP request carries as its target.
+    pub const ZERO: Self = Self([0; 6]);
+
+    /// Reads `aa:bb:cc:dd:ee:ff`.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut bytes = [0; 6];
+        let mut parts = text.split(':');
+        for byte in &mut bytes {
+            let part =
+                parts.next().filter(|part| part.len() == 2 && part.bytes().all(|digit| digit.is_ascii_hexdigit()))?;
+            *byte = u8::from_str_radix(part, 16).ok()?;
+        }
+        parts.next().is_none().then_some(Self(bytes))
+    }
+}
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+/// What the runtime says of the pod that the sandbox belongs to. Each part may be unknown: only Kubernetes'
+/// runtimes say all three.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Pod {
+    /// `K8S_POD_NAMESPACE`.
+    pub namespace: Option<PodName>,
+    /// `K8S_POD_NAME`.
+    pub name: Option<PodName>,
+    /// `K8S_POD_UID`.
+    pub uid: Option<PodUid>,
+}
+
+impl Pod {
+    /// The key of a mark by name, `<namespace>_<pod name>`, where both are known.
+    #[must_use]
+    pub fn name_key(&self) -> Option<Key> {
+        let (namespace, name) = (self.namespace.as_ref()?, self.name.as_ref()?);
+        Key::new(&format!("{namespace}_{name}")).ok()
+    }
+}
+
+impl fmt::Display for Pod {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.namespace, &self.name) {
+            (Some(namespace), Some(name)) => write!(f, "{namespace}/{name}"),
+            (None, Some(name)) => write!(f, "{name}"),
+            _ => f.write_str("-"),
+        }
+    }
+}
+
+/// An interface of the sandbox as it was when its ADD ended: the identity that the policy lets speak. It is pinned
+/// then, because whoever is root in the pod can give the interface another pod's addresses, or routes, later.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SandboxInterface {
+    /// Its name in the sandbox.
+    pub name: IfName,
+    /// Its Ethernet address, where it has one.
+    pub mac: Option<Mac>,
+    /// Its own addresses, link-local ones included.
+    pub addresses: Vec<IpAddr>,
+    /// The routes that lead out of it.
+    pub routes: Vec<Route>,
+}
+
+/// A route of the sandbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    /// Where it leads.
+    pub destination: IpNetwork,
+    /// The next hop; none where the destination is on the link.
+    pub gateway: Option<IpAddr>,
+}
+
+/// One (network name, container ID, interface name): what one ADD made.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AttachmentId {
+    /// The sandbox.
+    pub container_id: ContainerId,
+    /// The interface name that the runtime asked for.
+    pub ifname: IfName,
+}
+
+/// Where the runtime says that the sandbox's network namespace is (`CNI_NETNS`). Whether one is there is for `netns`
+/// to prove.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct NetnsPath(PathBuf);
+
+impl NetnsPath {
+    /// Checks `path`.
+    ///
+    /// # Errors
+    /// When it is not absolute.
+    pub fn new(path: impl Into<PathBuf>) -> Result<Self, NameError> {
+        let path = path.into();
+        if path.is_absolute() {
+            Ok(Self(path))
+        } else {
+            let value = path.display().to_string();
+            Err(NameError::Invalid { what: "network namespace path", value, allowed: "an absolute path" })
+        }
+    }
+
+    /// The path.
+    #[must_use]
+    pub fn as_path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl fmt::Display for NetnsPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0.display())
+    }
+}
+
+/// Reads an address as `prevResult` writes it: with or without a prefix length.
+#[must_use]
+pub fn parse_address(text: &str) -> Option<IpAddr> {
+    text.parse::<IpNetwork>().ok().map(|network| network.ip())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn container_ids_follow_the_specification() {
+        for good in ["a", "0", "A_b.c-d", &"x".repeat(240)] {
+            assert!(ContainerId::new(good).is_ok(), "{good}");
+        }
+        for bad in ["", ".", "..", "-a", "_a", ".a", "a/b", "a b", "a\n", "ä", "a\0", &"x".repeat(241)] {
+            assert!(ContainerId::new(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn interface_names_follow_the_kernel() {
+        for good in ["e", "eth0", "a.b", "...", "123456789012345", "\"$(x)"] {
+            assert!(IfName::new(good).is_ok(), "{good}");
+        }
+        for bad in ["", ".", "..", "a/b", "a:b", "a b", "a\tb", "a\u{b}b", "1234567890123456"] {
+            assert!(IfName::new(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn ethernet_addresses_are_read_as_they_are_printed() {
+        let mac = Mac([0xee, 0, 1, 0xab, 9, 0xff]);
+        assert_eq!(Mac::parse(&mac.to_string()), Some(mac));
+        for bad in ["", "ee:00", "ee:00:01:ab:09:ff:00", "ee:00:01:ab:09:f", "ee:00:01:ab:09:+f", "gg:00:01:ab:09:ff"] {
+            assert_eq!(Mac::parse(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! Marks to kernel for one sandbox: what ADD, CHECK, the agent and the commands all do, under the sandbox's lock.
+
+use std::time::Instant;
+
+use thiserror::Error;
+
+use crate::attachment::{ContainerId, Pod};
+use crate::audit::Line;
+use crate::policy::{Desired, Policy};
+use crate::record::Record;
+use crate::sandbox::{Applied, Report, Sandbox, SandboxError, Scan, Side, Verdict};
+use crate::state::{StateDir, StateError};
+
+/// Why the marks could not be enforced.
+#[derive(Debug, Error)]
+pub enum EnforceError {
+    /// The marks could not be read.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The kernel could not be brought to them.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+}
+
+/// What is wanted, and what was found.
+#[derive(Debug)]
+pub struct Outcome {
+    /// What the marks want.
+    pub desired: Desired,
+    /// What was read back.
+    pub report: Report,
+}
+
+/// What the marks want of a sandbox. The caller holds its lock, or does not mind that the answer may be old.
+///
+/// # Errors
+/// [`StateError`].
+pub fn desired(
+    state: &StateDir,
+    container_id: &ContainerId,
+    pod: &Pod,
+    records: &[Record],
+) -> Result<Desired, StateError> {
+    let marks: Vec<_> = state.marks_of(container_id, pod)?.into_iter().map(|(_, mark)| mark).collect();
+    let configured = records.first().map_or_else(Policy::default, |record| record.policy.clone());
+    Ok(Desired::by_marks(&marks, &configured))
+}
+
+/// The pod that the records of a sandbox speak of.
+#[must_use]
+pub fn pod_of(records: &[Record]) -> Pod {
+    records
+        .iter()
+        .map(|record| &record.pod)
+        .find(|pod| pod.uid.is_some())
+        .or(records.first().map(|record| &record.pod))
+        .cloned()
+        .unwrap_or_default()
+}
+
+/// Reads the marks of a sandbox and brings the kernel to them. The caller holds the sandbox's lock.
+///
+/// # Errors
+/// [`EnforceError`].
+pub fn apply(
+    state: &StateDir,
+    host: &mut Side,
+    container_id: &ContainerId,
+    records: &[Record],
+    scan: Scan,
+) -> Result<Outcome, EnforceError> {
+    let started = Instant::now();
+    let pod = pod_of(records);
+    let desired = desired(state, container_id, &pod, records)?;
+    let applied = Sandbox::open(host, container_id, records).and_then(|mut sandbox| sandbox.apply(&desired, scan));
+    match applied {
+        Ok(applied) => {
+            log_applied(container_id, &pod, &desired, &applied, started);
+            Ok(Outcome { desired, report: applied.report })
+        }
+        Err(error) => {
+            if desired.is_isolated() && !error.is_gone() {
+                log::error!(
+                    "{}",
+                    subject("not-isolated", container_id, &pod).with("error", crate::plugin::chain(&error))
+                );
+            }
+            Err(error.into())
+        }
+    }
+}
+
+/// Like `apply` for CHECK: of a sandbox that is to be released only its waking state is changed, so that rules that
+/// somebody altered are found and not silently replaced.
+///
+/// # Errors
+/// [`EnforceError`].
+pub fn check(
+    state: &StateDir,
+    host: &mut Side,
+    container_id: &ContainerId,
+    records: &[Record],
+) -> Result<Outcome, EnforceError> {
+    let desired = desired(state, container_id, &pod_of(records), records)?;
+    if !desired.is_isolated() {
+        let mut sandbox = Sandbox::open(host, container_id, records)?;
+        if !sandbox.is_isolated_in_part().map_err(SandboxError::from)? {
+            let report = sandbox.verify(&desired, Scan::Sandbox)?;
+            return Ok(Outcome { desired, report });
+        }
+    }
+    apply(state, host, container_id, records, Scan::Sandbox)
+}
+
+/// The start of every line about a sandbox: who it is.
+fn subject(event: &str, container_id: &ContainerId, pod: &Pod) -> Line {
+    Line::new(event).with("container", container_id).with("pod", pod).with_some("uid", pod.uid.as_ref())
+}
+
+fn log_applied(container_id: &ContainerId, pod: &Pod, desired: &Desired, applied: &Applied, started: Instant) {
+    let milliseconds = format!("{:.3}", started.elapsed().as_secs_f64() * 1000.0);
+    match desired {
+        Desired::Isolated { policy, mark, fault } if applied.changed => {
+            let event = match (applied.was_isolated, applied.altered.is_empty()) {
+                (false, _) => "isolated",
+                (true, true) => "updated",
+                (true, false) => "repaired",
+            };
+            let line = subject(event, container_id, pod)
+                .with("verdict", applied.report.verdict.as_str())
+                .with("policy", policy)
+                .with_some("reason", mark.reason.as_ref())
+                .with_some("case", mark.case.as_ref())
+                .with_some("actor", mark.actor.as_ref())
+                .with_some("sealed_because", fault.as_ref())
+                .with_some(
+                    "changed",
+                    (!applied.altered.is_empty() && applied.was_isolated).then(|| applied.altered.join(", ")),
+                )
+                .with_some("open", (!applied.report.reasons.is_empty()).then(|| applied.report.reasons.join("; ")))
+                .with("ms", milliseconds);
+            if applied.report.verdict == Verdict::Contained && event != "repaired" {
+                log::info!("{line}")
+            } else {
+                log::warn!("{line}")
+            }
+        }
+        Desired::Released if applied.was_isolated => {
+            log::info!("{}", subject("released", container_id, pod).with("ms", milliseconds));
+        }
+        _ => {}
+    }
+}

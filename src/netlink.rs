@@ -1,0 +1,426 @@
+//! A blocking netlink socket, and the attributes that its messages are made of.
+//!
+//! One socket type serves rtnetlink (`link`) and nf_tables (`nft`). It is opened inside a netns and belongs to that netns
+//! for as long as it lives, whoever uses it (`netns`). Blocking, because each caller asks one question after the other:
+//! an asynchronous runtime would cost more than all of the questions of an ADD together.
+//!
+//! No message of the kernel is trusted to be well-formed beyond its length fields, and none is parsed further than what
+//! is asked for: names in it may come from whoever is root in a pod.
+
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NLMSG_OVERRUN, NetlinkBuffer,
+    NlaBuffer, NlasIterator,
+};
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, sendmsg, setsockopt, socket,
+    sockopt,
+};
+use nix::sys::time::TimeVal;
+use thiserror::Error;
+
+/// How long an answer may take: the kernel answers within the system call, so this only ends what can't happen.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+const RECEIVE_BUFFER: usize = 64 * 1024;
+const HEADER: usize = 16;
+/// A dump that changed under our hands is asked for again, so many times.
+const DUMP_ATTEMPTS: usize = 8;
+
+/// What can go wrong between this process and the kernel.
+#[derive(Debug, Error)]
+pub enum NetlinkError {
+    /// The kernel refused the request.
+    #[error("the kernel refused to {what}: {errno}")]
+    Refused {
+        /// What was asked for.
+        what: String,
+        /// Its answer.
+        errno: Errno,
+    },
+    /// The socket failed.
+    #[error("cannot {what} over netlink")]
+    Socket {
+        /// What was being done.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// An answer was cut off or is not what was asked for.
+    #[error("cannot read the kernel's answer to {what}")]
+    Unreadable {
+        /// What was asked for.
+        what: String,
+    },
+    /// What was dumped kept changing.
+    #[error("cannot {what}: it changed each time while it was read")]
+    Changing {
+        /// What was asked for.
+        what: String,
+    },
+}
+
+impl NetlinkError {
+    /// The kernel's own error number, where it gave one.
+    #[must_use]
+    pub fn errno(&self) -> Option<Errno> {
+        match self {
+            Self::Refused { errno, .. } => Some(*errno),
+            Self::Socket { source, .. } => source.raw_os_error().map(Errno::from_raw),
+            Self::Unreadable { .. } | Self::Changing { .. } => None,
+        }
+    }
+}
+
+/// A socket of one netlink protocol, in the netns in which it was opened.
+#[derive(Debug)]
+pub struct Socket {
+    fd: OwnedFd,
+    sequence: u32,
+    buffer: Vec<u8>,
+}
+
+impl Socket {
+    /// A socket in the calling thread's netns.
+    ///
+    /// # Errors
+    /// `NetlinkError::Socket`.
+    pub fn open(protocol: SockProtocol) -> Result<Self, NetlinkError> {
+        let failed = |what| move |errno: Errno| NetlinkError::Socket { what, source: errno.into() };
+        let fd = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)
+            .map_err(failed("open a socket"))?;
+        let timeout = TimeVal::new(ANSWER_TIMEOUT.as_secs().cast_signed(), 0);
+        setsockopt(&fd, sockopt::ReceiveTimeout, &timeout).map_err(failed("set a time-out"))?;
+        bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0)).map_err(failed("bind a socket"))?;
+        Ok(Self { fd, sequence: 0, buffer: vec![0; RECEIVE_BUFFER] })
+    }
+
+    /// Sends one request and returns the payload of the answer, where the request has one.
+    ///
+    /// # Errors
+    /// See [`NetlinkError`].
+    pub fn ask(&mut self, what: &str, kind: u16, body: &[u8]) -> Result<Option<Vec<u8>>, NetlinkError> {
+        let sequence = self.next_sequence();
+        self.send(&[IoSlice::new(&message(kind, NLM_F_REQUEST | NLM_F_ACK, sequence, body))])?;
+        let mut answer = None;
+        self.receive(what, sequence, |_, payload| answer = Some(payload.to_vec()))?;
+        Ok(answer)
+    }
+
+    /// Asks for all objects of a kind and hands the payload of each to `each`, with its message type.
+    ///
+    /// # Errors
+    /// See [`NetlinkError`]; after an error `each` may have seen a part.
+    pub fn dump<T>(
+        &mut self,
+        what: &str,
+        kind: u16,
+        body: &[u8],
+        mut each: impl FnMut(&[u8]) -> Option<T>,
+    ) -> Result<Vec<T>, NetlinkError> {
+        for _ in 0..DUMP_ATTEMPTS {
+            let sequence = self.next_sequence();
+            self.send(&[IoSlice::new(&message(kind, NLM_F_REQUEST | NLM_F_DUMP, sequence, body))])?;
+            let mut found = Vec::new();
+            let whole = self.receive(what, sequence, |_, payload| found.extend(each(payload)))?;
+            if whole {
+                return Ok(found);
+            }
+        }
+        Err(NetlinkError::Changing { what: what.to_owned() })
+    }
+
+    /// Joins a multicast group; from then on the socket is for [`Socket::drain`].
+    ///
+    /// # Errors
+    /// `NetlinkError::Socket`.
+    pub fn subscribe(&self, group: u32) -> Result<(), NetlinkError> {
+        setsockopt(&self.fd, NetlinkOption(nix::libc::NETLINK_ADD_MEMBERSHIP), &group)
+            .map_err(|errno| NetlinkError::Socket { what: "subscribe to events", source: errno.into() })
+    }
+
+    /// Has the kernel (4.20) filter dumps by what the request's header says, instead of sending everything.
+    pub fn check_strictly(&self) {
+        let _ = setsockopt(&self.fd, NetlinkOption(nix::libc::NETLINK_GET_STRICT_CHK), &1);
+    }
+
+    /// The cookie of the netns that the socket is in (5.14): no other netns has ever had it since boot. 0 before.
+    #[must_use]
+    pub fn netns_cookie(&self) -> u64 {
+        const SO_NETNS_COOKIE: nix::libc::c_int = 71;
+        let mut cookie = 0_u64;
+        let mut length: nix::libc::socklen_t = 8;
+        // SAFETY: pointer and length are those of `cookie`, which the kernel writes; the descriptor is our own.
+        let result = unsafe {
+            nix::libc::getsockopt(
+                self.fd.as_raw_fd(),
+                nix::libc::SOL_SOCKET,
+                SO_NETNS_COOKIE,
+                (&raw mut cookie).cast(),
+                &raw mut length,
+            )
+        };
+        if result == 0 { cookie } else { 0 }
+    }
+
+    /// Takes all events that wait, without blocking, and hands message type and payload to `each`. Returns whether
+    /// some were lost (the kernel's queue for this socket was full).
+    ///
+    /// # Errors
+    /// `NetlinkError::Socket`.
+    pub fn drain(&mut self, mut each: impl FnMut(u16, &[u8])) -> Result<bool, NetlinkError> {
+        let mut lost = false;
+        loop {
+            match recv(self.fd.as_raw_fd(), &mut self.buffer, MsgFlags::MSG_DONTWAIT) {
+                Ok(length) => {
+                    for message in Messages(&self.buffer[..length]) {
+                        each(message.message_type(), message.payload());
+                    }
+                }
+                Err(Errno::EAGAIN) => return Ok(lost),
+                Err(Errno::ENOBUFS) => lost = true,
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(NetlinkError::Socket { what: "read events", source: errno.into() }),
+            }
+        }
+    }
+
+    /// The next sequence number; `count` messages may follow from it.
+    pub fn sequences(&mut self, count: u32) -> u32 {
+        let first = self.sequence.wrapping_add(1);
+        self.sequence = self.sequence.wrapping_add(count);
+        first
+    }
+
+    fn next_sequence(&mut self) -> u32 {
+        self.sequences(1)
+    }
+
+    /// Sends `bytes` (whole messages) in one system call.
+    ///
+    /// # Errors
+    /// `NetlinkError::Socket`.
+    pub fn send(&self, bytes: &[IoSlice<'_>]) -> Result<(), NetlinkError> {
+        let length: usize = bytes.iter().map(|slice| slice.len()).sum();
+        if length > 128 * 1024 {
+            // Over the default send buffer a batch is EMSGSIZE; the kernel doubles what is asked for.
+            let _ = setsockopt(&self.fd, sockopt::SndBufForce, &(length * 2));
+        }
+        loop {
+            match sendmsg::<NetlinkAddr>(self.fd.as_raw_fd(), bytes, &[], MsgFlags::empty(), None) {
+                Ok(_) => return Ok(()),
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(NetlinkError::Socket { what: "send a request", source: errno.into() }),
+            }
+        }
+    }
+
+    /// Receives one datagram's messages.
+    ///
+    /// # Errors
+    /// `NetlinkError::Socket`.
+    pub fn receive_datagram(&mut self) -> Result<Messages<'_>, NetlinkError> {
+        loop {
+            // MSG_TRUNC: the length is the datagram's own, so that one that was cut off is seen.
+            match recv(self.fd.as_raw_fd(), &mut self.buffer, MsgFlags::MSG_TRUNC) {
+                Ok(length) if length > self.buffer.len() => {
+                    return Err(NetlinkError::Unreadable { what: format!("a request: it has {length} bytes") });
+                }
+                Ok(length) => return Ok(Messages(&self.buffer[..length])),
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(NetlinkError::Socket { what: "receive an answer", source: errno.into() }),
+            }
+        }
+    }
+
+    /// Receives until the request with this number is answered. Says whether what was read belongs together.
+    fn receive(&mut self, what: &str, sequence: u32, mut each: impl FnMut(u16, &[u8])) -> Result<bool, NetlinkError> {
+        let mut whole = true;
+        loop {
+            for message in self.receive_datagram()? {
+                if message.sequence_number() != sequence {
+                    continue;
+                }
+                whole &= message.flags() & NLM_F_DUMP_INTR == 0;
+                match message.message_type() {
+                    NLMSG_DONE | NLMSG_ERROR => {
+                        return match error_of(message.payload()) {
+                            None => Err(NetlinkError::Unreadable { what: what.to_owned() }),
+                            Some(None) => Ok(whole),
+                            Some(Some(errno)) => Err(NetlinkError::Refused { what: what.to_owned(), errno }),
+                        };
+                    }
+                    NLMSG_OVERRUN => return Err(NetlinkError::Unreadable { what: what.to_owned() }),
+                    kind => each(kind, message.payload()),
+                }
+            }
+        }
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// The error number in an NLMSG_ERROR or NLMSG_DONE, `None` inside for success.
+#[must_use]
+pub fn error_of(payload: &[u8]) -> Option<Option<Errno>> {
+    let code = i32::from_ne_bytes(payload.get(..4)?.try_into().ok()?);
+    Some((code != 0).then(|| Errno::from_raw(code.saturating_neg())))
+}
+
+/// Whole messages, one after the other.
+#[derive(Debug)]
+pub struct Messages<'a>(&'a [u8]);
+
+impl<'a> Iterator for Messages<'a> {
+    type Item = NetlinkBuffer<&'a [u8]>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let message = NetlinkBuffer::new_checked(self.0).ok()?;
+        let length = usize::try_from(message.length()).ok()?.next_multiple_of(4);
+        self.0 = self.0.get(length..).unwrap_or_default();
+        Some(message)
+    }
+}
+
+/// One message: header and body.
+#[must_use]
+pub fn message(kind: u16, flags: u16, sequence: u32, body: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(HEADER + body.len());
+    append_message(&mut bytes, kind, flags, sequence, |bytes| bytes.extend_from_slice(body));
+    bytes
+}
+
+/// Appends one message whose body `write` appends.
+pub fn append_message(bytes: &mut Vec<u8>, kind: u16, flags: u16, sequence: u32, write: impl FnOnce(&mut Vec<u8>)) {
+    let start = bytes.len();
+    bytes.extend_from_slice(&[0; 4]);
+    bytes.extend_from_slice(&kind.to_ne_bytes());
+    bytes.extend_from_slice(&flags.to_ne_bytes());
+    bytes.extend_from_slice(&sequence.to_ne_bytes());
+    // Port 0: the kernel knows the socket.
+    bytes.extend_from_slice(&[0; 4]);
+    write(bytes);
+    let length = u32::try_from(bytes.len() - start).unwrap_or(u32::MAX);
+    bytes[start..start + 4].copy_from_slice(&length.to_ne_bytes());
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+}
+
+/// Appends an attribute.
+pub fn put(bytes: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    nest_plain(bytes, kind, |bytes| bytes.extend_from_slice(value));
+}
+
+/// Appends an attribute that holds text, with its NUL.
+pub fn put_text(bytes: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    nest_plain(bytes, kind, |bytes| {
+        bytes.extend_from_slice(value);
+        bytes.push(0);
+    });
+}
+
+/// Appends an attribute that holds the attributes that `write` appends.
+pub fn nest(bytes: &mut Vec<u8>, kind: u16, write: impl FnOnce(&mut Vec<u8>)) {
+    const NLA_F_NESTED: u16 = 0x8000;
+    nest_plain(bytes, kind | NLA_F_NESTED, write);
+}
+
+fn nest_plain(bytes: &mut Vec<u8>, kind: u16, write: impl FnOnce(&mut Vec<u8>)) {
+    let start = bytes.len();
+    bytes.extend_from_slice(&[0; 2]);
+    bytes.extend_from_slice(&kind.to_ne_bytes());
+    write(bytes);
+    // No attribute of ours comes near 64 KiB but a rule's list of expressions, and that stays below a few.
+    let length = u16::try_from(bytes.len() - start).unwrap_or(u16::MAX);
+    bytes[start..start + 2].copy_from_slice(&length.to_ne_bytes());
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+}
+
+/// The attributes in `bytes`, up to the first that is not one.
+pub fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    NlasIterator::new(bytes).map_while(Result::ok).map(|attribute: NlaBuffer<&[u8]>| {
+        let (kind, length) = (attribute.kind(), usize::from(attribute.length()));
+        (kind, &attribute.into_inner()[4..length])
+    })
+}
+
+/// The value of the first attribute of this kind.
+#[must_use]
+pub fn attribute(bytes: &[u8], kind: u16) -> Option<&[u8]> {
+    attributes(bytes).find(|&(found, _)| found == kind).map(|(_, value)| value)
+}
+
+/// A number in network order, as nf_tables has them.
+#[must_use]
+pub fn be32(value: &[u8]) -> Option<u32> {
+    value.try_into().ok().map(u32::from_be_bytes)
+}
+
+/// A number in host order, as rtnetlink has them.
+#[must_use]
+pub fn ne32(value: &[u8]) -> Option<u32> {
+    value.try_into().ok().map(u32::from_ne_bytes)
+}
+
+/// Text up to its NUL.
+#[must_use]
+pub fn text(value: &[u8]) -> &[u8] {
+    value.split(|&byte| byte == 0).next().unwrap_or_default()
+}
+
+/// An option of netlink sockets, none of which nix has.
+#[derive(Debug, Clone, Copy)]
+struct NetlinkOption(nix::libc::c_int);
+
+impl nix::sys::socket::SetSockOpt for NetlinkOption {
+    type Val = u32;
+
+    fn set<F: AsFd>(&self, fd: &F, value: &u32) -> nix::Result<()> {
+        // SAFETY: the options take an int, of which pointer and length are given; the descriptor is borrowed.
+        let result = unsafe {
+            nix::libc::setsockopt(
+                fd.as_fd().as_raw_fd(),
+                nix::libc::SOL_NETLINK,
+                self.0,
+                std::ptr::from_ref(value).cast(),
+                4,
+            )
+        };
+        Errno::result(result).map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attributes_are_read_as_they_are_written() {
+        let mut bytes = Vec::new();
+        put(&mut bytes, 1, &[9]);
+        nest(&mut bytes, 2, |inner| put_text(inner, 7, b"eth0"));
+        assert_eq!(attribute(&bytes, 1), Some(&[9][..]));
+        assert_eq!(attribute(&bytes, 2).and_then(|inner| attribute(inner, 7)).map(text), Some(&b"eth0"[..]));
+        assert_eq!(attribute(&bytes, 3), None);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_answer_of_the_kernel_makes_it_panic(bytes: Vec<u8>) {
+            for message in Messages(&bytes) {
+                let _ = error_of(message.payload());
+                for (_, value) in attributes(message.payload()) {
+                    let _ = (be32(value), text(value), attributes(value).count());
+                }
+            }
+            let _ = attributes(&bytes).count();
+        }
+    }
+}

@@ -1,0 +1,431 @@
+//! One sandbox: brought to what its marks want, on both sides, and read back.
+//!
+//! Everything that isolates or releases comes together here, whoever asked: ADD, CHECK, the agent, a command. The
+//! caller holds the sandbox's lock. The host guard comes before the pod-side rules when a sandbox is isolated, and goes
+//! after them when it is released: each stops everything by itself, so there is no half state in between.
+
+mod side;
+mod survey;
+mod transition;
+mod verdict;
+
+use nix::errno::Errno;
+use thiserror::Error;
+
+pub use side::Side;
+pub use survey::Scan;
+pub use verdict::Verdict;
+
+use crate::attachment::{ContainerId, IfName, SandboxInterface};
+use crate::cni::PreviousResult;
+use crate::config::HostGuard;
+use crate::containment::{EgressHook, GuardedInterface, Node, TABLE, guard, guard_table, pod_tables};
+use crate::netlink::NetlinkError;
+use crate::netns::{Netns, NetnsError};
+use crate::policy::{Desired, Policy};
+use crate::record::Record;
+use crate::ruleset::{Family, Hook, Table};
+
+use survey::{Surveyed, identify, jumps_past_guard, jumps_past_pod_side, known_interfaces, survey};
+use transition::{Transition, bring};
+use verdict::{Exposure, Guard, judge};
+
+const POD_FAMILIES: [Family; 2] = [Family::Netdev, Family::Inet];
+
+/// Why a sandbox could not be brought to what is wanted.
+#[derive(Debug, Error)]
+pub enum SandboxError {
+    /// Its netns cannot be entered; mostly because the pod is gone.
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
+    /// The netns at its path is another one by now: the pod is gone.
+    #[error("{path} is another pod's network namespace by now; the sandbox is gone")]
+    Replaced {
+        /// The path.
+        path: String,
+    },
+    /// The kernel refused, or could not be asked.
+    #[error(transparent)]
+    Kernel(#[from] NetlinkError),
+    /// The configuration requires a host guard.
+    #[error(
+        "{interface} has no peer on the host, and hostGuard is \"require\": nothing was changed; set hostGuard to \"auto\" to isolate it by the pod-side rules alone"
+    )]
+    NoHostPeer {
+        /// The interface.
+        interface: String,
+    },
+    /// No attachment of it is known.
+    #[error("sandbox {container_id} has no readable attachment record; it can't be found without one")]
+    Unknown {
+        /// The sandbox.
+        container_id: ContainerId,
+    },
+}
+
+impl SandboxError {
+    /// Whether the sandbox does not exist any more.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        matches!(self, Self::Netns(NetnsError::Open { .. } | NetnsError::NotOne { .. }) | Self::Replaced { .. })
+    }
+}
+
+/// What a sandbox was found to be, read back from the kernel.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// What may be claimed.
+    pub verdict: Verdict,
+    /// Why it is not `contained`, where it is isolated.
+    pub reasons: Vec<String>,
+    /// Whether the pod-side tables are as wanted.
+    pub pod_side: bool,
+    /// Whether the host guard is in place on every interface that leads outside.
+    pub host_guard: bool,
+    /// In what the pod-side tables and the guard differ from what is wanted.
+    pub differences: Vec<String>,
+    /// The rules as they are wanted, pod-side and host guard.
+    pub tables: Vec<Table>,
+}
+
+/// What applying found and did.
+#[derive(Debug, Clone)]
+pub struct Applied {
+    /// Whether anything was changed.
+    pub changed: bool,
+    /// Whether it was awake before: it had been isolated already.
+    pub was_isolated: bool,
+    /// What somebody else had changed in rules that had been in place.
+    pub altered: Vec<String>,
+    /// What was read back afterwards.
+    pub report: Report,
+}
+
+/// A sandbox with both its sides open.
+#[derive(Debug)]
+pub struct Sandbox<'a> {
+    container_id: &'a ContainerId,
+    records: &'a [Record],
+    netns: Netns,
+    pod: Side,
+    host: &'a mut Side,
+}
+
+/// What is wanted on both sides.
+struct Wanted {
+    interfaces: Vec<Surveyed>,
+    pod: Vec<Table>,
+    guard: Option<Table>,
+    egress: EgressHook,
+}
+
+impl<'a> Sandbox<'a> {
+    /// Opens a sandbox by the records of its attachments.
+    ///
+    /// # Errors
+    /// [`SandboxError`]; [`SandboxError::is_gone`] tells a pod that has ended from a failure.
+    pub fn open(
+        host: &'a mut Side,
+        container_id: &'a ContainerId,
+        records: &'a [Record],
+    ) -> Result<Self, SandboxError> {
+        let record = records.first().ok_or_else(|| SandboxError::Unknown { container_id: container_id.clone() })?;
+        let netns = Netns::open(&record.netns)?;
+        let pod = Side::of(&netns)?;
+        if record.netns_cookie != 0 && record.netns_cookie != pod.links.netns_cookie() {
+            return Err(SandboxError::Replaced { path: record.netns.to_string() });
+        }
+        Ok(Self { container_id, records, netns, pod, host })
+    }
+
+    /// Brings it to what is wanted and reads it back.
+    ///
+    /// # Errors
+    /// [`SandboxError`]. Where a host guard is required and impossible, nothing was changed.
+    pub fn apply(&mut self, desired: &Desired, scan: Scan) -> Result<Applied, SandboxError> {
+        match self.apply_with(desired, EgressHook::Netdev) {
+            // No netdev egress hook (before 5.16): the kernel says so when the chain is added, and takes nothing.
+            Err(error) if is_unsupported(&error) => {
+                let (wanted, done) = self.apply_with(desired, EgressHook::Missing)?;
+                self.applied(desired, &wanted, done, scan)
+            }
+            result => {
+                let (wanted, done) = result?;
+                self.applied(desired, &wanted, done, scan)
+            }
+        }
+    }
+
+    fn apply_with(&mut self, desired: &Desired, egress: EgressHook) -> Result<(Wanted, Done), SandboxError> {
+        let wanted = self.wanted(desired, egress)?;
+        let mut done = Done { was_isolated: self.pod_side_is_awake()?, ..Done::default() };
+        if let Desired::Isolated { .. } = desired {
+            self.require_peers(&wanted)?;
+            if let Some(guard) = &wanted.guard {
+                done.guard = bring(&mut self.host.nft, std::slice::from_ref(guard))?;
+            }
+            done.pod = bring(&mut self.pod.nft, &wanted.pod)?;
+            if wanted.guard.is_none() {
+                done.guard.changed = self.remove_guard()?;
+            }
+        } else {
+            done.pod = bring(&mut self.pod.nft, &wanted.pod)?;
+            done.guard.changed = self.remove_guard()?;
+        }
+        Ok((wanted, done))
+    }
+
+    fn applied(&mut self, desired: &Desired, wanted: &Wanted, done: Done, scan: Scan) -> Result<Applied, SandboxError> {
+        let mut altered = Vec::new();
+        for (side, transition) in [("pod", &done.pod), ("host", &done.guard)] {
+            if transition.was_there {
+                altered.extend(transition.differences.iter().map(|difference| format!("{side} {difference}")));
+            }
+        }
+        Ok(Applied {
+            changed: done.pod.changed || done.guard.changed,
+            was_isolated: done.was_isolated,
+            altered,
+            report: self.report(desired, wanted, scan)?,
+        })
+    }
+
+    /// Reads it back and compares with what is wanted, changing nothing.
+    ///
+    /// # Errors
+    /// [`SandboxError`].
+    pub fn verify(&mut self, desired: &Desired, scan: Scan) -> Result<Report, SandboxError> {
+        let wanted = self.wanted(desired, EgressHook::Netdev)?;
+        let report = self.report(desired, &wanted, scan)?;
+        if report.differences.is_empty() {
+            return Ok(report);
+        }
+        // Where the kernel has no egress hook, the other form of the rules is what was loaded.
+        let without = self.wanted(desired, EgressHook::Missing)?;
+        let fallback = self.report(desired, &without, scan)?;
+        Ok(if fallback.differences.is_empty() { fallback } else { report })
+    }
+
+    /// The rules that would be in place for `desired`.
+    ///
+    /// # Errors
+    /// [`SandboxError`].
+    pub fn tables(&mut self, desired: &Desired) -> Result<Vec<Table>, SandboxError> {
+        let wanted = self.wanted(desired, EgressHook::Netdev)?;
+        Ok(wanted.pod.into_iter().chain(wanted.guard).collect())
+    }
+
+    /// Reads the elements of a set on the side where its table is.
+    ///
+    /// # Errors
+    /// See [`NetlinkError`].
+    pub fn side_of(&mut self, table: &Table) -> &mut Side {
+        if table.name == TABLE { &mut self.pod } else { self.host }
+    }
+
+    /// Takes the pod-side tables out of it, and the host guard.
+    ///
+    /// # Errors
+    /// [`SandboxError`].
+    pub fn clear(&mut self) -> Result<(), SandboxError> {
+        self.pod.nft.delete(TABLE, &POD_FAMILIES)?;
+        self.remove_guard()?;
+        Ok(())
+    }
+
+    fn remove_guard(&mut self) -> Result<bool, NetlinkError> {
+        remove_guard(self.host, self.container_id)
+    }
+
+    /// Whether anything of an isolation is in place: the pod-side rules awake, or a host guard.
+    ///
+    /// # Errors
+    /// See [`NetlinkError`].
+    pub fn is_isolated_in_part(&mut self) -> Result<bool, NetlinkError> {
+        Ok(self.pod_side_is_awake()? || self.host.nft.has_table(Family::Netdev, &guard_table(self.container_id))?)
+    }
+
+    fn pod_side_is_awake(&mut self) -> Result<bool, NetlinkError> {
+        for family in POD_FAMILIES {
+            if self.pod.nft.is_awake(family, TABLE)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn wanted(&mut self, desired: &Desired, egress: EgressHook) -> Result<Wanted, SandboxError> {
+        let Desired::Isolated { policy, .. } = desired else { return self.wanted_released(egress) };
+        let interfaces = survey(self.host, &mut self.pod, &self.netns, self.records)?;
+        let guarded: Vec<_> = interfaces.iter().map(|interface| interface.guarded.clone()).collect();
+        let pod = pod_tables(policy, &guarded, egress, false);
+        let ends: Vec<(IfName, GuardedInterface)> = interfaces
+            .iter()
+            .filter_map(|interface| Some((interface.host_end.as_ref()?.name.clone(), interface.guarded.clone())))
+            .collect();
+        let mut guard =
+            (self.host_guard() != HostGuard::Off && !ends.is_empty()).then(|| guard(self.container_id, policy, &ends));
+        if egress == EgressHook::Missing
+            && let Some(guard) = &mut guard
+        {
+            guard.chains.retain(|chain| !matches!(chain.hook, Hook::Egress(_)));
+        }
+        Ok(Wanted { interfaces, pod, guard, egress })
+    }
+
+    /// What ADD left: nothing is looked up, so that what differs was changed by somebody.
+    fn wanted_released(&mut self, egress: EgressHook) -> Result<Wanted, SandboxError> {
+        let present: Vec<IfName> = self.pod.links.all()?.into_iter().map(|link| link.name).collect();
+        let guarded: Vec<_> = known_interfaces(self.records)
+            .into_iter()
+            .filter(|(interface, _)| present.contains(&interface.name))
+            .map(|known| GuardedInterface { name: known.0.name.clone(), known: Some(known.clone()) })
+            .collect();
+        Ok(Wanted {
+            interfaces: Vec::new(),
+            pod: pod_tables(self.policy(), &guarded, egress, true),
+            guard: None,
+            egress,
+        })
+    }
+
+    /// The policy of the conflist.
+    #[must_use]
+    pub fn policy(&self) -> &Policy {
+        // `open` has seen a record.
+        &self.records[0].policy
+    }
+
+    fn host_guard(&self) -> HostGuard {
+        let asked = |guard| self.records.iter().any(|record| record.host_guard == guard);
+        if asked(HostGuard::Require) {
+            HostGuard::Require
+        } else if asked(HostGuard::Auto) {
+            HostGuard::Auto
+        } else {
+            HostGuard::Off
+        }
+    }
+
+    /// Whether its configuration asks for a host guard without which it is not isolated at all.
+    #[must_use]
+    pub fn requires_host_guard(&self) -> bool {
+        self.host_guard() == HostGuard::Require
+    }
+
+    fn require_peers(&self, wanted: &Wanted) -> Result<(), SandboxError> {
+        if self.host_guard() != HostGuard::Require {
+            return Ok(());
+        }
+        match wanted.interfaces.iter().find(|interface| interface.link.leads_outside() && interface.host_end.is_none())
+        {
+            None => Ok(()),
+            Some(interface) => Err(SandboxError::NoHostPeer { interface: interface.link.name.to_string() }),
+        }
+    }
+
+    fn report(&mut self, desired: &Desired, wanted: &Wanted, scan: Scan) -> Result<Report, SandboxError> {
+        let mut differences = Vec::new();
+        for table in &wanted.pod {
+            let found = differences_of(&mut self.pod, table)?;
+            differences.extend(found.into_iter().map(|difference| format!("pod {} {difference}", table.family)));
+        }
+        let pod_side = differences.is_empty();
+        let guard_differences = match &wanted.guard {
+            Some(guard) => differences_of(self.host, guard)?,
+            None => Vec::new(),
+        };
+        let mut report = Report {
+            verdict: Verdict::Open,
+            reasons: Vec::new(),
+            pod_side,
+            host_guard: false,
+            differences,
+            tables: wanted.pod.iter().chain(&wanted.guard).cloned().collect(),
+        };
+        if desired.is_isolated() {
+            let exposures = self.exposures(wanted, &guard_differences, scan)?;
+            report.host_guard =
+                !exposures.is_empty() && exposures.iter().all(|exposure| matches!(exposure.guard, Guard::Holds { .. }));
+            (report.verdict, report.reasons) = judge(pod_side, &exposures);
+        }
+        report.differences.extend(guard_differences.into_iter().map(|difference| format!("host {difference}")));
+        Ok(report)
+    }
+
+    fn exposures(
+        &mut self,
+        wanted: &Wanted,
+        guard_differences: &[String],
+        scan: Scan,
+    ) -> Result<Vec<Exposure>, SandboxError> {
+        let mut exposures = Vec::new();
+        for Surveyed { link, host_end, .. } in
+            wanted.interfaces.iter().filter(|interface| interface.link.leads_outside())
+        {
+            let guard = match host_end {
+                _ if self.host_guard() == HostGuard::Off => Guard::Missing("hostGuard is \"off\"".to_owned()),
+                None => Guard::Missing(no_peer(&link.kind)),
+                Some(_) if !guard_differences.is_empty() => {
+                    Guard::Missing(format!("the host guard is not in place ({})", guard_differences.join(", ")))
+                }
+                Some(end) => Guard::Holds {
+                    passed_by: jumps_past_guard(&mut self.host.links, end, scan)?,
+                    both_ways: wanted.egress == EgressHook::Netdev,
+                },
+            };
+            let pod_side_passed_by = match guard {
+                Guard::Holds { ref passed_by, both_ways: true } if passed_by.is_empty() => false,
+                _ => jumps_past_pod_side(&mut self.pod.links, link)?,
+            };
+            exposures.push(Exposure { interface: link.name.to_string(), guard, pod_side_passed_by });
+        }
+        Ok(exposures)
+    }
+}
+
+/// What was done on either side.
+#[derive(Debug, Default)]
+struct Done {
+    was_isolated: bool,
+    pod: Transition,
+    guard: Transition,
+}
+
+/// Removes the host guard of a sandbox that may be gone; says whether there was one.
+///
+/// # Errors
+/// See [`NetlinkError`].
+pub fn remove_guard(host: &mut Side, container_id: &ContainerId) -> Result<bool, NetlinkError> {
+    host.nft.delete(&guard_table(container_id), &[Family::Netdev])
+}
+
+/// Pins the identity of what is in a sandbox when its ADD runs, beyond what earlier attachments have pinned.
+///
+/// # Errors
+/// See [`NetlinkError`].
+pub fn pin_interfaces(
+    host: &mut Side,
+    pod: &mut Side,
+    result: &PreviousResult,
+    earlier: &[Record],
+) -> Result<Vec<(SandboxInterface, Node)>, NetlinkError> {
+    identify(host, pod, result, earlier)
+}
+
+fn differences_of(side: &mut Side, table: &Table) -> Result<Vec<String>, NetlinkError> {
+    Ok(match side.nft.read_table(table)? {
+        None => vec!["the table is gone".to_owned()],
+        Some(loaded) => loaded.differences(table).iter().map(ToString::to_string).collect(),
+    })
+}
+
+fn is_unsupported(error: &SandboxError) -> bool {
+    matches!(error, SandboxError::Kernel(error) if error.errno() == Some(Errno::EOPNOTSUPP))
+}
+
+fn no_peer(kind: &[u8]) -> String {
+    let kind =
+        if kind.is_empty() { "a physical device".to_owned() } else { String::from_utf8_lossy(kind).into_owned() };
+    format!("{kind} has no peer on the host for a host guard")
+}

@@ -1,0 +1,150 @@
+//! What may be claimed of a sandbox, from what was read back. Pure.
+//!
+//! The host guard covers everything that an interface carries, unless something on the host's end takes packets past
+//! it. The pod-side rules cover what passes the pod's own hooks: not frames in to a packet socket, which come before
+//! ingress, not AF_XDP out, and not what the pod's own tc redirects. So only the host guard, whole and not passed by,
+//! makes an interface `contained`; the pod-side rules alone make it `partial`.
+
+/// What may be claimed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verdict {
+    /// Nothing passes but what the policy lets through.
+    Contained,
+    /// Something is stopped, and something is not; the reasons say what.
+    Partial,
+    /// Traffic flows.
+    Open,
+}
+
+impl Verdict {
+    /// As `status` writes it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Contained => "contained",
+            Self::Partial => "partial",
+            Self::Open => "open",
+        }
+    }
+}
+
+/// One interface that leads out of the sandbox, as it was found.
+#[derive(Debug, Clone)]
+pub(super) struct Exposure {
+    pub(super) interface: String,
+    /// The host guard on its other end.
+    pub(super) guard: Guard,
+    /// Whether the sandbox's own tc or XDP takes packets past the pod-side hooks.
+    pub(super) pod_side_passed_by: bool,
+}
+
+/// The host guard of one interface.
+#[derive(Debug, Clone)]
+pub(super) enum Guard {
+    /// In place.
+    Holds {
+        /// What takes packets past it.
+        passed_by: Vec<String>,
+        /// Whether it has its chain towards the pod, which needs the netdev egress hook.
+        both_ways: bool,
+    },
+    /// Not in place.
+    Missing(String),
+}
+
+/// Verdict and reasons.
+pub(super) fn judge(pod_side_holds: bool, exposures: &[Exposure]) -> (Verdict, Vec<String>) {
+    const NOT_COVERED: &str = "frames in to a packet socket of the pod and AF_XDP out of it are not covered";
+    let mut verdict = Verdict::Contained;
+    let mut reasons = Vec::new();
+    for Exposure { interface, guard, pod_side_passed_by } in exposures {
+        let (worst, reason) = match guard {
+            Guard::Holds { passed_by, both_ways: true } if passed_by.is_empty() => continue,
+            Guard::Holds { passed_by, both_ways: false } if passed_by.is_empty() => {
+                let reason =
+                    "this kernel has no netdev egress hook: frames in to a packet socket of the pod are not covered";
+                (if pod_side_holds { Verdict::Partial } else { Verdict::Open }, reason.to_owned())
+            }
+            Guard::Holds { passed_by, .. } => {
+                let passed_by = passed_by.join(", ");
+                match (pod_side_holds, pod_side_passed_by) {
+                    (true, false) => (
+                        Verdict::Partial,
+                        format!(
+                            "{passed_by} takes packets past the host guard; the pod-side rules hold, but {NOT_COVERED}"
+                        ),
+                    ),
+                    (true, true) => (
+                        Verdict::Partial,
+                        format!(
+                            "{passed_by} takes packets past the host guard, and tc or XDP in the pod past the pod-side rules"
+                        ),
+                    ),
+                    (false, _) => (
+                        Verdict::Open,
+                        format!("{passed_by} takes packets past the host guard, and the pod-side rules do not hold"),
+                    ),
+                }
+            }
+            Guard::Missing(why) => match (pod_side_holds, pod_side_passed_by) {
+                (true, false) => (Verdict::Partial, format!("{why}; the pod-side rules hold, but {NOT_COVERED}")),
+                (true, true) => {
+                    (Verdict::Partial, format!("{why}, and tc or XDP in the pod takes packets past the pod-side rules"))
+                }
+                (false, _) => (Verdict::Open, format!("{why}, and the pod-side rules do not hold")),
+            },
+        };
+        verdict = verdict.max(worst);
+        reasons.push(format!("{interface}: {reason}"));
+    }
+    (verdict, reasons)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn holds(passed_by: &[&str], both_ways: bool) -> Guard {
+        Guard::Holds { passed_by: passed_by.iter().map(ToString::to_string).collect(), both_ways }
+    }
+
+    fn verdict(pod_side_holds: bool, guard: Guard, pod_side_passed_by: bool) -> Verdict {
+        let exposure = Exposure { interface: "eth0".to_owned(), guard, pod_side_passed_by };
+        let (verdict, reasons) = judge(pod_side_holds, &[exposure]);
+        assert_eq!(reasons.is_empty(), verdict == Verdict::Contained, "every doubt has its reason");
+        verdict
+    }
+
+    #[test]
+    fn only_the_whole_host_guard_contains() {
+        use Verdict::{Contained, Open, Partial};
+        let missing = || Guard::Missing("no host-side peer".to_owned());
+        for (pod_side_holds, guard, pod_side_passed_by, expected) in [
+            (true, holds(&[], true), false, Contained),
+            (true, holds(&[], true), true, Contained),
+            (false, holds(&[], true), false, Contained),
+            (true, holds(&[], false), false, Partial),
+            (false, holds(&[], false), false, Open),
+            (true, holds(&["a tc redirect"], true), false, Partial),
+            (true, holds(&["a tc redirect"], true), true, Partial),
+            (false, holds(&["a tc redirect"], true), false, Open),
+            (true, missing(), false, Partial),
+            (true, missing(), true, Partial),
+            (false, missing(), false, Open),
+        ] {
+            assert_eq!(
+                verdict(pod_side_holds, guard.clone(), pod_side_passed_by),
+                expected,
+                "{pod_side_holds} {guard:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_worst_interface_decides_and_a_sandbox_without_any_is_contained() {
+        let exposure = |guard| Exposure { interface: "eth0".to_owned(), guard, pod_side_passed_by: false };
+        let both = [exposure(holds(&[], true)), exposure(Guard::Missing("none".to_owned()))];
+        assert_eq!(judge(true, &both).0, Verdict::Partial);
+        assert_eq!(judge(false, &[]).0, Verdict::Contained);
+    }
+}
