@@ -10,9 +10,11 @@ use std::path::{Path, PathBuf};
 use ipnetwork::IpNetwork;
 use thiserror::Error;
 
-/// The longest name that is still a file name (`NAME_MAX` 255) and, behind `quarantine-`, a table name
-/// (`NFT_NAME_MAXLEN` 256 with its NUL).
-const NAME_LENGTH_MAX: usize = 240;
+/// The longest container ID that is still a file name (`NAME_MAX` 255) and, behind `quarantine-`, a table name
+/// (`NFT_NAME_MAXLEN` 256 with its NUL). Kubernetes' own names are shorter but for those of pods, 253.
+const ID_LENGTH_MAX: usize = 240;
+/// The longest file name.
+const NAME_LENGTH_MAX: usize = 255;
 
 /// A name that cannot be taken.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -31,17 +33,15 @@ pub enum NameError {
 
 /// `[A-Za-z0-9][A-Za-z0-9_.-]*`, as the CNI specification has it for container IDs and network names: nothing of
 /// that form can leave a directory or be hidden in it.
-fn is_plain_name(text: &str) -> bool {
+fn is_plain_name(text: &str, length_max: usize) -> bool {
     let mut bytes = text.bytes();
     bytes.next().is_some_and(|first| first.is_ascii_alphanumeric())
         && bytes.all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
-        && text.len() <= NAME_LENGTH_MAX
+        && text.len() <= length_max
 }
 
-const PLAIN_NAME: &str = "a letter or digit, then letters, digits, '_', '.' or '-', at most 240 in all";
-
 macro_rules! plain_name {
-    ($(#[$doc:meta])* $name:ident, $what:literal) => {
+    ($(#[$doc:meta])* $name:ident, $what:literal, $length_max:ident) => {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub struct $name(String);
@@ -50,13 +50,13 @@ macro_rules! plain_name {
             /// Checks `text`.
             ///
             /// # Errors
-            /// When it is not a letter or digit followed by letters, digits, `_`, `.` or `-`, at most 240 in all.
+            /// When it is not a letter or digit followed by letters, digits, `_`, `.` or `-`, or too long.
             pub fn new(text: &str) -> Result<Self, NameError> {
-                if is_plain_name(text) {
-                    Ok(Self(text.to_owned()))
-                } else {
-                    Err(NameError::Invalid { what: $what, value: text.to_owned(), allowed: PLAIN_NAME })
+                if is_plain_name(text, $length_max) {
+                    return Ok(Self(text.to_owned()));
                 }
+                let allowed = "a letter or digit, then letters, digits, '_', '.' or '-', no longer than a file name";
+                Err(NameError::Invalid { what: $what, value: text.to_owned(), allowed })
             }
 
             /// The name as text.
@@ -76,23 +76,23 @@ macro_rules! plain_name {
 
 plain_name! {
     /// The sandbox's container ID (`CNI_CONTAINERID`).
-    ContainerId, "container ID"
+    ContainerId, "container ID", ID_LENGTH_MAX
 }
 plain_name! {
     /// The name of a CNI network (`name` of the conflist).
-    NetworkName, "network name"
+    NetworkName, "network name", NAME_LENGTH_MAX
 }
 plain_name! {
     /// A pod's UID (`K8S_POD_UID`).
-    PodUid, "pod UID"
+    PodUid, "pod UID", NAME_LENGTH_MAX
 }
 plain_name! {
     /// A pod's namespace or name (`K8S_POD_NAMESPACE`, `K8S_POD_NAME`).
-    PodName, "pod namespace or name"
+    PodName, "pod namespace or name", NAME_LENGTH_MAX
 }
 plain_name! {
     /// The file name of a mark: a container ID, a pod UID, or `<namespace>_<pod name>`.
-    Key, "mark"
+    Key, "mark", NAME_LENGTH_MAX
 }
 
 impl From<&ContainerId> for Key {

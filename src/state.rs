@@ -104,7 +104,8 @@ impl StateDir {
     pub fn open_or_create(path: &Path) -> Result<Self, StateError> {
         if !path.exists() {
             if let Some(parent) = path.parent() {
-                fs::create_dir_all(parent).map_err(failed("create", parent))?;
+                // Whatever the umask: who can write above it can put another one in its place.
+                DirBuilder::new().recursive(true).mode(0o755).create(parent).map_err(failed("create", parent))?;
             }
             create_private(path)?;
         }
@@ -166,9 +167,7 @@ impl StateDir {
     #[must_use]
     pub fn read_mark(&self, key: &Key) -> Option<MarkContent> {
         let path = self.isolated().join(key.as_str());
-        // A symbolic link is not followed and a FIFO not waited for; both are there, so both isolate.
-        let opened = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(&path);
-        match opened.and_then(|file| read_regular(file, MARK_MAX)) {
+        match read_regular(&path, MARK_MAX) {
             Ok(content) => Some(Mark::read(&content)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => Some(Err(format!("cannot be read: {error}"))),
@@ -275,7 +274,7 @@ impl StateDir {
                 continue;
             }
             let path = directory.join(&name);
-            match File::open(&path).and_then(|file| read_regular(file, MARK_MAX)) {
+            match read_regular(&path, MARK_MAX) {
                 Ok(content) => match Record::read(&content) {
                     Ok(record) if record.container_id() == container_id => records.push(record),
                     Ok(_) => damaged.push(DamagedRecord { path, fault: "it is another sandbox's".to_owned() }),
@@ -472,9 +471,10 @@ fn entries(directory: &Path) -> io::Result<Vec<String>> {
     }
 }
 
-fn read_regular(file: File, limit: u64) -> io::Result<Vec<u8>> {
-    let metadata = file.metadata()?;
-    if !metadata.is_file() {
+/// Reads a regular file. A symbolic link is not followed and a FIFO not waited for.
+fn read_regular(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
+    if !file.metadata()?.is_file() {
         return Err(io::Error::other("it is not a regular file"));
     }
     let mut content = Vec::new();
