@@ -26,6 +26,15 @@ struct Arguments {
 enum Command {
     /// Bring every sandbox of the node to what its marks want
     Sync,
+    /// Watch the state directory and apply each change at once
+    Agent {
+        /// Where log lines go
+        #[arg(long, default_value = "syslog", value_parser = ["syslog", "stderr"])]
+        log: String,
+        /// The least important level that is written
+        #[arg(long, default_value = "info", value_parser = ["off", "error", "warn", "info", "debug", "trace"])]
+        log_level: String,
+    },
 }
 
 /// Runs the command of these arguments and returns the exit code.
@@ -39,6 +48,18 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> u8 {
     };
     match arguments.command {
         Command::Sync => sync(&arguments.state_dir),
+        Command::Agent { log, log_level } => {
+            let target = crate::config::LogTarget::parse(&log).unwrap_or(crate::config::LogTarget::Syslog);
+            let level = crate::config::parse_level(&log_level).unwrap_or(log::LevelFilter::Info);
+            crate::logging::start(crate::config::LogConfig { target, level });
+            match crate::agent::run(&arguments.state_dir) {
+                Ok(()) => 0,
+                Err(error) => {
+                    let _ = writeln!(std::io::stderr(), "quarantine: {}", chain(&error));
+                    3
+                }
+            }
+        }
     }
 }
 

@@ -69,25 +69,34 @@ pub fn apply(
     records: &[Record],
     scan: Scan,
 ) -> Result<Outcome, EnforceError> {
+    let desired = desired(state, container_id, &pod_of(records), records)?;
+    let applied = apply_desired(host, container_id, records, &desired, scan)?;
+    Ok(Outcome { desired, report: applied.report })
+}
+
+/// Brings the kernel to what is wanted of a sandbox, reads it back, and says so in the log. The caller holds the
+/// sandbox's lock, and has read what is wanted under it.
+///
+/// # Errors
+/// [`SandboxError`].
+pub fn apply_desired(
+    host: &mut Side,
+    container_id: &ContainerId,
+    records: &[Record],
+    desired: &Desired,
+    scan: Scan,
+) -> Result<Applied, SandboxError> {
     let started = Instant::now();
     let pod = pod_of(records);
-    let desired = desired(state, container_id, &pod, records)?;
-    let applied = Sandbox::open(host, container_id, records).and_then(|mut sandbox| sandbox.apply(&desired, scan));
-    match applied {
-        Ok(applied) => {
-            log_applied(container_id, &pod, &desired, &applied, started);
-            Ok(Outcome { desired, report: applied.report })
+    let applied = Sandbox::open(host, container_id, records).and_then(|mut sandbox| sandbox.apply(desired, scan));
+    match &applied {
+        Ok(applied) => log_applied(container_id, &pod, desired, applied, started),
+        Err(error) if desired.is_isolated() && !error.is_gone() => {
+            log::error!("{}", subject("not-isolated", container_id, &pod).with("error", crate::plugin::chain(error)));
         }
-        Err(error) => {
-            if desired.is_isolated() && !error.is_gone() {
-                log::error!(
-                    "{}",
-                    subject("not-isolated", container_id, &pod).with("error", crate::plugin::chain(&error))
-                );
-            }
-            Err(error.into())
-        }
+        Err(_) => {}
     }
+    applied
 }
 
 /// Like `apply` for CHECK: of a sandbox that is to be released only its waking state is changed, so that rules that

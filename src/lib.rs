@@ -1,5 +1,6 @@
 //! A chained CNI plugin that cuts a compromised pod off the network at once, and keeps the scene.
 //!
+pub mod agent;
 pub mod attachment;
 pub mod audit;
 pub mod cli;

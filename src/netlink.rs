@@ -90,12 +90,9 @@ impl Socket {
     /// # Errors
     /// `NetlinkError::Socket`.
     pub fn open(protocol: SockProtocol) -> Result<Self, NetlinkError> {
-        let failed = |what| move |errno: Errno| NetlinkError::Socket { what, source: errno.into() };
-        let fd = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)
-            .map_err(failed("open a socket"))?;
+        let fd = open_socket(protocol)?;
         let timeout = TimeVal::new(ANSWER_TIMEOUT.as_secs().cast_signed(), 0);
-        setsockopt(&fd, sockopt::ReceiveTimeout, &timeout).map_err(failed("set a time-out"))?;
-        bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0)).map_err(failed("bind a socket"))?;
+        setsockopt(&fd, sockopt::ReceiveTimeout, &timeout).map_err(socket_error("set a time-out"))?;
         Ok(Self { fd, sequence: 0, buffer: vec![0; RECEIVE_BUFFER] })
     }
 
@@ -134,15 +131,6 @@ impl Socket {
         Err(NetlinkError::Changing { what: what.to_owned() })
     }
 
-    /// Joins a multicast group; from then on the socket is for [`Socket::drain`].
-    ///
-    /// # Errors
-    /// `NetlinkError::Socket`.
-    pub fn subscribe(&self, group: u32) -> Result<(), NetlinkError> {
-        setsockopt(&self.fd, NetlinkOption(nix::libc::NETLINK_ADD_MEMBERSHIP), &group)
-            .map_err(|errno| NetlinkError::Socket { what: "subscribe to events", source: errno.into() })
-    }
-
     /// Has the kernel (4.20) filter dumps by what the request's header says, instead of sending everything.
     pub fn check_strictly(&self) {
         let _ = setsockopt(&self.fd, NetlinkOption(nix::libc::NETLINK_GET_STRICT_CHK), &1);
@@ -165,28 +153,6 @@ impl Socket {
             )
         };
         if result == 0 { cookie } else { 0 }
-    }
-
-    /// Takes all events that wait, without blocking, and hands message type and payload to `each`. Returns whether
-    /// some were lost (the kernel's queue for this socket was full).
-    ///
-    /// # Errors
-    /// `NetlinkError::Socket`.
-    pub fn drain(&mut self, mut each: impl FnMut(u16, &[u8])) -> Result<bool, NetlinkError> {
-        let mut lost = false;
-        loop {
-            match recv(self.fd.as_raw_fd(), &mut self.buffer, MsgFlags::MSG_DONTWAIT) {
-                Ok(length) => {
-                    for message in Messages(&self.buffer[..length]) {
-                        each(message.message_type(), message.payload());
-                    }
-                }
-                Err(Errno::EAGAIN) => return Ok(lost),
-                Err(Errno::ENOBUFS) => lost = true,
-                Err(Errno::EINTR) => {}
-                Err(errno) => return Err(NetlinkError::Socket { what: "read events", source: errno.into() }),
-            }
-        }
     }
 
     /// The next sequence number; `count` messages may follow from it.
@@ -214,7 +180,7 @@ impl Socket {
             match sendmsg::<NetlinkAddr>(self.fd.as_raw_fd(), bytes, &[], MsgFlags::empty(), None) {
                 Ok(_) => return Ok(()),
                 Err(Errno::EINTR) => {}
-                Err(errno) => return Err(NetlinkError::Socket { what: "send a request", source: errno.into() }),
+                Err(errno) => return Err(socket_error("send a request")(errno)),
             }
         }
     }
@@ -263,6 +229,67 @@ impl Socket {
 }
 
 impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+fn socket_error(what: &'static str) -> impl FnOnce(Errno) -> NetlinkError {
+    move |errno| NetlinkError::Socket { what, source: errno.into() }
+}
+
+fn open_socket(protocol: SockProtocol) -> Result<OwnedFd, NetlinkError> {
+    let fd = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol);
+    let fd = fd.map_err(socket_error("open a socket"))?;
+    bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0)).map_err(socket_error("bind a socket"))?;
+    Ok(fd)
+}
+
+/// A subscription to the events of one multicast group. Whoever reads brings the buffer: there may be thousands.
+#[derive(Debug)]
+pub struct Events {
+    fd: OwnedFd,
+}
+
+impl Events {
+    /// Subscribes in the calling thread's netns.
+    ///
+    /// # Errors
+    /// `NetlinkError::Socket`.
+    pub fn subscribe(protocol: SockProtocol, group: u32) -> Result<Self, NetlinkError> {
+        let fd = open_socket(protocol)?;
+        setsockopt(&fd, NetlinkOption(nix::libc::NETLINK_ADD_MEMBERSHIP), &group)
+            .map_err(socket_error("subscribe to events"))?;
+        Ok(Self { fd })
+    }
+
+    /// Has the kernel queue up to `bytes` of events.
+    pub fn queue_up_to(&self, bytes: usize) {
+        let _ = setsockopt(&self.fd, sockopt::RcvBufForce, &bytes);
+    }
+
+    /// Takes all events that wait, without blocking, and hands message type and payload to `each`. Returns whether
+    /// some were lost (the queue was full).
+    ///
+    /// # Errors
+    /// `NetlinkError::Socket`.
+    pub fn drain(&self, buffer: &mut [u8], mut each: impl FnMut(u16, &[u8])) -> Result<bool, NetlinkError> {
+        let mut lost = false;
+        loop {
+            match recv(self.fd.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT) {
+                Ok(length) => {
+                    Messages(&buffer[..length]).for_each(|message| each(message.message_type(), message.payload()))
+                }
+                Err(Errno::EAGAIN) => return Ok(lost),
+                Err(Errno::ENOBUFS) => lost = true,
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(socket_error("read events")(errno)),
+            }
+        }
+    }
+}
+
+impl AsFd for Events {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }

@@ -78,6 +78,8 @@ pub struct Report {
     pub verdict: Verdict,
     /// Why it is not `contained`, where it is isolated.
     pub reasons: Vec<String>,
+    /// How many interfaces the rules are for.
+    pub interfaces: usize,
     /// Whether the pod-side tables are as wanted.
     pub pod_side: bool,
     /// Whether the host guard is in place on every interface that leads outside.
@@ -338,6 +340,7 @@ impl<'a> Sandbox<'a> {
         let mut report = Report {
             verdict: Verdict::Open,
             reasons: Vec::new(),
+            interfaces: wanted.interfaces.len(),
             pod_side,
             host_guard: false,
             differences,

@@ -1,0 +1,215 @@
+//! The threads that do the work: each has sockets of its own in the host's netns and takes one sandbox at a time.
+//!
+//! They share a queue, so that one sandbox that hangs holds one thread and no other sandbox.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use crate::attachment::{ContainerId, Key};
+use crate::audit::Line;
+use crate::enforce::{self, EnforceError};
+use crate::netns::Netns;
+use crate::policy::Desired;
+use crate::sandbox::{SandboxError, Scan, Side};
+use crate::state::StateDir;
+
+use super::index::Answer;
+use super::subscription::{PodEvents, own_thread};
+
+/// Stack of a worker; its deepest call is reading a record.
+const STACK: usize = 512 * 1024;
+
+/// A sandbox to be brought to its marks.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) container_id: ContainerId,
+    /// The marks that it answered to when the job was made.
+    pub(super) answer: Answer,
+    /// Whether its events are listened to already.
+    pub(super) is_subscribed: bool,
+    /// Who was seen changing its rules.
+    pub(super) strangers: Vec<String>,
+}
+
+/// What became of a job.
+#[derive(Debug)]
+pub(super) struct Done {
+    pub(super) container_id: ContainerId,
+    pub(super) answer: Answer,
+    pub(super) outcome: Outcome,
+}
+
+/// How a job ended.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    /// It is isolated.
+    Isolated {
+        /// The events of its netns, where they were not listened to.
+        events: Option<PodEvents>,
+        /// Whether somebody had changed its rules.
+        was_altered: bool,
+        /// Whether it has an interface besides `lo`.
+        has_interfaces: bool,
+    },
+    /// It is released.
+    Released,
+    /// It has ended, or has no record any more.
+    Gone,
+    /// It could not be brought to its marks.
+    Failed,
+}
+
+enum Task {
+    Apply(Job),
+    /// Closing can take milliseconds after something was deleted in that netns.
+    Close(PodEvents),
+}
+
+#[derive(Default)]
+struct Queue {
+    tasks: Mutex<VecDeque<Task>>,
+    arrived: Condvar,
+    done: Mutex<Vec<Done>>,
+}
+
+fn hold<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A thread that panicked left nothing half done in these lists.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The threads and their queue.
+pub(super) struct Workers {
+    queue: Arc<Queue>,
+    /// Readable when something was done.
+    pub(super) finished: Arc<EventFd>,
+    /// Their thread IDs, by which the kernel names who changed rules.
+    pub(super) threads: Vec<i32>,
+}
+
+impl Workers {
+    /// Starts `count` threads in the calling thread's netns.
+    pub(super) fn start(state: &StateDir, count: usize) -> io::Result<Self> {
+        let queue = Arc::new(Queue::default());
+        let finished = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
+        let (started, starting) = std::sync::mpsc::channel();
+        for number in 0..count {
+            let mut host = Side::own().map_err(io::Error::other)?;
+            let (queue, finished, state, started) = (queue.clone(), finished.clone(), state.clone(), started.clone());
+            thread::Builder::new().name(format!("worker-{number}")).stack_size(STACK).spawn(move || {
+                let _ = started.send(own_thread());
+                loop {
+                    match next(&queue) {
+                        Task::Close(events) => drop(events),
+                        Task::Apply(job) => {
+                            let outcome = work(&state, &mut host, &job);
+                            hold(&queue.done).push(Done {
+                                container_id: job.container_id,
+                                answer: job.answer,
+                                outcome,
+                            });
+                            let _ = finished.write(1);
+                        }
+                    }
+                }
+            })?;
+        }
+        drop(started);
+        Ok(Self { queue, finished, threads: starting.iter().take(count).collect() })
+    }
+
+    /// Puts a job at the end of the queue.
+    pub(super) fn submit(&self, job: Job) {
+        self.push(Task::Apply(job));
+    }
+
+    /// Has a subscription closed by one of the threads.
+    pub(super) fn close(&self, events: PodEvents) {
+        self.push(Task::Close(events));
+    }
+
+    fn push(&self, task: Task) {
+        hold(&self.queue.tasks).push_back(task);
+        self.queue.arrived.notify_one();
+    }
+
+    /// Takes what was done.
+    pub(super) fn take_done(&self) -> Vec<Done> {
+        let _ = self.finished.read();
+        std::mem::take(&mut hold(&self.queue.done))
+    }
+}
+
+fn next(queue: &Queue) -> Task {
+    let mut tasks = hold(&queue.tasks);
+    loop {
+        match tasks.pop_front() {
+            Some(task) => return task,
+            None => tasks = queue.arrived.wait(tasks).unwrap_or_else(PoisonError::into_inner),
+        }
+    }
+}
+
+fn work(state: &StateDir, host: &mut Side, job: &Job) -> Outcome {
+    match apply(state, host, job) {
+        Ok(outcome) => outcome,
+        Err(EnforceError::Sandbox(error)) if error.is_gone() => Outcome::Gone,
+        Err(error) => {
+            let fault = crate::plugin::chain(&error);
+            log::error!("{}", Line::new("failed").with("container", &job.container_id).with("error", fault));
+            Outcome::Failed
+        }
+    }
+}
+
+fn apply(state: &StateDir, host: &mut Side, job: &Job) -> Result<Outcome, EnforceError> {
+    let container_id = &job.container_id;
+    let _lock = state.lock(container_id)?;
+    let (records, damaged) = state.records_of(container_id);
+    for damaged in damaged {
+        log::warn!("{}", Line::new("damaged-record").with("file", damaged.path.display()).with("error", damaged.fault));
+    }
+    if records.is_empty() {
+        return Ok(Outcome::Gone);
+    }
+    let desired = desired(state, container_id, &job.answer, &records)?;
+    // Before the rules: what happens to them from now on is heard.
+    let events = if desired.is_isolated() && !job.is_subscribed {
+        Some(PodEvents::subscribe(&Netns::open(&records[0].netns).map_err(SandboxError::from)?)?)
+    } else {
+        None
+    };
+    let applied = enforce::apply_desired(host, container_id, &records, &desired, Scan::Sandbox)?;
+    if !desired.is_isolated() {
+        return Ok(Outcome::Released);
+    }
+    let was_altered = applied.was_isolated && !applied.altered.is_empty();
+    if was_altered && !job.strangers.is_empty() {
+        log::warn!("{}", Line::new("tampering").with("container", container_id).with("by", job.strangers.join(",")));
+    }
+    Ok(Outcome::Isolated { events, was_altered, has_interfaces: applied.report.interfaces > 0 })
+}
+
+/// What the marks want, now and under the lock: the job may be older than a mark. To isolate, the marks that the job
+/// names and the sandbox's own will do; only to release are all of the node's looked through.
+fn desired(
+    state: &StateDir,
+    container_id: &ContainerId,
+    answer: &Answer,
+    records: &[crate::record::Record],
+) -> Result<Desired, EnforceError> {
+    let pod = enforce::pod_of(records);
+    let own = Key::from(container_id);
+    let last = [pod.uid.as_ref().map(Key::from), pod.name_key()];
+    let siblings =
+        answer.iter().map(|(key, _)| key).filter(|key| **key != own && !last.iter().flatten().any(|last| last == *key));
+    let keys: Vec<&Key> = [&own].into_iter().chain(siblings).chain(last.iter().flatten()).collect();
+    let marks: Vec<_> = keys.into_iter().filter_map(|key| state.read_mark(key)).collect();
+    if marks.is_empty() {
+        return Ok(enforce::desired(state, container_id, &pod, records)?);
+    }
+    Ok(Desired::by_marks(&marks, &records[0].policy))
+}
