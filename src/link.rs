@@ -71,6 +71,12 @@ impl Link {
         !self.is_loopback && (self.other_netns.is_some() || self.other.is_none()) && !INSIDE.contains(&&self.kind[..])
     }
 
+    /// Whether it is a device of its own, on nothing else.
+    #[must_use]
+    pub fn is_physical(&self) -> bool {
+        self.kind.is_empty() && self.other.is_none() && !self.is_loopback
+    }
+
     /// Whether it is one end of a pair.
     #[must_use]
     pub fn is_pair(&self) -> bool {
@@ -197,6 +203,30 @@ impl Links {
                 .filter(|message| message.header.kind == RouteType::Unicast)
                 .and_then(|message| read_route(&message))
                 .map(|(path, _)| path)),
+            Err(NetlinkError::Refused { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The Ethernet address of a neighbour, where this netns knows it.
+    ///
+    /// # Errors
+    /// See [`NetlinkError`].
+    pub fn neighbour(&mut self, index: u32, address: IpAddr) -> Result<Option<Mac>, NetlinkError> {
+        const NDA_DST: u16 = 1;
+        const NDA_LLADDR: u16 = 2;
+        /// `struct ndmsg`.
+        const NEIGHBOUR_HEADER: usize = 12;
+        let mut body = vec![0; NEIGHBOUR_HEADER];
+        body[0] = if address.is_ipv6() { libc::AF_INET6 } else { libc::AF_INET }.to_ne_bytes()[0];
+        body[4..8].copy_from_slice(&index.to_ne_bytes());
+        match address {
+            IpAddr::V4(address) => put(&mut body, NDA_DST, &address.octets()),
+            IpAddr::V6(address) => put(&mut body, NDA_DST, &address.octets()),
+        }
+        match self.socket.ask("look up a neighbour", libc::RTM_GETNEIGH, &body) {
+            Ok(answer) => Ok(answer
+                .and_then(|payload| attribute(payload.get(NEIGHBOUR_HEADER..)?, NDA_LLADDR)?.try_into().ok().map(Mac))),
             Err(NetlinkError::Refused { .. }) => Ok(None),
             Err(error) => Err(error),
         }

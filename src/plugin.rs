@@ -157,8 +157,8 @@ fn add(config: &Config, network: &Network, target: &Target) -> Result<Value, Fai
     let cookie = pod.links.netns_cookie();
     // Those of a netns that is gone speak of other interfaces; this attachment's own is written anew.
     records.retain(|record| record.id != target.attachment && record.netns_cookie == cookie);
-    let interfaces =
-        pin_interfaces(&mut host, &mut pod, &previous, &records).map_err(|error| failure(Code::Kernel, &error))?;
+    let interfaces = pin_interfaces(&mut host, &mut pod, &netns, &previous, &records)
+        .map_err(|error| failure(Code::Kernel, &error))?;
     let record = Record {
         id: target.attachment.clone(),
         network: network.name.clone(),

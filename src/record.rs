@@ -33,8 +33,28 @@ pub struct Record {
     pub policy: Policy,
     /// What the conflist asked of the host guard.
     pub host_guard: HostGuard,
-    /// The interfaces that were there, each with what the node looked like from it.
-    pub interfaces: Vec<(SandboxInterface, Node)>,
+    /// The interfaces that were there.
+    pub interfaces: Vec<PinnedInterface>,
+}
+
+/// An interface of a sandbox as its ADD found it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PinnedInterface {
+    /// What it was in the sandbox.
+    pub interface: SandboxInterface,
+    /// What the node looked like from it.
+    pub node: Node,
+    /// Its other end, where that was on the host. It stays there, wherever root in the pod moves the pod's end.
+    pub host_end: Option<HostEnd>,
+}
+
+/// An interface on the host, told from a later one of the same index by its Ethernet address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostEnd {
+    /// Its index.
+    pub index: u32,
+    /// Its Ethernet address.
+    pub mac: Option<Mac>,
 }
 
 impl Record {
@@ -58,8 +78,7 @@ impl Record {
                 pod.insert(key.to_owned(), json!(part));
             }
         }
-        let interfaces: Vec<_> =
-            self.interfaces.iter().map(|(interface, node)| interface_to_json(interface, node)).collect();
+        let interfaces: Vec<_> = self.interfaces.iter().map(interface_to_json).collect();
         json!({
             "network": self.network.as_str(),
             "containerID": self.id.container_id.as_str(),
@@ -108,7 +127,7 @@ impl Record {
     }
 }
 
-fn interface_to_json(interface: &SandboxInterface, node: &Node) -> Value {
+fn interface_to_json(PinnedInterface { interface, node, host_end }: &PinnedInterface) -> Value {
     let routes: Vec<_> = interface
         .routes
         .iter()
@@ -120,10 +139,11 @@ fn interface_to_json(interface: &SandboxInterface, node: &Node) -> Value {
         "addresses": interface.addresses,
         "routes": routes,
         "node": { "addresses": node.addresses, "mac": node.mac.map(|mac| mac.to_string()) },
+        "hostEnd": host_end.map(|end| json!({ "index": end.index, "mac": end.mac.map(|mac| mac.to_string()) })),
     })
 }
 
-fn interface_from_json(at: &At<'_>) -> Result<(SandboxInterface, Node), Unexpected> {
+fn interface_from_json(at: &At<'_>) -> Result<PinnedInterface, Unexpected> {
     let addresses = |at: &At<'_>| {
         at.list()?.iter().map(|address| parsed::<IpAddr>(address, "an address")).collect::<Result<Vec<_>, _>>()
     };
@@ -145,7 +165,23 @@ fn interface_from_json(at: &At<'_>) -> Result<(SandboxInterface, Node), Unexpect
         addresses: addresses(&at.required("addresses")?)?,
         routes: at.required("routes")?.list()?.iter().map(route).collect::<Result<_, _>>()?,
     };
-    Ok((interface, Node { addresses: addresses(&node.required("addresses")?)?, mac: mac(node.required("mac")?)? }))
+    let node = Node {
+        addresses: addresses(&node.required("addresses")?)?,
+        mac: mac(node.required("mac")?)?,
+        ..Node::default()
+    };
+    let end = at.required("hostEnd")?;
+    let host_end = if end.value().is_null() {
+        None
+    } else {
+        let index = end.required("index")?;
+        let number = index.value().as_u64().and_then(|number| u32::try_from(number).ok());
+        Some(HostEnd {
+            index: number.ok_or_else(|| index.unexpected("an interface index"))?,
+            mac: mac(end.required("mac")?)?,
+        })
+    };
+    Ok(PinnedInterface { interface, node, host_end })
 }
 
 fn checked<T>(at: &At<'_>, check: impl Fn(&str) -> Result<T, crate::attachment::NameError>) -> Result<T, Unexpected> {
@@ -170,8 +206,8 @@ mod tests {
             pod: Pod { namespace: None, name: Some(PodName::new("n").unwrap()), uid: Some(PodUid::new("u").unwrap()) },
             policy: Policy::sealed(),
             host_guard: HostGuard::Require,
-            interfaces: vec![(
-                SandboxInterface {
+            interfaces: vec![PinnedInterface {
+                interface: SandboxInterface {
                     name: IfName::new("eth0").unwrap(),
                     mac: Some(Mac([2, 0, 0, 0, 0, 1])),
                     addresses: vec!["10.0.0.2".parse().unwrap(), "fe80::1".parse().unwrap()],
@@ -180,8 +216,9 @@ mod tests {
                         gateway: Some("10.0.0.1".parse().unwrap()),
                     }],
                 },
-                Node { addresses: vec!["10.0.0.1".parse().unwrap()], mac: None },
-            )],
+                node: Node { addresses: vec!["10.0.0.1".parse().unwrap()], ..Node::default() },
+                host_end: Some(HostEnd { index: 7, mac: Mac::parse("02:00:00:00:00:07") }),
+            }],
         };
         assert_eq!(Record::read(record.to_json().to_string().as_bytes()), Ok(record));
     }

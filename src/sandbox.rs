@@ -16,19 +16,20 @@ pub use side::Side;
 pub use survey::Scan;
 pub use verdict::Verdict;
 
-use crate::attachment::{ContainerId, IfName, SandboxInterface};
+use crate::attachment::{ContainerId, IfName};
 use crate::cni::PreviousResult;
 use crate::config::HostGuard;
-use crate::containment::{EgressHook, GuardedInterface, Node, TABLE, guard, guard_table, pod_tables};
+use crate::containment::{EgressHook, GuardedInterface, TABLE, guard, guard_table, pod_tables};
+use crate::link::Link;
 use crate::netlink::NetlinkError;
 use crate::netns::{Netns, NetnsError};
 use crate::policy::{Desired, Policy};
-use crate::record::Record;
-use crate::ruleset::{Family, Hook, Table};
+use crate::record::{PinnedInterface, Record};
+use crate::ruleset::{Family, Table};
 
-use survey::{Surveyed, identify, jumps_past_guard, jumps_past_pod_side, known_interfaces, survey};
+use survey::{End, Survey, jumps_past_guard, jumps_past_pod_side, pin, pinned_interfaces, survey};
 use transition::{Transition, bring};
-use verdict::{Exposure, Guard, judge};
+use verdict::{Exposure, Guard, PodSide, judge};
 
 const POD_FAMILIES: [Family; 2] = [Family::Netdev, Family::Inet];
 
@@ -115,7 +116,7 @@ pub struct Sandbox<'a> {
 
 /// What is wanted on both sides.
 struct Wanted {
-    interfaces: Vec<Surveyed>,
+    survey: Survey,
     pod: Vec<Table>,
     guard: Option<Table>,
     egress: EgressHook,
@@ -258,37 +259,28 @@ impl<'a> Sandbox<'a> {
 
     fn wanted(&mut self, desired: &Desired, egress: EgressHook) -> Result<Wanted, SandboxError> {
         let Desired::Isolated { policy, .. } = desired else { return self.wanted_released(egress) };
-        let interfaces = survey(self.host, &mut self.pod, &self.netns, self.records)?;
-        let guarded: Vec<_> = interfaces.iter().map(|interface| interface.guarded.clone()).collect();
+        let survey = survey(self.host, &mut self.pod, &self.netns, self.records, policy)?;
+        let guarded: Vec<_> = survey.interfaces.iter().map(|interface| interface.guarded.clone()).collect();
         let pod = pod_tables(policy, &guarded, egress, false);
-        let ends: Vec<(IfName, GuardedInterface)> = interfaces
-            .iter()
-            .filter_map(|interface| Some((interface.host_end.as_ref()?.name.clone(), interface.guarded.clone())))
-            .collect();
-        let mut guard =
-            (self.host_guard() != HostGuard::Off && !ends.is_empty()).then(|| guard(self.container_id, policy, &ends));
-        if egress == EgressHook::Missing
-            && let Some(guard) = &mut guard
-        {
-            guard.chains.retain(|chain| !matches!(chain.hook, Hook::Egress(_)));
-        }
-        Ok(Wanted { interfaces, pod, guard, egress })
+        let ends: Vec<_> = survey.ends.iter().map(|end| (end.link.name.clone(), end.guarded.clone())).collect();
+        let wants_guard = self.host_guard() != HostGuard::Off && !ends.is_empty();
+        let guard = wants_guard.then(|| guard(self.container_id, policy, &ends, egress));
+        Ok(Wanted { survey, pod, guard, egress })
     }
 
     /// What ADD left: nothing is looked up, so that what differs was changed by somebody.
     fn wanted_released(&mut self, egress: EgressHook) -> Result<Wanted, SandboxError> {
         let present: Vec<IfName> = self.pod.links.all()?.into_iter().map(|link| link.name).collect();
-        let guarded: Vec<_> = known_interfaces(self.records)
+        let guarded: Vec<_> = pinned_interfaces(self.records)
             .into_iter()
-            .filter(|(interface, _)| present.contains(&interface.name))
-            .map(|known| GuardedInterface { name: known.0.name.clone(), known: Some(known.clone()) })
+            .filter(|pinned| present.contains(&pinned.interface.name))
+            .map(|pinned| GuardedInterface {
+                name: pinned.interface.name.clone(),
+                known: Some((pinned.interface.clone(), pinned.node.clone())),
+            })
             .collect();
-        Ok(Wanted {
-            interfaces: Vec::new(),
-            pod: pod_tables(self.policy(), &guarded, egress, true),
-            guard: None,
-            egress,
-        })
+        let pod = pod_tables(self.policy(), &guarded, egress, true);
+        Ok(Wanted { survey: Survey::default(), pod, guard: None, egress })
     }
 
     /// The policy of the conflist.
@@ -319,10 +311,14 @@ impl<'a> Sandbox<'a> {
         if self.host_guard() != HostGuard::Require {
             return Ok(());
         }
-        match wanted.interfaces.iter().find(|interface| interface.link.leads_outside() && interface.host_end.is_none())
-        {
+        let unguarded = wanted
+            .survey
+            .interfaces
+            .iter()
+            .filter(|interface| interface.host_end.is_none() && interface.link.leads_outside());
+        match unguarded.map(|interface| &interface.link.name).chain(&wanted.survey.missing).next() {
             None => Ok(()),
-            Some(interface) => Err(SandboxError::NoHostPeer { interface: interface.link.name.to_string() }),
+            Some(interface) => Err(SandboxError::NoHostPeer { interface: interface.to_string() }),
         }
     }
 
@@ -340,7 +336,7 @@ impl<'a> Sandbox<'a> {
         let mut report = Report {
             verdict: Verdict::Open,
             reasons: Vec::new(),
-            interfaces: wanted.interfaces.len(),
+            interfaces: wanted.survey.interfaces.len(),
             pod_side,
             host_guard: false,
             differences,
@@ -363,27 +359,46 @@ impl<'a> Sandbox<'a> {
         scan: Scan,
     ) -> Result<Vec<Exposure>, SandboxError> {
         let mut exposures = Vec::new();
-        for Surveyed { link, host_end, .. } in
-            wanted.interfaces.iter().filter(|interface| interface.link.leads_outside())
-        {
-            let guard = match host_end {
-                _ if self.host_guard() == HostGuard::Off => Guard::Missing("hostGuard is \"off\"".to_owned()),
-                None => Guard::Missing(no_peer(&link.kind)),
-                Some(_) if !guard_differences.is_empty() => {
-                    Guard::Missing(format!("the host guard is not in place ({})", guard_differences.join(", ")))
-                }
-                Some(end) => Guard::Holds {
-                    passed_by: jumps_past_guard(&mut self.host.links, end, scan)?,
-                    both_ways: wanted.egress == EgressHook::Netdev,
-                },
+        let off = || Guard::Missing("hostGuard is \"off\"".to_owned());
+        let is_off = self.host_guard() == HostGuard::Off;
+        for End { link, guarded } in &wanted.survey.ends {
+            let guard = if is_off {
+                off()
+            } else if !guard_differences.is_empty() {
+                Guard::Missing(format!("the host guard is not in place ({})", guard_differences.join(", ")))
+            } else {
+                let passed_by = jumps_past_guard(&mut self.host.links, link, scan)?;
+                Guard::Holds { passed_by, both_ways: wanted.egress == EgressHook::Netdev }
             };
-            let pod_side_passed_by = match guard {
-                Guard::Holds { ref passed_by, both_ways: true } if passed_by.is_empty() => false,
-                _ => jumps_past_pod_side(&mut self.pod.links, link)?,
-            };
-            exposures.push(Exposure { interface: link.name.to_string(), guard, pod_side_passed_by });
+            let inside = wanted.survey.interfaces.iter().find(|interface| interface.host_end == Some(link.index));
+            exposures.push(self.exposure(&guarded.name, guard, inside.map(|interface| &interface.link))?);
+        }
+        for interface in &wanted.survey.interfaces {
+            if interface.host_end.is_none() && interface.link.leads_outside() {
+                let guard = if is_off { off() } else { Guard::Missing(no_peer(&interface.link.kind)) };
+                exposures.push(self.exposure(&interface.link.name, guard, Some(&interface.link))?);
+            }
+        }
+        for name in &wanted.survey.missing {
+            exposures.push(self.exposure(
+                name,
+                Guard::Missing(no_peer(b"an interface that left the sandbox")),
+                None,
+            )?);
         }
         Ok(exposures)
+    }
+
+    /// `inside` is the sandbox's end, where it is still there.
+    fn exposure(&mut self, interface: &IfName, guard: Guard, inside: Option<&Link>) -> Result<Exposure, SandboxError> {
+        let pod_side = match (&guard, inside) {
+            (_, None) => PodSide::Left,
+            // Not asked where nothing depends on it.
+            (Guard::Holds { passed_by, both_ways: true }, _) if passed_by.is_empty() => PodSide::InTheWay,
+            (_, Some(link)) if jumps_past_pod_side(&mut self.pod.links, link)? => PodSide::PassedBy,
+            (_, Some(_)) => PodSide::InTheWay,
+        };
+        Ok(Exposure { interface: interface.to_string(), guard, pod_side })
     }
 }
 
@@ -406,14 +421,15 @@ pub fn remove_guard(host: &mut Side, container_id: &ContainerId) -> Result<bool,
 /// Pins the identity of what is in a sandbox when its ADD runs, beyond what earlier attachments have pinned.
 ///
 /// # Errors
-/// See [`NetlinkError`].
+/// [`SandboxError`].
 pub fn pin_interfaces(
     host: &mut Side,
     pod: &mut Side,
+    netns: &Netns,
     result: &PreviousResult,
     earlier: &[Record],
-) -> Result<Vec<(SandboxInterface, Node)>, NetlinkError> {
-    identify(host, pod, result, earlier)
+) -> Result<Vec<PinnedInterface>, SandboxError> {
+    pin(host, pod, netns, result, earlier)
 }
 
 fn differences_of(side: &mut Side, table: &Table) -> Result<Vec<String>, NetlinkError> {

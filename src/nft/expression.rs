@@ -16,7 +16,6 @@ const AT_LEAST: u32 = 5;
 const META_IIFTYPE: u32 = 8;
 const ARPHRD_ETHER: u16 = 1;
 const UPDATE: u32 = 1;
-const DYNSET_F_EXPR: u32 = 2;
 
 /// One expression.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -190,7 +189,7 @@ pub(super) fn encode(bytes: &mut Vec<u8>, expression: &Expression) {
             number(bytes, 3, UPDATE);
             number(bytes, 4, *register);
             if *counted {
-                number(bytes, 9, DYNSET_F_EXPR);
+                // Without NFT_DYNSET_F_EXPR, which 5.10 does not know and one expression does not need.
                 nest(bytes, 7, |bytes| {
                     put_text(bytes, kernel::EXPR_NAME, b"counter");
                     nest(bytes, kernel::EXPR_DATA, |_| {});

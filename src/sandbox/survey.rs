@@ -6,76 +6,156 @@ use std::net::IpAddr;
 
 use crate::attachment::{IfName, SandboxInterface};
 use crate::cni::PreviousResult;
-use crate::containment::{GuardedInterface, Node};
+use crate::containment::{GuardedInterface, Node, neighbours_needed};
 use crate::link::{Jump, Link, Links, has_bpf_links};
 use crate::netlink::NetlinkError;
 use crate::netns::Netns;
-use crate::record::Record;
+use crate::policy::Policy;
+use crate::record::{HostEnd, PinnedInterface, Record};
 
 use super::{SandboxError, Side};
 
 /// The most interfaces that get chains of their own; what root in the pod makes beyond is left to inet's default drop.
+/// Those that the host made come first, so that there is no hiding in a crowd.
 const INTERFACES_MAX: usize = 128;
 
-/// An interface of a sandbox, and its other end where that is on the host.
+/// An interface of a sandbox.
 #[derive(Debug, Clone)]
 pub(super) struct Surveyed {
     pub(super) link: Link,
-    pub(super) host_end: Option<Link>,
+    pub(super) guarded: GuardedInterface,
+    /// The index of its other end, where that is on the host.
+    pub(super) host_end: Option<u32>,
+}
+
+/// The host's end of an interface of a sandbox, wherever the other end is by now.
+#[derive(Debug, Clone)]
+pub(super) struct End {
+    pub(super) link: Link,
     pub(super) guarded: GuardedInterface,
 }
 
-/// All interfaces of the sandbox but `lo`, those that lead outside first.
+/// A sandbox as it is now.
+#[derive(Debug, Default)]
+pub(super) struct Survey {
+    /// Its interfaces but `lo`, those that the host made first.
+    pub(super) interfaces: Vec<Surveyed>,
+    /// The ends on the host: those that ADD found, and those of interfaces that came since.
+    pub(super) ends: Vec<End>,
+    /// Interfaces that ADD found without an end on the host, and that are not in the sandbox any more.
+    pub(super) missing: Vec<IfName>,
+}
+
+/// Looks at a sandbox.
 pub(super) fn survey(
     host: &mut Side,
     pod: &mut Side,
     netns: &Netns,
     records: &[Record],
-) -> Result<Vec<Surveyed>, SandboxError> {
-    let mut links = pod.links.all()?;
-    links.retain(|link| !link.is_loopback);
-    let known = known_interfaces(records);
-    links.sort_by_key(|link| {
-        (!known.iter().any(|(known, _)| known.name == link.name), !link.leads_outside(), link.index)
-    });
-    links.truncate(INTERFACES_MAX);
-    let mut ends = HostEnds { host: &mut host.links, pod: &mut pod.links, netns, ids: None };
-    let mut surveyed = Vec::with_capacity(links.len());
-    for link in links {
-        let host_end = ends.of(&link)?;
-        let known = match known.iter().find(|(known, _)| known.name == link.name) {
-            Some((identity, _)) => Some(((*identity).clone(), node_seen_from(ends.host, &identity.addresses)?)),
-            None => None,
+    policy: &Policy,
+) -> Result<Survey, SandboxError> {
+    let mut survey = Survey::default();
+    let links = pod.links.all()?;
+    let host_in_pod = pod.links.id_of(&Netns::own()?)?;
+    let pinned = pinned_interfaces(records);
+    for pinned in &pinned {
+        let name = &pinned.interface.name;
+        let Some(end) = pinned.host_end else {
+            if !links.iter().any(|link| link.name == *name) {
+                survey.missing.push(name.clone());
+            }
+            continue;
         };
-        surveyed.push(Surveyed { guarded: GuardedInterface { name: link.name.clone(), known }, link, host_end });
+        // Gone with the interface itself, or another one of the same index.
+        let Some(link) = host.links.by_index(end.index)?.filter(|link| link.mac == end.mac && link.is_pair()) else {
+            continue;
+        };
+        let node = node_seen_from(&mut host.links, &pinned.interface, policy)?;
+        let known = Some((pinned.interface.clone(), node));
+        survey.ends.push(End { link, guarded: GuardedInterface { name: name.clone(), known } });
     }
-    Ok(surveyed)
+    // Asked after the links were read: reading a link gives the netns of its other end an ID.
+    let mut pod_in_host = None;
+    for link in links.into_iter().filter(|link| !link.is_loopback) {
+        let mut host_end = None;
+        if let Some(end) = other_end(&mut host.links, &link, host_in_pod)? {
+            if pod_in_host.is_none() {
+                pod_in_host = Some(host.links.id_of(netns)?);
+            }
+            let points_back =
+                end.other == Some(link.index) && end.other_netns.is_some() && Some(end.other_netns) == pod_in_host;
+            if points_back {
+                host_end = Some(end.index);
+                if !survey.ends.iter().any(|known| known.link.index == end.index) {
+                    // One of ADD's whose Ethernet address was changed on the host since, or one that came later.
+                    let of_add =
+                        pinned.iter().find(|pinned| pinned.host_end.is_some_and(|known| known.index == end.index));
+                    let known = match of_add {
+                        Some(pinned) => Some((
+                            pinned.interface.clone(),
+                            node_seen_from(&mut host.links, &pinned.interface, policy)?,
+                        )),
+                        None => None,
+                    };
+                    survey.ends.push(End { link: end, guarded: GuardedInterface { name: link.name.clone(), known } });
+                }
+            }
+        }
+        let known = match pinned.iter().find(|pinned| pinned.interface.name == link.name) {
+            None => None,
+            Some(pinned) => {
+                let of_end = survey
+                    .ends
+                    .iter()
+                    .find(|end| end.guarded.name == link.name)
+                    .and_then(|end| end.guarded.known.clone());
+                Some(match of_end {
+                    Some(known) => known,
+                    None => (pinned.interface.clone(), node_seen_from(&mut host.links, &pinned.interface, policy)?),
+                })
+            }
+        };
+        survey.interfaces.push(Surveyed {
+            guarded: GuardedInterface { name: link.name.clone(), known },
+            link,
+            host_end,
+        });
+    }
+    survey.interfaces.sort_by_key(|Surveyed { link, guarded, host_end }| {
+        let is_made_by_host =
+            host_end.is_some() || link.is_physical() || (link.other_netns.is_some() && link.other_netns == host_in_pod);
+        (guarded.known.is_none(), !is_made_by_host, link.index)
+    });
+    survey.interfaces.truncate(INTERFACES_MAX);
+    Ok(survey)
 }
 
 /// The interfaces of all records, each once.
-pub(super) fn known_interfaces(records: &[Record]) -> Vec<&(SandboxInterface, Node)> {
-    let mut known: Vec<&(SandboxInterface, Node)> = Vec::new();
+pub(super) fn pinned_interfaces(records: &[Record]) -> Vec<&PinnedInterface> {
+    let mut pinned: Vec<&PinnedInterface> = Vec::new();
     for interface in records.iter().flat_map(|record| &record.interfaces) {
-        if !known.iter().any(|(earlier, _)| earlier.name == interface.0.name) {
-            known.push(interface);
+        if !pinned.iter().any(|earlier| earlier.interface.name == interface.interface.name) {
+            pinned.push(interface);
         }
     }
-    known
+    pinned
 }
 
-/// The identity of the interfaces that are in the sandbox now, without those that `records` have pinned already.
-pub(super) fn identify(
+/// Pins the identity of the interfaces that are in the sandbox now, without those that `records` have pinned already.
+pub(super) fn pin(
     host: &mut Side,
     pod: &mut Side,
+    netns: &Netns,
     result: &PreviousResult,
     records: &[Record],
-) -> Result<Vec<(SandboxInterface, Node)>, NetlinkError> {
-    let pinned: BTreeSet<&IfName> =
-        known_interfaces(records).into_iter().map(|(interface, _)| &interface.name).collect();
+) -> Result<Vec<PinnedInterface>, SandboxError> {
+    let earlier: BTreeSet<&IfName> =
+        pinned_interfaces(records).into_iter().map(|pinned| &pinned.interface.name).collect();
     let routes = pod.links.routes()?;
-    let mut identified = Vec::new();
+    let host_in_pod = pod.links.id_of(&Netns::own()?)?;
+    let mut pinned = Vec::new();
     for link in pod.links.all()? {
-        if link.is_loopback || pinned.contains(&link.name) {
+        if link.is_loopback || earlier.contains(&link.name) {
             continue;
         }
         let mut addresses: Vec<IpAddr> = result.addresses_of(&link.name).collect();
@@ -85,62 +165,65 @@ pub(super) fn identify(
             }
         }
         let routes = routes.iter().filter(|(index, _)| *index == link.index).map(|(_, route)| route.clone()).collect();
-        let node = node_seen_from(&mut host.links, &addresses)?;
-        identified.push((SandboxInterface { name: link.name, mac: link.mac, addresses, routes }, node));
+        let end = other_end(&mut host.links, &link, host_in_pod)?;
+        let pod_in_host = if end.is_some() { host.links.id_of(netns)? } else { None };
+        let host_end = end
+            .filter(|end| end.other == Some(link.index) && end.other_netns.is_some() && end.other_netns == pod_in_host)
+            .map(|end| HostEnd { index: end.index, mac: end.mac });
+        let interface = SandboxInterface { name: link.name, mac: link.mac, addresses, routes };
+        let node = node_seen_from(&mut host.links, &interface, &Policy::default())?;
+        pinned.push(PinnedInterface { interface, node, host_end });
     }
-    Ok(identified)
+    Ok(pinned)
 }
 
-/// The node's addresses as the kernel itself would choose them to reach the pod, and its Ethernet address on that link.
-fn node_seen_from(host: &mut Links, addresses: &[IpAddr]) -> Result<Node, NetlinkError> {
+/// The link on the host that the kernel's own data of a link in the pod names as its other end. Whether that one points
+/// back is for the caller to see.
+fn other_end(host: &mut Links, link: &Link, host_in_pod: Option<i32>) -> Result<Option<Link>, NetlinkError> {
+    match link.other.filter(|_| link.is_pair() && link.other_netns.is_some() && link.other_netns == host_in_pod) {
+        Some(index) => Ok(host.by_index(index)?.filter(|end| end.kind == link.kind)),
+        None => Ok(None),
+    }
+}
+
+/// What the node looks like from an interface: the addresses that the kernel itself would choose to reach it, and the
+/// Ethernet address on that link; and the other next hops that the policy needs, as far as the node knows them.
+fn node_seen_from(host: &mut Links, interface: &SandboxInterface, policy: &Policy) -> Result<Node, NetlinkError> {
     let mut node = Node::default();
-    let is_link_local = |address: &IpAddr| matches!(address, IpAddr::V6(address) if address.is_unicast_link_local());
     let mut on_link: Option<u32> = None;
-    for address in addresses.iter().filter(|address| !is_link_local(address)) {
+    for address in interface.addresses.iter().filter(|address| !is_link_local(address)) {
         let Some(path) = host.path_to(*address)? else { continue };
-        if let Some(source) = path.source.filter(|source| !node.addresses.contains(source)) {
-            node.addresses.push(source);
+        let mut sources: Vec<IpAddr> =
+            path.source.into_iter().filter(|source| !source.is_loopback() && !is_link_local(source)).collect();
+        if sources.is_empty() {
+            // The node's own address is still tentative (RFC 4862): what it speaks from once it is not.
+            sources = host.addresses_of(path.interface)?;
+            sources.retain(|source| {
+                source.is_ipv6() == address.is_ipv6() && !source.is_loopback() && !is_link_local(source)
+            });
         }
+        sources.retain(|source| !node.addresses.contains(source));
+        node.addresses.append(&mut sources);
         if path.gateway.is_none() {
             on_link.get_or_insert(path.interface);
         }
     }
     let Some(index) = on_link else { return Ok(node) };
     node.mac = host.by_index(index)?.and_then(|link| link.mac);
-    if addresses.iter().any(IpAddr::is_ipv6) {
+    if interface.addresses.iter().any(IpAddr::is_ipv6) {
         // The node's entry for the pod is re-confirmed from its link-local address.
         node.addresses.extend(host.addresses_of(index)?.into_iter().filter(is_link_local));
+    }
+    for neighbour in neighbours_needed(policy, interface, &node) {
+        if let Some(mac) = host.neighbour(index, neighbour)? {
+            node.neighbours.push((neighbour, mac));
+        }
     }
     Ok(node)
 }
 
-/// Finds the other ends of the sandbox's interfaces by the kernel's own link data, seen from both sides.
-struct HostEnds<'a> {
-    host: &'a mut Links,
-    pod: &'a mut Links,
-    netns: &'a Netns,
-    /// The host's ID in the pod, the pod's ID in the host.
-    ids: Option<(Option<i32>, Option<i32>)>,
-}
-
-impl HostEnds<'_> {
-    fn of(&mut self, link: &Link) -> Result<Option<Link>, SandboxError> {
-        let (Some(other), Some(other_netns)) = (link.other.filter(|_| link.is_pair()), link.other_netns) else {
-            return Ok(None);
-        };
-        let Some(end) = self.host.by_index(other)? else { return Ok(None) };
-        let (host_in_pod, pod_in_host) = match self.ids {
-            Some(ids) => ids,
-            // Asked after the links were read: reading a link gives the netns of its other end an ID.
-            None => *self.ids.insert((self.pod.id_of(&Netns::own()?)?, self.host.id_of(self.netns)?)),
-        };
-        let points_here = host_in_pod == Some(other_netns);
-        let points_back = end.kind == link.kind
-            && end.other == Some(link.index)
-            && end.other_netns.is_some()
-            && end.other_netns == pod_in_host;
-        Ok(Some(end).filter(|_| points_here && points_back))
-    }
+fn is_link_local(address: &IpAddr) -> bool {
+    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
 }
 
 /// How far to look for what takes packets past the host guard.

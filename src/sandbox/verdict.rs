@@ -34,8 +34,19 @@ pub(super) struct Exposure {
     pub(super) interface: String,
     /// The host guard on its other end.
     pub(super) guard: Guard,
-    /// Whether the sandbox's own tc or XDP takes packets past the pod-side hooks.
-    pub(super) pod_side_passed_by: bool,
+    /// How its end in the sandbox stands to the pod-side rules.
+    pub(super) pod_side: PodSide,
+}
+
+/// How an interface stands to the pod-side rules, where they hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum PodSide {
+    /// Its packets meet them.
+    InTheWay,
+    /// The sandbox's own tc or XDP takes packets past them.
+    PassedBy,
+    /// It is not in the sandbox's netns any more: somebody moved it, into a netns below perhaps.
+    Left,
 }
 
 /// The host guard of one interface.
@@ -57,42 +68,24 @@ pub(super) fn judge(pod_side_holds: bool, exposures: &[Exposure]) -> (Verdict, V
     const NOT_COVERED: &str = "frames in to a packet socket of the pod and AF_XDP out of it are not covered";
     let mut verdict = Verdict::Contained;
     let mut reasons = Vec::new();
-    for Exposure { interface, guard, pod_side_passed_by } in exposures {
-        let (worst, reason) = match guard {
+    for Exposure { interface, guard, pod_side } in exposures {
+        let behind = match (pod_side_holds, pod_side) {
+            (true, PodSide::InTheWay) => Ok(format!("the pod-side rules hold, but {NOT_COVERED}")),
+            (true, PodSide::PassedBy) => Ok("tc or XDP in the pod takes packets past the pod-side rules".to_owned()),
+            (false, _) => Err("the pod-side rules do not hold"),
+            (_, PodSide::Left) => Err("the pod's end of it has left the sandbox, where the pod-side rules are"),
+        };
+        let doubt = match guard {
             Guard::Holds { passed_by, both_ways: true } if passed_by.is_empty() => continue,
             Guard::Holds { passed_by, both_ways: false } if passed_by.is_empty() => {
-                let reason =
-                    "this kernel has no netdev egress hook: frames in to a packet socket of the pod are not covered";
-                (if pod_side_holds { Verdict::Partial } else { Verdict::Open }, reason.to_owned())
+                "this kernel has no netdev egress hook, so the host guard does not see what goes to the pod, and lets segments of TCP flows to the node itself pass".to_owned()
             }
-            Guard::Holds { passed_by, .. } => {
-                let passed_by = passed_by.join(", ");
-                match (pod_side_holds, pod_side_passed_by) {
-                    (true, false) => (
-                        Verdict::Partial,
-                        format!(
-                            "{passed_by} takes packets past the host guard; the pod-side rules hold, but {NOT_COVERED}"
-                        ),
-                    ),
-                    (true, true) => (
-                        Verdict::Partial,
-                        format!(
-                            "{passed_by} takes packets past the host guard, and tc or XDP in the pod past the pod-side rules"
-                        ),
-                    ),
-                    (false, _) => (
-                        Verdict::Open,
-                        format!("{passed_by} takes packets past the host guard, and the pod-side rules do not hold"),
-                    ),
-                }
-            }
-            Guard::Missing(why) => match (pod_side_holds, pod_side_passed_by) {
-                (true, false) => (Verdict::Partial, format!("{why}; the pod-side rules hold, but {NOT_COVERED}")),
-                (true, true) => {
-                    (Verdict::Partial, format!("{why}, and tc or XDP in the pod takes packets past the pod-side rules"))
-                }
-                (false, _) => (Verdict::Open, format!("{why}, and the pod-side rules do not hold")),
-            },
+            Guard::Holds { passed_by, .. } => format!("{} takes packets past the host guard", passed_by.join(", ")),
+            Guard::Missing(why) => why.clone(),
+        };
+        let (worst, reason) = match behind {
+            Ok(behind) => (Verdict::Partial, format!("{doubt}; {behind}")),
+            Err(behind) => (Verdict::Open, format!("{doubt}, and {behind}")),
         };
         verdict = verdict.max(worst);
         reasons.push(format!("{interface}: {reason}"));
@@ -108,8 +101,8 @@ mod tests {
         Guard::Holds { passed_by: passed_by.iter().map(ToString::to_string).collect(), both_ways }
     }
 
-    fn verdict(pod_side_holds: bool, guard: Guard, pod_side_passed_by: bool) -> Verdict {
-        let exposure = Exposure { interface: "eth0".to_owned(), guard, pod_side_passed_by };
+    fn verdict(pod_side_holds: bool, guard: Guard, pod_side: PodSide) -> Verdict {
+        let exposure = Exposure { interface: "eth0".to_owned(), guard, pod_side };
         let (verdict, reasons) = judge(pod_side_holds, &[exposure]);
         assert_eq!(reasons.is_empty(), verdict == Verdict::Contained, "every doubt has its reason");
         verdict
@@ -117,32 +110,36 @@ mod tests {
 
     #[test]
     fn only_the_whole_host_guard_contains() {
+        use PodSide::{InTheWay, Left, PassedBy};
         use Verdict::{Contained, Open, Partial};
         let missing = || Guard::Missing("no host-side peer".to_owned());
-        for (pod_side_holds, guard, pod_side_passed_by, expected) in [
-            (true, holds(&[], true), false, Contained),
-            (true, holds(&[], true), true, Contained),
-            (false, holds(&[], true), false, Contained),
-            (true, holds(&[], false), false, Partial),
-            (false, holds(&[], false), false, Open),
-            (true, holds(&["a tc redirect"], true), false, Partial),
-            (true, holds(&["a tc redirect"], true), true, Partial),
-            (false, holds(&["a tc redirect"], true), false, Open),
-            (true, missing(), false, Partial),
-            (true, missing(), true, Partial),
-            (false, missing(), false, Open),
+        for (pod_side_holds, guard, pod_side, expected) in [
+            (true, holds(&[], true), InTheWay, Contained),
+            (true, holds(&[], true), PassedBy, Contained),
+            (true, holds(&[], true), Left, Contained),
+            (false, holds(&[], true), InTheWay, Contained),
+            (true, holds(&[], false), InTheWay, Partial),
+            (false, holds(&[], false), InTheWay, Open),
+            (true, holds(&["a tc redirect"], true), InTheWay, Partial),
+            (true, holds(&["a tc redirect"], true), PassedBy, Partial),
+            (true, holds(&["a tc redirect"], true), Left, Open),
+            (false, holds(&["a tc redirect"], true), InTheWay, Open),
+            (true, missing(), InTheWay, Partial),
+            (true, missing(), PassedBy, Partial),
+            (true, missing(), Left, Open),
+            (false, missing(), InTheWay, Open),
         ] {
             assert_eq!(
-                verdict(pod_side_holds, guard.clone(), pod_side_passed_by),
+                verdict(pod_side_holds, guard.clone(), pod_side),
                 expected,
-                "{pod_side_holds} {guard:?}"
+                "{pod_side_holds} {guard:?} {pod_side:?}"
             );
         }
     }
 
     #[test]
     fn the_worst_interface_decides_and_a_sandbox_without_any_is_contained() {
-        let exposure = |guard| Exposure { interface: "eth0".to_owned(), guard, pod_side_passed_by: false };
+        let exposure = |guard| Exposure { interface: "eth0".to_owned(), guard, pod_side: PodSide::InTheWay };
         let both = [exposure(holds(&[], true)), exposure(Guard::Missing("none".to_owned()))];
         assert_eq!(judge(true, &both).0, Verdict::Partial);
         assert_eq!(judge(false, &[]).0, Verdict::Contained);

@@ -1,0 +1,91 @@
+//! Who may be asked for on the link: the next hops that a policy needs, and the Ethernet address of each where it is
+//! known.
+
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+
+use crate::attachment::{Mac, Route, SandboxInterface};
+use crate::policy::Policy;
+
+use super::Node;
+
+/// A next hop, or an on-link range of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Hop {
+    pub(super) network: IpNetwork,
+    /// Its Ethernet address: what is not sent to it would reach some other neighbour.
+    pub(super) mac: Option<Mac>,
+}
+
+/// The node as a next hop: its own addresses, and the pod's next hop towards each. In a Calico-style pod the way back
+/// to the node leads over 169.254.1.1, which the node answers for.
+pub(super) fn node_hops(interface: &SandboxInterface, node: &Node) -> Vec<Hop> {
+    let gateways = node.addresses.iter().filter_map(|&address| best_route(&interface.routes, address.into())?.gateway);
+    let mut hops: Vec<Hop> = Vec::new();
+    for address in node.addresses.iter().copied().chain(gateways) {
+        let hop = Hop { network: address.into(), mac: node.mac };
+        if !hops.contains(&hop) {
+            hops.push(hop);
+        }
+    }
+    hops
+}
+
+/// The next hops towards a peer.
+pub(super) fn hops_to(peer: IpNetwork, interface: &SandboxInterface, node: &Node) -> Vec<Hop> {
+    let node_hops = node_hops(interface, node);
+    let inside = interface
+        .routes
+        .iter()
+        .filter(|route| route.destination.prefix() > peer.prefix() && contains(&peer, &route.destination));
+    best_route(&interface.routes, peer)
+        .into_iter()
+        .chain(inside)
+        .map(|route| {
+            let network = match route.gateway {
+                Some(gateway) => gateway.into(),
+                None if contains(&route.destination, &peer) => peer,
+                None => route.destination,
+            };
+            let as_node = node_hops.iter().find(|hop| hop.network == network);
+            let as_neighbour = || node.neighbours.iter().find(|(address, _)| IpNetwork::from(*address) == network);
+            Hop { network, mac: as_node.map_or_else(|| as_neighbour().map(|(_, mac)| *mac), |hop| hop.mac) }
+        })
+        .collect()
+}
+
+/// All next hops that a policy needs.
+pub(super) fn all_hops(policy: &Policy, interface: &SandboxInterface, node: &Node) -> Vec<Hop> {
+    let mut hops = node_hops(interface, node);
+    for hop in policy.allow.iter().flat_map(|allow| hops_to(allow.peer, interface, node)) {
+        if !hops.iter().any(|known| known.network == hop.network) {
+            hops.push(hop);
+        }
+    }
+    hops
+}
+
+/// The next hops towards allowed peers that are not the node: whose Ethernet addresses the node may know.
+#[must_use]
+pub fn neighbours_needed(policy: &Policy, interface: &SandboxInterface, node: &Node) -> Vec<IpAddr> {
+    let is_one_address = |network: &IpNetwork| network.prefix() == if network.is_ipv4() { 32 } else { 128 };
+    all_hops(policy, interface, node)
+        .into_iter()
+        .filter(|hop| hop.mac.is_none() && is_one_address(&hop.network))
+        .map(|hop| hop.network.ip())
+        .filter(|address| !node.addresses.contains(address))
+        .collect()
+}
+
+/// The longest route that leads to all of `destination`.
+fn best_route(routes: &[Route], destination: IpNetwork) -> Option<&Route> {
+    routes
+        .iter()
+        .filter(|route| contains(&route.destination, &destination))
+        .max_by_key(|route| route.destination.prefix())
+}
+
+fn contains(outer: &IpNetwork, inner: &IpNetwork) -> bool {
+    outer.is_ipv4() == inner.is_ipv4() && outer.prefix() <= inner.prefix() && outer.contains(inner.network())
+}

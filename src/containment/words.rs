@@ -1,0 +1,119 @@
+//! The statements that the rules of containment are made of, each with a name.
+
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+
+use crate::policy::Protocol;
+use crate::ruleset::{Field, Rule, Statement, TCP_FIN_SYN_RST_ACK, TCP_SYN, Test};
+
+/// Adds a rule that is not there yet: an answer to one hop may be the same as to another.
+pub(super) fn push_new(rules: &mut Vec<Rule>, rule: Rule) {
+    if !rules.contains(&rule) {
+        rules.push(rule);
+    }
+}
+
+pub(super) fn is(field: Field, value: Vec<u8>) -> Statement {
+    Statement::Match(field, Test::Is(value))
+}
+
+/// That a field is in a network: compared whole where the network is one address.
+pub(super) fn within(field: Field, network: IpNetwork) -> Statement {
+    let value = octets(network.network());
+    let bits = value.len() * 8;
+    if usize::from(network.prefix()) == bits {
+        is(field, value)
+    } else {
+        Statement::Match(field, Test::Masked(octets(network.mask()), value))
+    }
+}
+
+pub(super) fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
+}
+
+pub(super) fn ether_type(v6: bool) -> Statement {
+    // The type as it stands in the frame, not `meta protocol`: a frame with a VLAN tag is not of this type.
+    is(Field::EtherType, if v6 { vec![0x86, 0xdd] } else { vec![0x08, 0x00] })
+}
+
+/// That a frame is for one receiver.
+pub(super) fn unicast() -> Statement {
+    Statement::Match(Field::EtherDestination, Test::Masked(vec![1, 0, 0, 0, 0, 0], vec![0; 6]))
+}
+
+pub(super) fn bare_syn() -> Statement {
+    Statement::Match(Field::TcpFlags, Test::Masked(vec![TCP_FIN_SYN_RST_ACK], vec![TCP_SYN]))
+}
+
+pub(super) fn in_ports(field: Field, (first, last): (u16, u16)) -> Statement {
+    let (first, last) = (first.to_be_bytes().to_vec(), last.to_be_bytes().to_vec());
+    if first == last { is(field, first) } else { Statement::Match(field, Test::Range(first, last)) }
+}
+
+/// `NFPROTO_IPV4` or `NFPROTO_IPV6`.
+pub(super) fn nfproto(v6: bool) -> Vec<u8> {
+    vec![if v6 { 10 } else { 2 }]
+}
+
+/// The name of an interface as `meta` has it: padded with zeros to `IFNAMSIZ`.
+pub(super) fn interface_value(name: &[u8]) -> Vec<u8> {
+    let mut value = name.to_vec();
+    value.resize(16, 0);
+    value
+}
+
+pub(super) fn is_link_local(address: &IpAddr) -> bool {
+    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
+}
+
+pub(super) fn protocol_field(v6: bool) -> Field {
+    if v6 { Field::Ip6NextHeader } else { Field::IpProtocol }
+}
+
+pub(super) fn address_fields(v6: bool) -> (Field, Field) {
+    if v6 { (Field::Ip6Source, Field::Ip6Destination) } else { (Field::IpSource, Field::IpDestination) }
+}
+
+/// The key of a flow is {protocol . remote . remote port . local port}.
+pub(super) fn inbound_key(v6: bool) -> Vec<Field> {
+    vec![protocol_field(v6), address_fields(v6).0, Field::SourcePort, Field::DestinationPort]
+}
+
+pub(super) fn outbound_key(v6: bool) -> Vec<Field> {
+    vec![protocol_field(v6), address_fields(v6).1, Field::DestinationPort, Field::SourcePort]
+}
+
+pub(super) fn open_flow(key: Vec<Field>, set: &str) -> [Statement; 2] {
+    [Statement::Update { key, set: set.to_owned(), counted: false }, Statement::Accept]
+}
+
+/// That a packet is for a peer; one that is everyone needs no test.
+pub(super) fn to_peer(peer: IpNetwork) -> Option<Statement> {
+    (peer.prefix() > 0).then(|| within(address_fields(peer.is_ipv6()).1, peer))
+}
+
+/// That a packet is from a peer.
+pub(super) fn from_peer(peer: IpNetwork) -> Option<Statement> {
+    (peer.prefix() > 0).then(|| within(address_fields(peer.is_ipv6()).0, peer))
+}
+
+/// Lets a packet of a flow in the set through, and keeps the flow open.
+pub(super) fn open_rule(mut statements: Vec<Statement>, key: Vec<Field>, set: &str) -> Rule {
+    statements.push(Statement::Lookup(key.clone(), set.to_owned()));
+    statements.extend(open_flow(key, set));
+    Rule::new(statements)
+}
+
+pub(super) fn opening(v6: bool, protocol: Protocol, ports: (u16, u16)) -> Vec<Statement> {
+    // The transport protocol as the IP header itself names it: with an IPv6 extension header in front nothing opens.
+    let mut statements = vec![is(protocol_field(v6), vec![protocol.number()]), in_ports(Field::DestinationPort, ports)];
+    if protocol == Protocol::Tcp {
+        statements.push(bare_syn());
+    }
+    statements
+}
