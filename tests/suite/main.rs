@@ -1,2 +1,6 @@
 //! The integration suite: one crate, each test in network namespaces of its own.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+// What it offers is used module by module.
+#[allow(dead_code, unused_imports)]
+mod lab;

@@ -1,0 +1,30 @@
+//! The laboratory: nodes, pods and networks made of network namespaces, and the product run inside them.
+//!
+//! A test builds a [`Topology`], puts a [`Sandbox`] on its pod, and looks at what passes. Everything made here is
+//! torn down by Drop, also when the test panics. Nothing here touches the machine's own network namespace.
+
+mod netns;
+mod product;
+mod sandbox;
+pub(crate) mod topology;
+
+pub(crate) use netns::Netns;
+pub(crate) use product::{Invocation, Run, quarantine};
+pub(crate) use sandbox::Sandbox;
+pub(crate) use topology::{Kind, Mac, Topology};
+
+use std::time::{Duration, Instant};
+
+/// Waits until `condition` holds; false when it does not within `limit`.
+pub(crate) fn eventually(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + limit;
+    loop {
+        if condition() {
+            return true;
+        }
+        if Instant::now() >= deadline {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
