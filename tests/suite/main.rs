@@ -2,5 +2,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 // What it offers is used module by module.
+mod attacks;
 #[allow(dead_code, unused_imports)]
 mod lab;

@@ -7,6 +7,7 @@ mod netns;
 mod product;
 mod sandbox;
 pub(crate) mod topology;
+pub(crate) mod traffic;
 
 pub(crate) use netns::Netns;
 pub(crate) use product::{Invocation, Run, quarantine};

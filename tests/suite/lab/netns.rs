@@ -23,15 +23,8 @@ impl Netns {
         static COUNTER: AtomicU32 = AtomicU32::new(0);
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
         let name = format!("q{}-{number}-{label}", std::process::id());
-        let added = Command::new("ip")
-            .args(["netns", "add", &name])
-            .output()
-            .unwrap();
-        assert!(
-            added.status.success(),
-            "ip netns add {name}: {}",
-            String::from_utf8_lossy(&added.stderr)
-        );
+        let added = Command::new("ip").args(["netns", "add", &name]).output().unwrap();
+        assert!(added.status.success(), "ip netns add {name}: {}", String::from_utf8_lossy(&added.stderr));
         let netns = Self { name };
         netns.ip("link set lo up");
         netns.sysctl("net.ipv6.conf.all.accept_dad", "0");
@@ -74,28 +67,17 @@ impl Netns {
 
     /// Runs a shell script inside, stops at its first error, panics if it fails; gives its stdout.
     pub(crate) fn sh(&self, script: &str) -> String {
-        self.try_sh(script)
-            .unwrap_or_else(|error| panic!("in {}: {script}\n{error}", self.name))
+        self.try_sh(script).unwrap_or_else(|error| panic!("in {}: {script}\n{error}", self.name))
     }
 
     /// Like [`Netns::sh`], but gives a failure's stderr as the error.
     pub(crate) fn try_sh(&self, script: &str) -> Result<String, String> {
-        let output = self
-            .command("sh")
-            .args(["-ec", script])
-            .stdin(Stdio::null())
-            .output()
-            .unwrap();
+        let output = self.command("sh").args(["-ec", script]).stdin(Stdio::null()).output().unwrap();
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         if output.status.success() {
             Ok(text(&output.stdout))
         } else {
-            Err(format!(
-                "{}: {}{}",
-                output.status,
-                text(&output.stdout),
-                text(&output.stderr)
-            ))
+            Err(format!("{}: {}{}", output.status, text(&output.stdout), text(&output.stderr)))
         }
     }
 
@@ -107,8 +89,7 @@ impl Netns {
     /// Sets a kernel parameter of the namespace. The dots separate; an interface name with a dot in it won't do.
     pub(crate) fn sysctl(&self, key: &str, value: &str) {
         let path = PathBuf::from("/proc/sys").join(key.replace('.', "/"));
-        self.run(|| std::fs::write(&path, value))
-            .unwrap_or_else(|error| panic!("{key}: {error}"));
+        self.run(|| std::fs::write(&path, value)).unwrap_or_else(|error| panic!("{key}: {error}"));
     }
 
     /// Deletes it before its time: what is bound to it only by the name is gone.
@@ -117,16 +98,11 @@ impl Netns {
             return;
         }
         self.kill_processes();
-        let _ = Command::new("ip")
-            .args(["netns", "del", &self.name])
-            .output();
+        let _ = Command::new("ip").args(["netns", "del", &self.name]).output();
     }
 
     fn kill_processes(&self) {
-        let Ok(pids) = Command::new("ip")
-            .args(["netns", "pids", &self.name])
-            .output()
-        else {
+        let Ok(pids) = Command::new("ip").args(["netns", "pids", &self.name]).output() else {
             return;
         };
         for pid in String::from_utf8_lossy(&pids.stdout).split_whitespace() {

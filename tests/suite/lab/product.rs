@@ -27,8 +27,7 @@ impl Run {
     /// stdout as JSON.
     #[track_caller]
     pub(crate) fn json(&self) -> Value {
-        serde_json::from_str(&self.stdout)
-            .unwrap_or_else(|error| panic!("no JSON ({error}): {self:#?}"))
+        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("no JSON ({error}): {self:#?}"))
     }
 }
 
@@ -41,22 +40,13 @@ pub(crate) struct Invocation {
 impl Invocation {
     /// A call of `verb` on `node`. All other CNI_* variables are empty, as libcni leaves them, until set.
     pub(crate) fn new(node: &Netns, verb: &str) -> Self {
-        let mut command = node.command(env!("CARGO_BIN_EXE_quarantine"));
+        let mut command = node.command(option_env!("STANDIN").unwrap_or(env!("CARGO_BIN_EXE_quarantine")));
         command.env_clear();
-        for name in [
-            "CNI_CONTAINERID",
-            "CNI_NETNS",
-            "CNI_IFNAME",
-            "CNI_ARGS",
-            "CNI_PATH",
-        ] {
+        for name in ["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_ARGS", "CNI_PATH"] {
             command.env(name, "");
         }
         command.env("CNI_COMMAND", verb);
-        Self {
-            command,
-            stdin: Vec::new(),
-        }
+        Self { command, stdin: Vec::new() }
     }
 
     pub(crate) fn container(self, id: &str) -> Self {
@@ -101,16 +91,13 @@ impl Invocation {
 
 /// Runs one of the product's commands (`status`, `sync`, …) on `node`, and waits for it.
 pub(crate) fn quarantine(node: &Netns, args: &[&str]) -> Run {
-    let mut command = node.command(env!("CARGO_BIN_EXE_quarantine"));
+    let mut command = node.command(option_env!("STANDIN").unwrap_or(env!("CARGO_BIN_EXE_quarantine")));
     command.env_remove("CNI_COMMAND").args(args);
     run(command, &[])
 }
 
 fn run(mut command: Command, stdin: &[u8]) -> Run {
-    command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let mut pipe = child.stdin.take().unwrap();
     // A plugin that refuses by its environment alone never reads: a broken pipe is no failure of the call.

@@ -30,10 +30,7 @@ impl<'a> Sandbox<'a> {
     /// A sandbox for which ADD was not called yet.
     pub(crate) fn prepare(topology: &'a Topology, keys: &Value) -> Self {
         // tempfile makes it 0700 and ours, which is what the product asks for.
-        let state = tempfile::Builder::new()
-            .prefix("quarantine-lab")
-            .tempdir()
-            .unwrap();
+        let state = tempfile::Builder::new().prefix("quarantine-lab").tempdir().unwrap();
         let mut config = json!({
             "cniVersion": "1.1.0",
             "name": "lab",
@@ -45,12 +42,7 @@ impl<'a> Sandbox<'a> {
             config[key] = value.clone();
         }
         let id = format!("c{}", topology.pod.name());
-        Self {
-            topology,
-            state,
-            config,
-            id,
-        }
+        Self { topology, state, config, id }
     }
 
     pub(crate) fn id(&self) -> &str {
@@ -76,10 +68,7 @@ impl<'a> Sandbox<'a> {
             .container(&self.id)
             .netns(&self.topology.pod.path())
             .ifname(ifname)
-            .args(&format!(
-                "IgnoreUnknown=1;K8S_POD_NAMESPACE=lab;K8S_POD_NAME=web;K8S_POD_UID=uid-{}",
-                self.id
-            ))
+            .args(&format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=lab;K8S_POD_NAME=web;K8S_POD_UID=uid-{}", self.id))
             .config(&self.config)
             .run()
     }
@@ -133,10 +122,7 @@ impl<'a> Sandbox<'a> {
 
     /// The verdict of [`Sandbox::status`]: `contained`, `partial` or `open`.
     pub(crate) fn verdict(&self) -> String {
-        self.status()["verdict"]
-            .as_str()
-            .unwrap_or_default()
-            .to_owned()
+        self.status()["verdict"].as_str().unwrap_or_default().to_owned()
     }
 
     pub(crate) fn del(&self) {

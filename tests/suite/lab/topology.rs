@@ -125,9 +125,7 @@ impl Topology {
         };
         topology.forward();
         // The node's own address and its default route, which is why it answers for 169.254.1.1.
-        topology
-            .node
-            .ip("link add uplink type veth peer name wire\n\
+        topology.node.ip("link add uplink type veth peer name wire\n\
              link set wire up\n\
              link set uplink up\n\
              addr add 192.0.2.10/24 dev uplink\n\
@@ -136,16 +134,9 @@ impl Topology {
              route add default via fd78::1 dev uplink");
         for (pod, host_end, number, mac) in topology.pods() {
             topology.veth(pod, host_end, mac);
-            topology.node.ip(&format!(
-                "link set {host_end} address {} up",
-                text(CALICO_MAC)
-            ));
-            topology
-                .node
-                .sysctl(&format!("net.ipv4.conf.{host_end}.proxy_arp"), "1");
-            topology
-                .node
-                .sysctl(&format!("net.ipv4.neigh.{host_end}.proxy_delay"), "0");
+            topology.node.ip(&format!("link set {host_end} address {} up", text(CALICO_MAC)));
+            topology.node.sysctl(&format!("net.ipv4.conf.{host_end}.proxy_arp"), "1");
+            topology.node.sysctl(&format!("net.ipv4.neigh.{host_end}.proxy_delay"), "0");
             topology.node.ip(&format!(
                 "route add 10.77.0.{number}/32 dev {host_end} scope link\n\
                  route add fd77::{number}/128 dev {host_end}"
@@ -239,13 +230,8 @@ impl Topology {
             ],
         };
         let index = interfaces.len();
-        interfaces
-            .push(json!({ "name": "eth0", "mac": text(POD_MAC), "sandbox": self.pod.path() }));
-        let (length4, length6) = if self.kind == Kind::Calico {
-            (32, 128)
-        } else {
-            (24, 64)
-        };
+        interfaces.push(json!({ "name": "eth0", "mac": text(POD_MAC), "sandbox": self.pod.path() }));
+        let (length4, length6) = if self.kind == Kind::Calico { (32, 128) } else { (24, 64) };
         json!({
             "cniVersion": "1.1.0",
             "interfaces": interfaces,
@@ -261,6 +247,15 @@ impl Topology {
     /// The pod's and the peer's links are routed by the node, not bridged.
     pub(crate) fn routed(&self) -> bool {
         matches!(self.kind, Kind::Ptp | Kind::Calico)
+    }
+
+    /// The node's interface through which it reaches the pod.
+    pub(crate) fn node_device(&self) -> &'static str {
+        match self.kind {
+            Kind::Ptp | Kind::Calico => HOST_END,
+            Kind::Macvlan => "node0",
+            _ => "br0",
+        }
     }
 
     /// The node's address, IPv4 and IPv6.
@@ -306,19 +301,14 @@ impl Topology {
         ));
         for (pod, host_end, number, mac) in topology.pods() {
             topology.veth(pod, host_end, mac);
-            topology
-                .node
-                .ip(&format!("link set {host_end} master br0 up"));
+            topology.node.ip(&format!("link set {host_end} master br0 up"));
             Self::address(pod, number);
         }
         topology
     }
 
     fn pods(&self) -> [(&Netns, &'static str, u8, Mac); 2] {
-        [
-            (&self.pod, HOST_END, 2, POD_MAC),
-            (&self.peer, "veth-peer", 3, PEER_MAC),
-        ]
+        [(&self.pod, HOST_END, 2, POD_MAC), (&self.peer, "veth-peer", 3, PEER_MAC)]
     }
 
     fn veth(&self, pod: &Netns, host_end: &str, mac: Mac) {
@@ -350,14 +340,9 @@ impl Topology {
             for address in [IpAddr::from(POD4), POD6.into()] {
                 // A refused connection is an answer too: the pod is there.
                 let reached = || {
-                    let attempt = netns.run(|| {
-                        std::net::TcpStream::connect_timeout(
-                            &(address, 9).into(),
-                            Duration::from_millis(200),
-                        )
-                    });
-                    attempt
-                        .is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
+                    let attempt = netns
+                        .run(|| std::net::TcpStream::connect_timeout(&(address, 9).into(), Duration::from_millis(200)));
+                    attempt.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
                 };
                 assert!(
                     eventually(Duration::from_secs(5), reached),
@@ -375,8 +360,7 @@ pub(crate) fn text(mac: Mac) -> String {
 }
 
 fn mac_of(netns: &Netns, ifname: &str) -> String {
-    let links: Value =
-        serde_json::from_str(&netns.sh(&format!("ip -j link show {ifname}"))).unwrap();
+    let links: Value = serde_json::from_str(&netns.sh(&format!("ip -j link show {ifname}"))).unwrap();
     links[0]["address"].as_str().unwrap().to_owned()
 }
 
@@ -386,10 +370,6 @@ fn every_topology_can_be_built() {
     for kind in [Bridge, Ptp, Calico, Macvlan, Kata, Cilium, Gvisor] {
         let topology = Topology::new(kind);
         assert_eq!(topology.kind, kind);
-        assert!(
-            topology.prev_result()["interfaces"]
-                .as_array()
-                .is_some_and(|all| !all.is_empty())
-        );
+        assert!(topology.prev_result()["interfaces"].as_array().is_some_and(|all| !all.is_empty()));
     }
 }

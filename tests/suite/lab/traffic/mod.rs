@@ -1,0 +1,9 @@
+//! Traffic: what attackers send, and what witnesses on the other side see of it.
+
+pub(crate) mod battery;
+pub(crate) mod flood;
+pub(crate) mod observe;
+pub(crate) mod packet;
+pub(crate) mod sockets;
+pub(crate) mod stream;
+pub(crate) mod xdp;

@@ -1,0 +1,119 @@
+//! Long-lived flows: a sender that never stops, a receiver that counts.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crate::lab::{Netns, eventually};
+
+/// How long a cut flow is watched. TCP would have sent again by then (200 ms at first).
+const SILENCE: Duration = Duration::from_millis(400);
+
+/// An established flow with traffic on it; ends with the value.
+pub(crate) struct Flow {
+    pub(crate) name: String,
+    received: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Flow {
+    /// A TCP connection from `client` to `server`, which sends as fast as it may to whom `upload` says.
+    pub(crate) fn tcp(client: &Netns, server: &Netns, address: IpAddr, upload: bool) -> Self {
+        let listener = server.run(|| TcpListener::bind((address, 0)).unwrap());
+        let to = listener.local_addr().unwrap();
+        let near = client.run(|| TcpStream::connect_timeout(&to, Duration::from_secs(5)).unwrap());
+        let (far, _) = listener.accept().unwrap();
+        let (mut sender, mut receiver) = if upload { (near, far) } else { (far, near) };
+        let way = if upload { "up" } else { "down" };
+        for stream in [&sender, &receiver] {
+            stream.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+            stream.set_write_timeout(Some(Duration::from_millis(20))).unwrap();
+        }
+        Self::start(
+            format!("tcp {way} {to}"),
+            // Some pause, for two cores are shared by all tests: it is the packets that matter, not their number.
+            move || {
+                let _ = sender.write(&[0x51; 1200]);
+                std::thread::sleep(Duration::from_micros(500));
+            },
+            move || receiver.read(&mut [0; 1 << 16]).unwrap_or(0) as u64,
+        )
+    }
+
+    /// UDP datagrams from one socket to another, without an answer.
+    pub(crate) fn udp(from: &Netns, to: &Netns, address: IpAddr) -> Self {
+        let receiver = to.run(|| UdpSocket::bind((address, 0)).unwrap());
+        let target = receiver.local_addr().unwrap();
+        let any: SocketAddr = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }.parse().unwrap();
+        let sender = from.run(|| UdpSocket::bind(any).unwrap());
+        receiver.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+        Self::start(
+            format!("udp {target}"),
+            move || {
+                let _ = sender.send_to(&[0x51; 600], target);
+                std::thread::sleep(Duration::from_micros(500));
+            },
+            move || receiver.recv(&mut [0; 2048]).unwrap_or(0) as u64,
+        )
+    }
+
+    fn start(
+        name: String,
+        mut send: impl FnMut() + Send + 'static,
+        mut receive: impl FnMut() -> u64 + Send + 'static,
+    ) -> Self {
+        let received = Arc::new(AtomicU64::new(0));
+        let stop = Arc::new(AtomicBool::new(false));
+        let (count, stop_sender, stop_receiver) = (received.clone(), stop.clone(), stop.clone());
+        let threads = vec![
+            std::thread::spawn(move || {
+                while !stop_sender.load(Ordering::Relaxed) {
+                    send();
+                }
+            }),
+            std::thread::spawn(move || {
+                while !stop_receiver.load(Ordering::Relaxed) {
+                    count.fetch_add(receive(), Ordering::Relaxed);
+                }
+            }),
+        ];
+        Self { name, received, stop, threads }
+    }
+
+    pub(crate) fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
+    }
+
+    /// Something arrives from now on. A TCP flow that was cut for a while may wait for its next try.
+    #[track_caller]
+    pub(crate) fn assert_alive(&self) {
+        let before = self.received();
+        let alive = eventually(Duration::from_secs(8), || self.received() > before);
+        assert!(alive, "{}: nothing arrives", self.name);
+    }
+
+    /// Nothing arrives from now on, on any of them.
+    #[track_caller]
+    pub(crate) fn assert_all_dead(flows: &[Self]) {
+        // What had arrived before the cut may still wait in a receive buffer.
+        std::thread::sleep(Duration::from_millis(50));
+        let before: Vec<u64> = flows.iter().map(Self::received).collect();
+        std::thread::sleep(SILENCE);
+        for (flow, before) in flows.iter().zip(before) {
+            assert_eq!(flow.received(), before, "{}: bytes arrive", flow.name);
+        }
+    }
+}
+
+impl Drop for Flow {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
