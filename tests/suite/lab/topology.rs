@@ -292,8 +292,9 @@ impl Topology {
 
     fn on_bridge(kind: Kind) -> Self {
         let topology = Self::players(kind);
+        // Without snooping the bridge floods all multicast, malformed frames too: the attacker's best case.
         topology.node.ip(&format!(
-            "link add br0 address {} type bridge\n\
+            "link add br0 address {} type bridge mcast_snooping 0\n\
              link set br0 up\n\
              addr add 10.77.0.1/24 dev br0\n\
              addr add fd77::1/64 dev br0 nodad",
