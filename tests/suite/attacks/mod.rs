@@ -4,4 +4,5 @@
 //! is what arrived on the other side. The tests know the product by its public face only: ADD, marks, `sync`, `status`.
 
 mod basic;
+mod probes;
 mod raw;

@@ -4,6 +4,8 @@ pub(crate) mod battery;
 pub(crate) mod flood;
 pub(crate) mod observe;
 pub(crate) mod packet;
+pub(crate) mod server;
 pub(crate) mod sockets;
+pub(crate) mod stack;
 pub(crate) mod stream;
 pub(crate) mod xdp;
