@@ -6,3 +6,4 @@
 mod basic;
 mod probes;
 mod raw;
+mod root;
