@@ -4,6 +4,7 @@
 //! is what arrived on the other side. The tests know the product by its public face only: ADD, marks, `sync`, `status`.
 
 mod basic;
+mod datapaths;
 mod probes;
 mod raw;
 mod root;

@@ -47,6 +47,11 @@ impl<'a> Battery<'a> {
         Self { attacks, witnesses }
     }
 
+    /// Leaves out those whose name this does not hold of.
+    pub(crate) fn retain(&mut self, holds: impl Fn(&str) -> bool) {
+        self.attacks.retain(|attack| holds(&attack.name));
+    }
+
     /// The control: every attack arrives.
     #[track_caller]
     pub(crate) fn assert_all_arrive(&mut self) {
