@@ -3,6 +3,7 @@
 //! Each attack is fired at a released pod first and must arrive, so that its silence later means something. What counts
 //! is what arrived on the other side. The tests know the product by its public face only: ADD, marks, `sync`, `status`.
 
+mod allow;
 mod basic;
 mod datapaths;
 mod probes;
