@@ -190,6 +190,7 @@ fn what_leaves_the_list_stops() {
         rule("egress", "fd77::/64", "tcp", &json!(["1-65535"])),
     ] });
     sandbox.isolate_with(&wide);
+    topology.forget_neighbours();
     let flows = [
         Flow::tcp(&topology.pod, &topology.peer, PEER4.into(), true),
         Flow::tcp(&topology.pod, &topology.peer, PEER6.into(), false),

@@ -5,7 +5,10 @@
 
 mod allow;
 mod basic;
+mod churn;
 mod datapaths;
+mod interfaces;
+mod oracle;
 mod probes;
 mod raw;
 mod root;

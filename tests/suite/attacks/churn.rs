@@ -1,0 +1,205 @@
+//! Changes under fire: while floods run in both directions the policy changes and the rules are repaired, and not one
+//! packet passes that neither the old nor the new policy allows.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::lab::topology::{PEER_MAC, PEER4, PEER6, POD_MAC, POD4, POD6};
+use crate::lab::traffic::flood::Flood;
+use crate::lab::traffic::observe::{Witnesses, tag};
+use crate::lab::traffic::packet::{self, BROADCAST, Segment};
+use crate::lab::traffic::server::{Server, http_probe};
+use crate::lab::{Kind, Mac, Netns, Sandbox, Topology};
+
+/// Attack numbers: out of the pod, into it.
+const OUT: u16 = 1;
+const IN: u16 = 2;
+
+/// Frames that no policy of these tests allows: other ports, other protocols, no protocol at all.
+fn forbidden(from: Mac, to: Mac, number: u16, pods: bool) -> Vec<Vec<u8>> {
+    let (v4, v6) = if pods { ((POD4, PEER4), (POD6, PEER6)) } else { ((PEER4, POD4), (PEER6, POD6)) };
+    let mut frames = Vec::new();
+    for (source, target) in [(v4.0.into(), v4.1.into()), (v6.0.into(), v6.1.into())] {
+        let macs = (to, from);
+        let udp = packet::udp(source, target, (9, 9), &tag(number));
+        frames.push(packet::ip_frame(macs, (target, source), packet::UDP, &udp));
+        for flags in [packet::SYN, packet::PSH_ACK] {
+            let segment = Segment { flags, sequence: 1, acknowledgement: 1 };
+            let tcp = packet::tcp(source, target, (9, 9), segment, &tag(number));
+            frames.push(packet::ip_frame(macs, (target, source), packet::TCP, &tcp));
+        }
+    }
+    frames.push(packet::ethernet(BROADCAST, from, 0x88b5, &tag(number)));
+    frames
+}
+
+/// The floods, and the witnesses of both sides.
+struct Fire {
+    out: Flood,
+    into: Flood,
+    outside: Witnesses,
+    inside: Witnesses,
+}
+
+impl Fire {
+    fn open(topology: &Topology) -> Self {
+        let flood = |netns: &Netns, frames| Flood::start(netns, "eth0", frames);
+        let outside = Witnesses::default().frames(&topology.peer, "eth0");
+        Self {
+            outside,
+            inside: Witnesses::inside(topology),
+            out: flood(&topology.pod, forbidden(POD_MAC, topology.peer_hop_mac, OUT, true)),
+            into: flood(&topology.peer, forbidden(PEER_MAC, topology.pod_hop_mac, IN, false)),
+        }
+    }
+
+    /// Both floods arrive: the control.
+    fn assert_burning(&mut self) {
+        self.forget();
+        assert!(self.outside.await_seen(OUT, 100) >= 100, "the control fails: nothing comes out");
+        assert!(self.inside.await_seen(IN, 100) >= 100, "the control fails: nothing comes in");
+    }
+
+    /// What was under way when the pod was cut off is over.
+    fn forget(&mut self) {
+        std::thread::sleep(Duration::from_millis(50));
+        self.outside.forget();
+        self.inside.forget();
+    }
+
+    /// Nothing arrived since.
+    #[track_caller]
+    fn assert_out(&mut self, doing: &str) {
+        let (out, into) = (self.outside.seen(OUT), self.inside.seen(IN));
+        let sent = (self.out.sent(), self.into.sent());
+        assert!((out, into) == (0, 0), "{doing}: {out} came out and {into} in, of {sent:?} sent");
+    }
+}
+
+fn rule(direction: &str, port: u16) -> Value {
+    let peer = if port % 2 == 0 { "10.77.0.3/32" } else { "fd77::3/128" };
+    json!({ "direction": direction, "peer": peer, "protocol": "tcp", "ports": [port] })
+}
+
+/// The policies that the changes go through: a rule more, a rule less, sealed, and back.
+fn policies() -> Vec<Value> {
+    let some = vec![rule("egress", 443), rule("ingress", 7000)];
+    let more = [some.clone(), vec![rule("egress", 8443), rule("ingress", 7001)]].concat();
+    vec![
+        json!({ "allow": some }),
+        json!({ "allow": more }),
+        json!({ "allow": some, "probes": { "ports": [8080] } }),
+        json!({ "loopback": false, "probes": false }),
+        json!({}),
+    ]
+}
+
+fn changes_leak_nothing(kind: Kind, rounds: usize) {
+    let topology = Topology::new(kind);
+    let sandbox = Sandbox::add(&topology);
+    let mut fire = Fire::open(&topology);
+    fire.assert_burning();
+    sandbox.isolate("");
+    fire.forget();
+    for (round, policy) in policies().iter().cycle().take(rounds).enumerate() {
+        sandbox.isolate_with(policy);
+        fire.assert_out(&format!("change {round} to {policy}"));
+    }
+    sandbox.release();
+    fire.assert_burning();
+}
+
+#[test]
+fn two_hundred_changes_leak_nothing_on_a_bridge() {
+    changes_leak_nothing(Kind::Bridge, 200);
+}
+
+#[test]
+fn changes_leak_nothing_on_calico() {
+    changes_leak_nothing(Kind::Calico, 50);
+}
+
+/// No host guard here: what holds is the pod side alone.
+#[test]
+fn changes_leak_nothing_on_macvlan() {
+    changes_leak_nothing(Kind::Macvlan, 50);
+}
+
+#[test]
+fn repairs_leak_nothing() {
+    let topology = Topology::bridge();
+    let sandbox = Sandbox::add(&topology);
+    let mut fire = Fire::open(&topology);
+    fire.assert_burning();
+    sandbox.isolate("");
+    fire.forget();
+    for round in 0..40 {
+        match round % 4 {
+            0 => drop(topology.pod.sh("nft flush ruleset")),
+            1 => drop(topology.pod.sh("nft add table netdev quarantine; nft add table inet quarantine")),
+            2 => drop(topology.pod.try_sh("nft add table netdev quarantine '{ flags dormant; }'")),
+            _ => {}
+        }
+        sandbox.sync();
+        fire.assert_out(&format!("repair {round}"));
+        sandbox.invoke("CHECK").ok();
+        fire.assert_out(&format!("check {round}"));
+    }
+    assert_eq!(sandbox.verdict(), "contained");
+}
+
+/// A repair of the host guard, by the one side while the other holds.
+#[test]
+fn repairs_of_the_host_guard_leak_nothing_out() {
+    let topology = Topology::bridge();
+    let sandbox = Sandbox::add(&topology);
+    let mut fire = Fire::open(&topology);
+    fire.assert_burning();
+    sandbox.isolate("");
+    fire.forget();
+    for round in 0..20 {
+        topology.node.sh("nft flush ruleset");
+        sandbox.sync();
+        // Packet sockets in the pod did see the frames while the guard was away; that is what `partial` means.
+        assert_eq!(fire.outside.seen(OUT), 0, "repair {round}");
+    }
+    fire.forget();
+    sandbox.sync();
+    fire.assert_out("after the repairs");
+}
+
+/// Probes go on through all that: none is lost to a change that keeps them.
+#[test]
+fn probes_survive_changes_that_keep_them() {
+    let topology = Topology::bridge();
+    let sandbox = Sandbox::add(&topology);
+    let server = Server::start(&topology.pod, 8080);
+    sandbox.isolate("");
+    let keep: Vec<Value> = policies().into_iter().filter(|policy| policy["probes"] != false).collect();
+    std::thread::scope(|scope| {
+        let prober = scope.spawn(|| {
+            let limit = Duration::from_secs(5);
+            (0..200).filter(|_| !http_probe(&topology.node, POD4.into(), server.port(), limit)).count()
+        });
+        for policy in keep.iter().cycle().take(40) {
+            sandbox.isolate_with(policy);
+        }
+        assert_eq!(prober.join().unwrap(), 0, "probes failed");
+    });
+}
+
+/// A mark that stands before the sandbox does: from the moment ADD returns nothing passes.
+#[test]
+fn a_sandbox_that_is_born_isolated_leaks_nothing() {
+    let topology = Topology::bridge();
+    let sandbox = Sandbox::prepare(&topology, &json!({}));
+    let mut fire = Fire::open(&topology);
+    fire.assert_burning();
+    sandbox.write_mark("");
+    sandbox.invoke("ADD").ok();
+    fire.forget();
+    std::thread::sleep(Duration::from_millis(200));
+    fire.assert_out("born isolated");
+    assert_eq!(sandbox.verdict(), "contained");
+}

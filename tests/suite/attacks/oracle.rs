@@ -1,0 +1,202 @@
+//! Random policies against an oracle: a few lines here say what should pass, the kernel is asked by sending.
+//!
+//! The oracle is written from the design, not from the product: where they differ one of them is wrong. Seeds of
+//! failures are kept next to this file and tried first.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use proptest::test_runner::{Config, FileFailurePersistence, TestRunner};
+use serde_json::{Value, json};
+
+use crate::lab::topology::{PEER_MAC, PEER4, PEER6, POD_MAC, POD4, POD6, text};
+use crate::lab::traffic::exchange::{Exchange, Protocol, surprises};
+use crate::lab::{Netns, Sandbox, Topology};
+
+/// Long enough for what passes, which the control of each case shows, and short, for there are a hundred cases.
+const SILENCE: Duration = Duration::from_millis(80);
+const PORTS: [u16; 4] = [53, 443, 8080, 60_000];
+const PEERS: [&str; 9] = [
+    "10.77.0.3/32",
+    "10.77.0.2/31",
+    "10.77.0.0/24",
+    "0.0.0.0/0",
+    "10.77.0.1/32",
+    "192.168.0.0/16",
+    "fd77::3/128",
+    "fd77::/64",
+    "::/0",
+];
+
+#[derive(Clone, Debug)]
+enum Ports {
+    One(u16),
+    Range(u16, u16),
+}
+
+impl Ports {
+    fn contain(&self, port: u16) -> bool {
+        match self {
+            Self::One(one) => *one == port,
+            Self::Range(from, to) => (*from..=*to).contains(&port),
+        }
+    }
+
+    fn json(&self) -> Value {
+        match self {
+            Self::One(one) => json!(one),
+            Self::Range(from, to) => json!(format!("{from}-{to}")),
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Rule {
+    egress: bool,
+    peer: &'static str,
+    udp: bool,
+    ports: Vec<Ports>,
+}
+
+#[derive(Clone, Debug)]
+enum Probes {
+    Any,
+    None,
+    Ports(Vec<u16>),
+}
+
+#[derive(Clone, Debug)]
+struct Policy {
+    loopback: bool,
+    probes: Probes,
+    allow: Vec<Rule>,
+}
+
+impl Policy {
+    fn json(&self) -> Value {
+        let allow = self.allow.iter().map(|rule| {
+            json!({
+                "direction": if rule.egress { "egress" } else { "ingress" },
+                "peer": rule.peer,
+                "protocol": if rule.udp { "udp" } else { "tcp" },
+                "ports": rule.ports.iter().map(Ports::json).collect::<Vec<_>>(),
+            })
+        });
+        let probes = match &self.probes {
+            Probes::Any => json!(true),
+            Probes::None => json!(false),
+            Probes::Ports(ports) => json!({ "ports": ports }),
+        };
+        json!({ "loopback": self.loopback, "probes": probes, "allow": allow.collect::<Vec<_>>() })
+    }
+
+    /// May this exchange be opened? `remote` is the other end's address.
+    fn passes(&self, egress: bool, by_node: bool, remote: IpAddr, protocol: Protocol, port: u16) -> bool {
+        let probe = by_node && !egress && protocol == Protocol::Tcp;
+        let probed = match &self.probes {
+            Probes::Any => true,
+            Probes::None => false,
+            Probes::Ports(ports) => ports.contains(&port),
+        };
+        probe && probed
+            || self.allow.iter().any(|rule| {
+                rule.egress == egress
+                    && rule.udp == (protocol == Protocol::Udp)
+                    && contains(rule.peer, remote)
+                    && rule.ports.iter().any(|ports| ports.contain(port))
+            })
+    }
+}
+
+fn contains(network: &str, address: IpAddr) -> bool {
+    let (base, length) = network.split_once('/').unwrap();
+    let length: u32 = length.parse().unwrap();
+    let shared = |a: u128, b: u128, bits: u32| (a ^ b).leading_zeros() - (128 - bits) >= length;
+    match (base.parse().unwrap(), address) {
+        (IpAddr::V4(base), IpAddr::V4(address)) => shared(u32::from(base).into(), u32::from(address).into(), 32),
+        (IpAddr::V6(base), IpAddr::V6(address)) => shared(base.into(), address.into(), 128),
+        _ => false,
+    }
+}
+
+fn any_policy() -> impl Strategy<Value = Policy> {
+    let port = || prop::sample::select(PORTS.to_vec());
+    let ports = prop_oneof![
+        port().prop_map(Ports::One),
+        (port(), port()).prop_map(|(a, b)| Ports::Range(a.min(b), a.max(b))),
+        (1..=u16::MAX).prop_map(Ports::One),
+        Just(Ports::Range(1, u16::MAX)),
+    ];
+    let rule = (any::<bool>(), prop::sample::select(PEERS.to_vec()), any::<bool>(), prop::collection::vec(ports, 1..3))
+        .prop_map(|(egress, peer, udp, ports)| Rule { egress, peer, udp, ports });
+    let probes = prop_oneof![
+        Just(Probes::Any),
+        Just(Probes::None),
+        prop::collection::btree_set(port(), 1..3).prop_map(|ports| Probes::Ports(ports.into_iter().collect())),
+    ];
+    (any::<bool>(), probes, prop::collection::vec(rule, 0..5)).prop_map(|(loopback, probes, allow)| Policy {
+        loopback,
+        probes,
+        allow,
+    })
+}
+
+/// Every exchange that there is between the pod and `far`, on a few ports.
+fn exchanges<'a>(topology: &'a Topology, far: &'a Netns, addresses: [IpAddr; 2], policy: &Policy) -> Vec<Exchange<'a>> {
+    let by_node = std::ptr::eq(far, &raw const topology.node);
+    let mut all = Vec::new();
+    for (near, remote) in [IpAddr::from(POD4), POD6.into()].into_iter().zip(addresses) {
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            for port in PORTS {
+                for egress in [true, false] {
+                    let (client, server, address) =
+                        if egress { (&topology.pod, far, remote) } else { (far, &topology.pod, near) };
+                    let name = format!("egress {egress}, {remote} {protocol:?} {port}");
+                    let expected = policy.passes(egress, by_node, remote, protocol, port);
+                    all.push(Exchange { name, client, server, address, protocol, port, expected });
+                }
+            }
+        }
+    }
+    all
+}
+
+/// Everybody knows everybody: finding neighbours is not the question here, and waiting for it takes seconds.
+fn introduce(topology: &Topology) {
+    let stations = [
+        (&topology.node, "br0", topology.node_addresses(), topology.node_mac),
+        (&topology.pod, "eth0", [POD4.into(), POD6.into()], POD_MAC),
+        (&topology.peer, "eth0", [PEER4.into(), PEER6.into()], PEER_MAC),
+    ];
+    for (netns, device, own, _) in &stations {
+        for (_, _, addresses, mac) in stations.iter().filter(|(_, _, addresses, _)| addresses != own) {
+            for address in addresses {
+                netns.sh(&format!("ip neigh replace {address} lladdr {} dev {device} nud permanent", text(*mac)));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_hundred_policies_say_what_the_kernel_does() {
+    let topology = Topology::bridge();
+    introduce(&topology);
+    let sandbox = Sandbox::add(&topology);
+    let seeds =
+        FileFailurePersistence::Direct(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/suite/attacks/oracle.seeds"));
+    // Each step of shrinking is a round of sending: a few suffice to read the failure.
+    let config =
+        Config { cases: 100, max_shrink_iters: 30, failure_persistence: Some(Box::new(seeds)), ..Config::default() };
+    let outcome = TestRunner::new(config).run(&any_policy(), |policy| {
+        sandbox.isolate_with(&policy.json());
+        let mut wrong =
+            surprises(&exchanges(&topology, &topology.peer, [PEER4.into(), PEER6.into()], &policy), SILENCE);
+        wrong.extend(surprises(&exchanges(&topology, &topology.node, topology.node_addresses(), &policy), SILENCE));
+        prop_assert!(wrong.is_empty(), "{}: {wrong:?}", policy.json());
+        Ok(())
+    });
+    if let Err(error) = outcome {
+        panic!("{error}");
+    }
+}
