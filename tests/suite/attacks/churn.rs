@@ -78,7 +78,7 @@ impl Fire {
 }
 
 fn rule(direction: &str, port: u16) -> Value {
-    let peer = if port % 2 == 0 { "10.77.0.3/32" } else { "fd77::3/128" };
+    let peer = if port.is_multiple_of(2) { "10.77.0.3/32" } else { "fd77::3/128" };
     json!({ "direction": direction, "peer": peer, "protocol": "tcp", "ports": [port] })
 }
 

@@ -4,6 +4,8 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use serde_json::{Value, json};
+
 use crate::lab::topology::{PEER_MAC, PEER4, PEER6, POD_MAC, POD4, POD6};
 use crate::lab::traffic::battery::{Attack, Battery};
 use crate::lab::traffic::observe::{Matcher, Witnesses, tag};
@@ -263,10 +265,13 @@ fn is_arp(frame: &[u8], operation: u16) -> bool {
     frame.len() >= 42 && frame[12..14] == [8, 6] && frame[20..22] == operation.to_be_bytes()
 }
 
+/// Sends a frame.
+type Door = Arc<dyn Fn(&[u8]) + Send + Sync>;
+
 /// A battery for each door that frames leave by: a packet socket, one that goes past the queueing discipline, AF_XDP.
 fn through_every_door(topology: &Topology) -> Vec<Battery<'_>> {
     let pod = &topology.pod;
-    let battery = |door: &str, send: Arc<dyn Fn(&[u8]) + Send + Sync>| {
+    let battery = |door: &str, send: Door| {
         let mut frames = packets_out(topology);
         if !topology.routed() {
             frames.extend(frames_out(topology));
@@ -293,8 +298,12 @@ fn through_every_door(topology: &Topology) -> Vec<Battery<'_>> {
 }
 
 fn no_frame_leaves(kind: Kind) {
+    no_frame_leaves_by(kind, &json!({}));
+}
+
+fn no_frame_leaves_by(kind: Kind, policy: &Value) {
     let topology = Topology::new(kind);
-    let sandbox = Sandbox::add(&topology);
+    let sandbox = Sandbox::add_with(&topology, &json!({ "policy": policy }));
     let mut batteries = through_every_door(&topology);
     batteries.iter_mut().for_each(Battery::assert_all_arrive);
     sandbox.isolate("");
@@ -306,6 +315,21 @@ fn no_frame_leaves(kind: Kind) {
 #[test]
 fn no_frame_leaves_over_a_bridge() {
     no_frame_leaves(Kind::Bridge);
+}
+
+/// An allow-list opens the link for its own next hops. These are nobody's addresses here, so nothing may reach the peer.
+#[test]
+fn no_frame_leaves_beside_an_allow_list() {
+    let rule = |peer: &str, protocol: &str| json!({ "direction": "egress", "peer": peer, "protocol": protocol });
+    no_frame_leaves_by(
+        Kind::Bridge,
+        &json!({ "allow": [
+            rule("10.77.0.4/32", "tcp"),
+            rule("fd77::4/128", "tcp"),
+            rule("192.0.2.7/32", "udp"),
+            rule("2001:db8::7/128", "udp"),
+        ] }),
+    );
 }
 
 #[test]
