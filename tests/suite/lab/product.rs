@@ -40,7 +40,7 @@ pub(crate) struct Invocation {
 impl Invocation {
     /// A call of `verb` on `node`. All other CNI_* variables are empty, as libcni leaves them, until set.
     pub(crate) fn new(node: &Netns, verb: &str) -> Self {
-        let mut command = node.command(option_env!("STANDIN").unwrap_or(env!("CARGO_BIN_EXE_quarantine")));
+        let mut command = node.command(env!("CARGO_BIN_EXE_quarantine"));
         command.env_clear();
         for name in ["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_ARGS", "CNI_PATH"] {
             command.env(name, "");
@@ -91,7 +91,7 @@ impl Invocation {
 
 /// Runs one of the product's commands (`status`, `sync`, …) on `node`, and waits for it.
 pub(crate) fn quarantine(node: &Netns, args: &[&str]) -> Run {
-    let mut command = node.command(option_env!("STANDIN").unwrap_or(env!("CARGO_BIN_EXE_quarantine")));
+    let mut command = node.command(env!("CARGO_BIN_EXE_quarantine"));
     command.env_remove("CNI_COMMAND").args(args);
     run(command, &[])
 }
