@@ -12,3 +12,4 @@ mod oracle;
 mod probes;
 mod raw;
 mod root;
+mod verdicts;

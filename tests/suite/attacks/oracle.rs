@@ -15,7 +15,7 @@ use crate::lab::traffic::exchange::{Exchange, Protocol, surprises};
 use crate::lab::{Netns, Sandbox, Topology};
 
 /// Long enough for what passes, which the control of each case shows, and short, for there are a hundred cases.
-const SILENCE: Duration = Duration::from_millis(80);
+const SILENCE: Duration = Duration::from_millis(50);
 const PORTS: [u16; 4] = [53, 443, 8080, 60_000];
 const PEERS: [&str; 9] = [
     "10.77.0.3/32",
