@@ -8,8 +8,10 @@ use serde_json::{Value, json};
 use crate::lab::topology::{PEER_MAC, PEER4, PEER6, POD_MAC, POD4, POD6};
 use crate::lab::traffic::battery::{Attack, Battery};
 use crate::lab::traffic::exchange::{Exchange, Outcome, Protocol, surprises};
+use crate::lab::traffic::flood::Flood;
 use crate::lab::traffic::observe::{Witnesses, tag};
 use crate::lab::traffic::packet::{self, Segment};
+use crate::lab::traffic::server::{Server, http_probe};
 use crate::lab::traffic::sockets::PacketSocket;
 use crate::lab::traffic::stream::Flow;
 use crate::lab::{Kind, Sandbox, Topology};
@@ -201,4 +203,50 @@ fn what_leaves_the_list_stops() {
     Flow::assert_all_dead(&flows);
     sandbox.isolate_with(&json!({ "loopback": false, "probes": false }));
     Flow::assert_all_dead(&flows);
+}
+
+/// An allowed packet in a frame for somebody else: on a bridge the Ethernet address decides who gets it.
+#[test]
+fn an_allowed_packet_reaches_no_other_station() {
+    let topology = Topology::bridge();
+    let allow = [("10.77.0.4/32", "udp"), ("fd77::4/128", "udp"), ("192.0.2.7/32", "udp")]
+        .map(|(peer, protocol)| rule("egress", peer, protocol, &json!([53])));
+    let sandbox = Sandbox::add_with(&topology, &json!({ "policy": { "allow": allow } }));
+    let socket = std::sync::Arc::new(PacketSocket::open(&topology.pod, "eth0"));
+    let targets: [(IpAddr, IpAddr); 3] = [
+        (POD4.into(), [10, 77, 0, 4].into()),
+        (POD6.into(), "fd77::4".parse().unwrap()),
+        (POD4.into(), [192, 0, 2, 7].into()),
+    ];
+    let attack = |(from, to): (IpAddr, IpAddr)| {
+        let socket = socket.clone();
+        Attack::new(format!("to {to} at the peer's MAC"), &topology.pod, move |number| {
+            let udp = packet::udp(from, to, (40_000, 53), &tag(number));
+            let _ = socket.send(&packet::ip_frame((PEER_MAC, POD_MAC), (to, from), packet::UDP, &udp));
+        })
+    };
+    let attacks = targets.map(attack).into();
+    let mut battery = Battery::new(attacks, Witnesses::default().frames(&topology.peer, "eth0"));
+    battery.assert_all_arrive();
+    sandbox.isolate("");
+    battery.assert_none_arrives();
+}
+
+/// An allowed flow is allowed, not a way to starve others: however many tuples it makes, probes are answered.
+#[test]
+fn a_flood_of_allowed_flows_starves_no_probe() {
+    let topology = Topology::bridge();
+    let sandbox = Sandbox::add_with(&topology, &json!({ "policy": { "allow": policy()["allow"] } }));
+    let server = Server::start(&topology.pod, 8080);
+    sandbox.isolate("");
+    let frames = (0..20_000_u16).map(|number| {
+        let udp = packet::udp(POD4.into(), PEER4.into(), (number + 1024, 53), b"x");
+        packet::ip_frame((PEER_MAC, POD_MAC), (PEER4.into(), POD4.into()), packet::UDP, &udp)
+    });
+    let flood = Flood::start(&topology.pod, "eth0", frames.collect());
+    assert!(crate::lab::eventually(Duration::from_secs(5), || flood.sent() >= 20_000), "the flood does not start");
+    drop(flood);
+    for to in [IpAddr::from(POD4), POD6.into()] {
+        assert!(http_probe(&topology.node, to, server.port(), Duration::from_secs(3)), "probe of {to}");
+    }
 }

@@ -13,7 +13,7 @@ use crate::lab::traffic::observe::{Witnesses, tag};
 use crate::lab::traffic::packet::{self, BROADCAST, Segment};
 use crate::lab::traffic::server::{Server, http_probe, http_probe_here, tcp_probe};
 use crate::lab::traffic::sockets::{PacketSocket, address, become_owner};
-use crate::lab::{Kind, Sandbox, Topology};
+use crate::lab::{Kind, Sandbox, Topology, eventually};
 
 const POD: [IpAddr; 2] = [IpAddr::V4(POD4), IpAddr::V6(POD6)];
 /// For what must be answered.
@@ -60,25 +60,36 @@ fn probes_pass_on_macvlan() {
     probes_pass(Kind::Macvlan);
 }
 
-#[test]
-fn a_thousand_probes_pass_through_a_flood_on_the_same_port() {
-    let topology = Topology::bridge();
+fn a_thousand_probes_pass_through_a_flood(kind: Kind, spoofed: bool) {
+    let topology = Topology::new(kind);
     let sandbox = Sandbox::add(&topology);
     let server = Server::start(&topology.pod, 8080);
     sandbox.isolate("");
-    // From the peer, as itself and as the node, from many ports: what would fill a table that counted them.
-    let frames = (0..2000_u16).map(|number| {
-        let from = if number % 2 == 0 { PEER4 } else { topology.node4 };
+    // From the peer, as itself and as the node, from more ports than any table has room for.
+    let ports = 40_000_u16;
+    let frames = (0..ports).map(|number| {
+        let from = if spoofed && number % 2 == 0 { topology.node4 } else { PEER4 };
         let segment = Segment { flags: packet::SYN, ..Segment::default() };
-        let tcp = packet::tcp(from.into(), POD4.into(), (20_000 + number, 8080), segment, &[]);
+        let tcp = packet::tcp(from.into(), POD4.into(), (1024 + number, 8080), segment, &[]);
         packet::ip_frame((POD_MAC, PEER_MAC), (POD4.into(), from.into()), packet::TCP, &tcp)
     });
     let flood = Flood::start(&topology.peer, "eth0", frames.collect());
+    assert!(eventually(PATIENCE, || flood.sent() >= ports.into()), "the flood does not start");
     let failed = topology
         .node
-        .run(|| (0..1000).filter(|number| !http_probe_here(POD[number % 2], server.port(), PATIENCE)).count());
-    assert!(flood.sent() > 0);
+        .run(|| (0..1000).filter(|number| !http_probe_here(POD[number % 2], server.port(), SHORT)).count());
     assert_eq!(failed, 0, "of 1000 probes");
+}
+
+#[test]
+fn a_thousand_probes_pass_through_a_flood_on_the_same_port() {
+    a_thousand_probes_pass_through_a_flood(Kind::Bridge, true);
+}
+
+/// No guard here, and so nothing that would tell a packet of the node from one that says it is.
+#[test]
+fn a_thousand_probes_pass_through_a_flood_without_a_host_end() {
+    a_thousand_probes_pass_through_a_flood(Kind::Macvlan, false);
 }
 
 #[test]
