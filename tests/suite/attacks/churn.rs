@@ -196,3 +196,56 @@ fn a_sandbox_that_is_born_isolated_leaks_nothing() {
     fire.assert_out("born isolated");
     assert_eq!(sandbox.verdict(), "contained");
 }
+
+/// DEL comes while the veth still stands, for the chain is torn down in reverse.
+#[test]
+fn del_of_an_isolated_sandbox_opens_nothing() {
+    let topology = Topology::bridge();
+    let sandbox = Sandbox::add(&topology);
+    let mut fire = Fire::open(&topology);
+    fire.assert_burning();
+    sandbox.isolate("");
+    fire.forget();
+    sandbox.del();
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(fire.outside.seen(OUT), 0, "after DEL");
+}
+
+/// Changes a namespace's nftables without a pause: every dump that is read there meanwhile is interrupted.
+fn restless(netns: &Netns) -> std::process::Child {
+    netns
+        .command("sh")
+        .args(["-c", "while :; do echo 'add table ip busy; add chain ip busy c; delete table ip busy'; done | nft -i"])
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+fn isolation_works_beside_a_restless(choose: impl Fn(&Topology) -> &Netns) {
+    let topology = Topology::bridge();
+    let sandbox = Sandbox::add(&topology);
+    let mut restless = restless(choose(&topology));
+    for round in 0..20 {
+        sandbox.isolate(if round % 2 == 0 { "" } else { r#"{"policy": {"probes": {"ports": [8080]}}}"# });
+        assert_eq!(sandbox.verdict(), "contained", "round {round}");
+        if round % 4 == 3 {
+            sandbox.release();
+            assert_eq!(sandbox.verdict(), "open", "round {round}");
+        }
+    }
+    restless.kill().unwrap();
+    restless.wait().unwrap();
+}
+
+/// A node's other tools (kube-proxy, a firewall) change their rules all the time.
+#[test]
+fn isolation_works_beside_a_restless_node() {
+    isolation_works_beside_a_restless(|topology| &topology.node);
+}
+
+#[test]
+fn isolation_works_beside_a_restless_pod() {
+    isolation_works_beside_a_restless(|topology| &topology.pod);
+}

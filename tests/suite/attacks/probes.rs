@@ -312,3 +312,60 @@ fn loopback_follows_the_policy() {
         assert!(http_probe(&topology.node, to, server.port(), PATIENCE), "probe of {to}");
     }
 }
+
+/// The tuple of a probe is a way for its answers. When the node listens on the port that a probe once came from, the pod
+/// must not find that door open from its own side.
+#[test]
+fn the_tuple_of_a_probe_opens_nothing_backwards() {
+    let topology = Topology::bridge();
+    let sandbox = Sandbox::add(&topology);
+    for (number, (pod, node)) in POD.into_iter().zip(topology.node_addresses()).enumerate() {
+        let port = 41_000 + u16::try_from(number).unwrap();
+        let domain = if pod.is_ipv4() { socket2::Domain::IPV4 } else { socket2::Domain::IPV6 };
+        let from_port = |own: IpAddr, own_port: u16| {
+            let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None).unwrap();
+            socket.set_reuse_address(true).unwrap();
+            // No state is to stay behind on either port.
+            socket.set_linger(Some(Duration::ZERO)).unwrap();
+            socket.bind(&address(own, own_port)).unwrap();
+            socket
+        };
+        let probe = || {
+            let listener = topology.pod.run(|| from_port(pod, 8080));
+            listener.listen(1).unwrap();
+            let probe = topology.node.run(|| from_port(node, port));
+            probe.connect_timeout(&address(pod, 8080), PATIENCE).unwrap();
+        };
+        let backwards = |limit| {
+            let listener = topology.node.run(|| from_port(node, port));
+            listener.listen(1).unwrap();
+            topology.pod.run(|| from_port(pod, 8080)).connect_timeout(&address(node, port), limit).is_ok()
+        };
+        probe();
+        assert!(backwards(PATIENCE), "the control fails: {pod}");
+        sandbox.isolate("");
+        probe();
+        assert!(!backwards(SHORT), "{pod} connects to the node at {node}, port {port}");
+        sandbox.release();
+    }
+}
+
+/// A probe's connection that stands when the pod is released and isolated again is an old flow like any other.
+#[test]
+fn the_flows_of_an_earlier_isolation_are_not_open_in_the_next() {
+    let topology = Topology::bridge();
+    let sandbox = Sandbox::add(&topology);
+    let listener = topology.pod.run(|| TcpListener::bind((POD4, 8080)).unwrap());
+    sandbox.isolate("");
+    let mut probe = topology.node.run(|| TcpStream::connect_timeout(&(POD4, 8080).into(), PATIENCE).unwrap());
+    let (mut pod_end, _) = listener.accept().unwrap();
+    let mut passes = || {
+        probe.set_read_timeout(Some(SHORT)).unwrap();
+        pod_end.write_all(b"answer").unwrap();
+        std::io::Read::read(&mut probe, &mut [0; 64]).is_ok_and(|length| length > 0)
+    };
+    assert!(passes(), "the control fails");
+    sandbox.release();
+    sandbox.isolate("");
+    assert!(!passes());
+}

@@ -228,6 +228,22 @@ tricks! {
                  ip link add eth9 link \"$name\" address 02:00:00:00:00:50 type macvlan mode bridge
                  ip link set eth9 up", device: "eth9", mac: [2, 0, 0, 0, 0, 0x50], ..PLAIN
     };
+    the_name_of_the_loopback: Bridge, Trick {
+        script: "ip link set lo down
+                 ip link set lo name oldlo
+                 ip link set eth0 down
+                 ip link set eth0 name lo
+                 ip link set lo up
+                 ip -6 addr add fd77::2/64 dev lo nodad", device: "lo", ..PLAIN
+    };
+    tables_full_of_rules: Bridge, Trick {
+        script: "nft flush ruleset
+                 (for family in inet netdev; do
+                      echo add table $family quarantine
+                      for i in $(seq 1 200); do echo add chain $family quarantine c$i; done
+                      for i in $(seq 1 20000); do echo add rule $family quarantine c1 counter; done
+                  done) | nft -f -", ..PLAIN
+    };
     tables_that_root_owns: Bridge, Trick {
         script: "nft flush ruleset
                  (echo 'add table inet quarantine { flags owner; }
