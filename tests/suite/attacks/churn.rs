@@ -212,15 +212,23 @@ fn del_of_an_isolated_sandbox_opens_nothing() {
 }
 
 /// Changes a namespace's nftables without a pause: every dump that is read there meanwhile is interrupted.
-fn restless(netns: &Netns) -> std::process::Child {
-    netns
-        .command("sh")
-        .args(["-c", "while :; do echo 'add table ip busy; add chain ip busy c; delete table ip busy'; done | nft -i"])
-        .stdin(std::process::Stdio::null())
-        .stdout(std::process::Stdio::null())
-        .stderr(std::process::Stdio::null())
-        .spawn()
-        .unwrap()
+struct Restless<'a>(&'a Netns, std::process::Child);
+
+impl<'a> Restless<'a> {
+    fn start(netns: &'a Netns) -> Self {
+        let script = "while :; do echo 'add table ip busy; add chain ip busy c; delete table ip busy'; done | nft -i";
+        let null = std::process::Stdio::null;
+        let mut command = netns.command("sh");
+        command.args(["-c", script]).stdin(null()).stdout(null()).stderr(null());
+        Self(netns, command.spawn().unwrap())
+    }
+}
+
+impl Drop for Restless<'_> {
+    fn drop(&mut self) {
+        self.0.kill_processes();
+        let _ = self.1.wait();
+    }
 }
 
 /// A node's other tools (kube-proxy, a firewall) change their rules all the time.
@@ -228,7 +236,7 @@ fn restless(netns: &Netns) -> std::process::Child {
 fn isolation_works_beside_a_restless_node() {
     let topology = Topology::bridge();
     let sandbox = Sandbox::add(&topology);
-    let mut restless = restless(&topology.node);
+    let _restless = Restless::start(&topology.node);
     for round in 0..20 {
         sandbox.isolate(if round % 2 == 0 { "" } else { r#"{"policy": {"probes": {"ports": [8080]}}}"# });
         assert_eq!(sandbox.verdict(), "contained", "round {round}");
@@ -237,8 +245,6 @@ fn isolation_works_beside_a_restless_node() {
             assert_eq!(sandbox.verdict(), "open", "round {round}");
         }
     }
-    restless.kill().unwrap();
-    restless.wait().unwrap();
 }
 
 /// Root in the pod may spoil every look into it; the guard is the node's and does not wait for one.
@@ -246,18 +252,17 @@ fn isolation_works_beside_a_restless_node() {
 fn isolation_works_against_a_restless_pod() {
     let topology = Topology::bridge();
     let sandbox = Sandbox::add(&topology);
-    let mut fire = Fire::open(&topology);
-    fire.assert_burning();
-    let mut restless = restless(&topology.pod);
+    let restless = Restless::start(&topology.pod);
     sandbox.write_mark("");
     let sync = sandbox.quarantine(&["sync"]);
+    let mut fire = Fire::open(&topology);
     fire.forget();
     std::thread::sleep(Duration::from_millis(100));
     fire.assert_out(&format!("{sync:?}"));
-    let verdict = sandbox.verdict();
-    assert_ne!(verdict, "open");
-    restless.kill().unwrap();
-    restless.wait().unwrap();
+    drop(restless);
     sandbox.sync();
     assert_eq!(sandbox.verdict(), "contained");
+    fire.assert_out("at rest");
+    sandbox.release();
+    fire.assert_burning();
 }

@@ -101,7 +101,8 @@ impl Netns {
         let _ = Command::new("ip").args(["netns", "del", &self.name]).output();
     }
 
-    fn kill_processes(&self) {
+    /// Kills what runs inside, but for the test itself.
+    pub(crate) fn kill_processes(&self) {
         let Ok(pids) = Command::new("ip").args(["netns", "pids", &self.name]).output() else {
             return;
         };
