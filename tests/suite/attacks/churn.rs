@@ -6,10 +6,12 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::lab::topology::{PEER_MAC, PEER4, PEER6, POD_MAC, POD4, POD6};
+use crate::lab::traffic::battery::{Attack, Battery};
 use crate::lab::traffic::flood::Flood;
 use crate::lab::traffic::observe::{Witnesses, tag};
 use crate::lab::traffic::packet::{self, BROADCAST, Segment};
 use crate::lab::traffic::server::{Server, http_probe};
+use crate::lab::traffic::sockets::PacketSocket;
 use crate::lab::{Kind, Mac, Netns, Sandbox, Topology};
 
 /// Attack numbers: out of the pod, into it.
@@ -252,17 +254,21 @@ fn isolation_works_beside_a_restless_node() {
 fn isolation_works_against_a_restless_pod() {
     let topology = Topology::bridge();
     let sandbox = Sandbox::add(&topology);
-    let restless = Restless::start(&topology.pod);
-    sandbox.write_mark("");
-    let sync = sandbox.quarantine(&["sync"]);
-    let mut fire = Fire::open(&topology);
-    fire.forget();
-    std::thread::sleep(Duration::from_millis(100));
-    fire.assert_out(&format!("{sync:?}"));
-    drop(restless);
-    sandbox.sync();
-    assert_eq!(sandbox.verdict(), "contained");
-    fire.assert_out("at rest");
-    sandbox.release();
-    fire.assert_burning();
+    let socket = PacketSocket::open(&topology.pod, "eth0");
+    let frame = move |number| drop(socket.send(&packet::ethernet(BROADCAST, POD_MAC, 0x88b5, &tag(number))));
+    let attacks = vec![Attack::new("frame", &topology.pod, frame)];
+    let mut battery = Battery::new(attacks, Witnesses::outside(&topology));
+    battery.assert_all_arrive();
+    for round in 0..10 {
+        let restless = Restless::start(&topology.pod);
+        sandbox.write_mark("");
+        let sync = sandbox.quarantine(&["sync"]);
+        let leaks = battery.leaks();
+        assert!(leaks.is_empty(), "round {round}: {leaks:?}, {sync:?}");
+        drop(restless);
+        sandbox.sync();
+        assert_eq!(sandbox.verdict(), "contained");
+        sandbox.release();
+        battery.assert_all_arrive();
+    }
 }
