@@ -213,16 +213,26 @@ fn del_of_an_isolated_sandbox_opens_nothing() {
     assert_eq!(fire.outside.seen(OUT), 0, "after DEL");
 }
 
-/// Changes a namespace's nftables without a pause: every dump that is read there meanwhile is interrupted.
+/// Somebody who changes things in a namespace without a pause: every dump that is read there meanwhile is interrupted.
 struct Restless<'a>(&'a Netns, std::process::Child);
 
 impl<'a> Restless<'a> {
-    fn start(netns: &'a Netns) -> Self {
-        let script = "while :; do echo 'add table ip busy; add chain ip busy c; delete table ip busy'; done | nft -i";
+    /// With nftables.
+    fn rules(netns: &'a Netns) -> Self {
+        Self::start(netns, "echo 'add table ip busy; add chain ip busy c; delete table ip busy'", "nft -i")
+    }
+
+    /// With links, so many that no dump of them fits into one message.
+    fn links(netns: &'a Netns) -> Self {
+        netns.sh("seq 1 150 | sed 's/.*/link add c& type veth peer name d&/' | ip -batch -");
+        Self::start(netns, "echo link add busy type bridge; echo link del busy", "ip -force -batch -")
+    }
+
+    fn start(netns: &'a Netns, commands: &str, tool: &str) -> Self {
         let null = std::process::Stdio::null;
         let mut command = netns.command("sh");
-        command.args(["-c", script]).stdin(null()).stdout(null()).stderr(null());
-        Self(netns, command.spawn().unwrap())
+        command.args(["-c", &format!("while :; do {commands}; done | {tool}")]);
+        Self(netns, command.stdin(null()).stdout(null()).stderr(null()).spawn().unwrap())
     }
 }
 
@@ -238,7 +248,7 @@ impl Drop for Restless<'_> {
 fn isolation_works_beside_a_restless_node() {
     let topology = Topology::bridge();
     let sandbox = Sandbox::add(&topology);
-    let _restless = Restless::start(&topology.node);
+    let _restless = Restless::rules(&topology.node);
     for round in 0..20 {
         sandbox.isolate(if round % 2 == 0 { "" } else { r#"{"policy": {"probes": {"ports": [8080]}}}"# });
         assert_eq!(sandbox.verdict(), "contained", "round {round}");
@@ -250,25 +260,34 @@ fn isolation_works_beside_a_restless_node() {
 }
 
 /// Root in the pod may spoil every look into it; the guard is the node's and does not wait for one.
-#[test]
-fn isolation_works_against_a_restless_pod() {
-    let topology = Topology::bridge();
-    let sandbox = Sandbox::add(&topology);
+fn isolation_works_against_restless<'a>(topology: &'a Topology, start: impl Fn(&'a Netns) -> Restless<'a>) {
+    let sandbox = Sandbox::add(topology);
     let socket = PacketSocket::open(&topology.pod, "eth0");
     let frame = move |number| drop(socket.send(&packet::ethernet(BROADCAST, POD_MAC, 0x88b5, &tag(number))));
     let attacks = vec![Attack::new("frame", &topology.pod, frame)];
-    let mut battery = Battery::new(attacks, Witnesses::outside(&topology));
+    let mut battery = Battery::new(attacks, Witnesses::outside(topology));
     battery.assert_all_arrive();
+    let unrest = start(&topology.pod);
     for round in 0..10 {
-        let restless = Restless::start(&topology.pod);
         sandbox.write_mark("");
         let sync = sandbox.quarantine(&["sync"]);
         let leaks = battery.leaks();
         assert!(leaks.is_empty(), "round {round}: {leaks:?}, {sync:?}");
-        drop(restless);
-        sandbox.sync();
-        assert_eq!(sandbox.verdict(), "contained");
-        sandbox.release();
-        battery.assert_all_arrive();
+        let _ = std::fs::remove_file(sandbox.mark());
+        let _ = sandbox.quarantine(&["sync"]);
     }
+    drop(unrest);
+    sandbox.isolate("");
+    assert_eq!(sandbox.verdict(), "contained");
+    battery.assert_none_arrives();
+}
+
+#[test]
+fn isolation_works_against_restless_rules() {
+    isolation_works_against_restless(&Topology::bridge(), Restless::rules);
+}
+
+#[test]
+fn isolation_works_against_restless_links() {
+    isolation_works_against_restless(&Topology::bridge(), Restless::links);
 }
