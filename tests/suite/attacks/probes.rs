@@ -71,7 +71,7 @@ fn a_thousand_probes_pass_through_a_flood(kind: Kind, spoofed: bool) {
         let from = if spoofed && number % 2 == 0 { topology.node4 } else { PEER4 };
         let segment = Segment { flags: packet::SYN, ..Segment::default() };
         let tcp = packet::tcp(from.into(), POD4.into(), (1024 + number, 8080), segment, &[]);
-        packet::ip_frame((POD_MAC, PEER_MAC), (POD4.into(), from.into()), packet::TCP, &tcp)
+        packet::ip_frame((topology.pod_hop_mac, PEER_MAC), (POD4.into(), from.into()), packet::TCP, &tcp)
     });
     let flood = Flood::start(&topology.peer, "eth0", frames.collect());
     assert!(eventually(PATIENCE, || flood.sent() >= ports.into()), "the flood does not start");
@@ -82,8 +82,18 @@ fn a_thousand_probes_pass_through_a_flood(kind: Kind, spoofed: bool) {
 }
 
 #[test]
-fn a_thousand_probes_pass_through_a_flood_on_the_same_port() {
+fn a_thousand_probes_pass_through_a_flood_on_a_bridge() {
     a_thousand_probes_pass_through_a_flood(Kind::Bridge, true);
+}
+
+#[test]
+fn a_thousand_probes_pass_through_a_flood_on_ptp() {
+    a_thousand_probes_pass_through_a_flood(Kind::Ptp, true);
+}
+
+#[test]
+fn a_thousand_probes_pass_through_a_flood_on_calico() {
+    a_thousand_probes_pass_through_a_flood(Kind::Calico, true);
 }
 
 /// No guard here, and so nothing that would tell a packet of the node from one that says it is.

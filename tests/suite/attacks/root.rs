@@ -294,6 +294,56 @@ END", device: "t0", mac: [2, 0, 0, 0, 0, 0x50], ..PLAIN
     };
 }
 
+/// Interfaces of kinds that not every kernel has. Which of them this one lacks is said, so that nobody takes a kernel
+/// without them for a proof.
+#[test]
+fn whatever_else_can_be_put_on_top() {
+    const ON_TOP: [(&str, Trick); 3] = [
+        (
+            "vlan",
+            Trick {
+                script: "ip link add link eth0 name top0 type vlan id 5
+                         ip link set top0 up",
+                device: "top0",
+                ..PLAIN
+            },
+        ),
+        (
+            "ipvlan",
+            Trick {
+                script: "ip link add link eth0 name top0 type ipvlan mode l2
+                         ip link set top0 up",
+                device: "top0",
+                ..PLAIN
+            },
+        ),
+        (
+            "bond",
+            Trick {
+                script: "ip link add top0 type bond mode active-backup
+                         ip link set eth0 down
+                         ip link set eth0 master top0
+                         ip link set top0 address 02:00:00:00:00:02 up",
+                device: "top0",
+                ..PLAIN
+            },
+        ),
+    ];
+    for (kind, trick) in ON_TOP {
+        let scratch = Netns::new("scratch");
+        let tried = scratch.try_sh(&format!(
+            "ip link add eth0 type veth peer name eth1
+             ip link add link eth0 name top0 type {kind} {}",
+            if kind == "vlan" { "id 5" } else { "" }
+        ));
+        match tried {
+            Err(error) if error.contains("Unknown device type") => eprintln!("not tried: this kernel has no {kind}"),
+            Err(error) => panic!("{kind}: {error}"),
+            Ok(_) => holds_against(Kind::Bridge, &trick),
+        }
+    }
+}
+
 /// What leaves in a tunnel is not what a witness sees first; the tag in it is.
 #[test]
 fn a_tunnel_on_top() {
