@@ -10,10 +10,10 @@ use crate::lab::topology::{PEER_MAC, PEER4, POD_MAC, POD4, POD6};
 use crate::lab::traffic::battery::{Attack, Battery};
 use crate::lab::traffic::flood::Flood;
 use crate::lab::traffic::observe::{Witnesses, tag};
-use crate::lab::traffic::packet::{self, BROADCAST, Segment};
+use crate::lab::traffic::packet::{self, Arp, BROADCAST, Segment};
 use crate::lab::traffic::server::{Server, http_probe, http_probe_here, tcp_probe};
 use crate::lab::traffic::sockets::{PacketSocket, address, become_owner};
-use crate::lab::{Kind, Sandbox, Topology, eventually};
+use crate::lab::{Kind, Mac, Sandbox, Topology, eventually};
 
 const POD: [IpAddr; 2] = [IpAddr::V4(POD4), IpAddr::V6(POD6)];
 /// For what must be answered.
@@ -378,4 +378,89 @@ fn the_flows_of_an_earlier_isolation_are_not_open_in_the_next() {
     sandbox.release();
     sandbox.isolate("");
     assert!(!passes());
+}
+
+/// An accomplice on the same segment pretends to be the node: in ARP, in neighbour discovery, in a probe's own tuple.
+#[test]
+fn nobody_speaks_for_the_node() {
+    let topology = Topology::bridge();
+    let sandbox = Sandbox::add(&topology);
+    let listener = topology.pod.run(|| TcpListener::bind(SocketAddr::from(([0; 16], 8080))).unwrap());
+    let connect = || {
+        POD.map(|to| {
+            let probe = topology.node.run(|| TcpStream::connect_timeout(&(to, 8080).into(), PATIENCE).unwrap());
+            let _ = listener.accept().unwrap();
+            probe
+        })
+    };
+    let socket = std::sync::Arc::new(PacketSocket::open(&topology.peer, "eth0"));
+    let (node4, node6) = (topology.node4, topology.node6);
+    let battery = |probes: &[TcpStream; 2]| {
+        let mut attacks = Vec::new();
+        for (name, source) in [("", PEER_MAC), (" with the node's MAC", topology.node_mac)] {
+            for (probe, pod) in probes.iter().zip(POD) {
+                let (node, socket) = (probe.local_addr().unwrap(), socket.clone());
+                attacks.push(Attack::new(format!("data to {pod}{name}"), &topology.peer, move |number| {
+                    let segment = Segment { flags: packet::PSH_ACK, sequence: 7, acknowledgement: 7 };
+                    let tcp = packet::tcp(node.ip(), pod, (node.port(), 8080), segment, &tag(number));
+                    let _ = socket.send(&packet::ip_frame((POD_MAC, source), (pod, node.ip()), packet::TCP, &tcp));
+                }));
+            }
+            let secret = *b"secret";
+            let arp =
+                |operation, sender, target| Arp { operation, sender: (sender, node4), target: (target, POD4) }.bytes();
+            let advert = |mac: Mac| {
+                let option = packet::link_layer_option(2, mac);
+                let bytes = packet::neighbour(136, node6, POD6, node6, [0x60, 0, 0, 0], &option);
+                packet::ipv6(node6, POD6, packet::ICMPV6, &bytes)
+            };
+            let mut exact = |what: &str, ethertype, payload: Vec<u8>| {
+                let frame = packet::ethernet(POD_MAC, source, ethertype, &payload);
+                let (socket, seen) = (socket.clone(), frame.clone());
+                let attack = Attack::new(format!("{what}{name}"), &topology.peer, move |_| drop(socket.send(&frame)));
+                attacks.push(attack.seen_as(move |frame| frame == seen));
+            };
+            exact("arp reply: the node is here", packet::ETH_ARP, arp(2, PEER_MAC, POD_MAC));
+            exact("arp request with data for a sender", packet::ETH_ARP, arp(1, secret, [0; 6]));
+            exact("arp request with data for a target", packet::ETH_ARP, arp(1, source, secret));
+            exact("advertisement: the node is here", packet::ETH_IPV6, advert(PEER_MAC));
+            exact("advertisement with data", packet::ETH_IPV6, advert(secret));
+        }
+        Battery::new(attacks, Witnesses::default().frames(&topology.pod, "eth0"))
+    };
+    battery(&connect()).assert_all_arrive();
+    topology.forget_neighbours();
+    sandbox.isolate("");
+    battery(&connect()).assert_none_arrives();
+}
+
+/// An accomplice who poisons the pod's neighbours would have its container killed: probes would find no way back.
+fn probes_survive_poison(kind: Kind) {
+    let topology = Topology::new(kind);
+    let sandbox = Sandbox::add(&topology);
+    let server = Server::start(&topology.pod, 8080);
+    sandbox.isolate("");
+    let (node4, node6) = (topology.node4, topology.node6);
+    let socket = PacketSocket::open(&topology.peer, "eth0");
+    for round in 0..5 {
+        let arp = Arp { operation: 2, sender: (PEER_MAC, node4), target: (POD_MAC, POD4) };
+        let _ = socket.send(&packet::ethernet(POD_MAC, PEER_MAC, packet::ETH_ARP, &arp.bytes()));
+        let option = packet::link_layer_option(2, PEER_MAC);
+        let advert = packet::neighbour(136, node6, POD6, node6, [0x20, 0, 0, 0], &option);
+        let advert = packet::ipv6(node6, POD6, packet::ICMPV6, &advert);
+        let _ = socket.send(&packet::ethernet(POD_MAC, PEER_MAC, packet::ETH_IPV6, &advert));
+        for to in POD {
+            assert!(http_probe(&topology.node, to, server.port(), PATIENCE), "round {round}: {to}");
+        }
+    }
+}
+
+#[test]
+fn probes_survive_poison_on_a_bridge() {
+    probes_survive_poison(Kind::Bridge);
+}
+
+#[test]
+fn probes_survive_poison_on_macvlan() {
+    probes_survive_poison(Kind::Macvlan);
 }
