@@ -1,40 +1,87 @@
 //! The commands that a person or a script uses.
+//!
+//! Each is a module below; here they are told apart, and their ends turned into exit codes. What is decided, enforced
+//! and read back is the business of `policy`, `enforce` and `sandbox`: a command only asks and says.
+
+mod arguments;
+mod isolate;
+mod manual;
+mod node;
+mod selector;
+mod status;
+mod sync;
+mod watch;
+mod workers;
 
 use std::ffi::OsString;
-use std::io::Write;
-use std::path::PathBuf;
+use std::io::{self, Write};
 
-use clap::{Parser, Subcommand};
+use clap::Parser;
+use nix::errno::Errno;
+use nix::unistd::{User, geteuid};
 
-use crate::config::DEFAULT_STATE_DIR;
-use crate::enforce;
+use crate::agent::{self, AgentError};
+use crate::logging;
+use crate::netlink::NetlinkError;
 use crate::plugin::chain;
-use crate::sandbox::{Scan, Side};
-use crate::state::StateDir;
+use crate::state::StateError;
 
-#[derive(Debug, Parser)]
-#[command(name = "quarantine", version, about)]
-struct Arguments {
-    /// The state directory
-    #[arg(long, global = true, value_name = "DIR", default_value = DEFAULT_STATE_DIR)]
-    state_dir: PathBuf,
-    #[command(subcommand)]
-    command: Command,
+use arguments::{Arguments, Command};
+use selector::SelectError;
+
+/// How a command ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Exit {
+    /// It is so.
+    So = 0,
+    /// It is not.
+    NotSo = 1,
+    /// The command line means nothing, or too much.
+    Usage = 2,
+    /// Not permitted, or the state directory is missing or unsound.
+    NotPermitted = 3,
 }
 
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// Bring every sandbox of the node to what its marks want
-    Sync,
-    /// Watch the state directory and apply each change at once
-    Agent {
-        /// Where log lines go
-        #[arg(long, default_value = "syslog", value_parser = ["syslog", "stderr"])]
-        log: String,
-        /// The least important level that is written
-        #[arg(long, default_value = "info", value_parser = ["off", "error", "warn", "info", "debug", "trace"])]
-        log_level: String,
-    },
+/// Why a command could not do what it is for.
+#[derive(Debug)]
+struct Failure {
+    exit: Exit,
+    message: String,
+}
+
+impl Failure {
+    fn new(exit: Exit, message: impl Into<String>) -> Self {
+        Self { exit, message: message.into() }
+    }
+}
+
+impl From<StateError> for Failure {
+    fn from(error: StateError) -> Self {
+        Self::new(Exit::NotPermitted, chain(&error))
+    }
+}
+
+impl From<NetlinkError> for Failure {
+    fn from(error: NetlinkError) -> Self {
+        let denied = matches!(error.errno(), Some(Errno::EPERM | Errno::EACCES));
+        Self::new(if denied { Exit::NotPermitted } else { Exit::NotSo }, chain(&error))
+    }
+}
+
+impl From<AgentError> for Failure {
+    fn from(error: AgentError) -> Self {
+        match error {
+            AgentError::State(error) => error.into(),
+            AgentError::Kernel(error) => error.into(),
+            AgentError::System { .. } => Self::new(Exit::NotSo, chain(&error)),
+        }
+    }
+}
+
+impl From<SelectError> for Failure {
+    fn from(error: SelectError) -> Self {
+        Self::new(Exit::Usage, error.to_string())
+    }
 }
 
 /// Runs the command of these arguments and returns the exit code.
@@ -43,46 +90,60 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> u8 {
         Ok(arguments) => arguments,
         Err(error) => {
             let _ = error.print();
-            return if error.use_stderr() { 2 } else { 0 };
+            return if error.use_stderr() { Exit::Usage } else { Exit::So } as u8;
         }
     };
-    match arguments.command {
-        Command::Sync => sync(&arguments.state_dir),
-        Command::Agent { log, log_level } => {
-            let target = crate::config::LogTarget::parse(&log).unwrap_or(crate::config::LogTarget::Syslog);
-            let level = crate::config::parse_level(&log_level).unwrap_or(log::LevelFilter::Info);
-            crate::logging::start(crate::config::LogConfig { target, level });
-            match crate::agent::run(&arguments.state_dir) {
-                Ok(()) => 0,
-                Err(error) => {
-                    let _ = writeln!(std::io::stderr(), "quarantine: {}", chain(&error));
-                    3
-                }
-            }
+    let exit = match dispatch(&arguments) {
+        Ok(exit) => exit,
+        Err(failure) => {
+            let _ = writeln!(io::stderr(), "quarantine: {}", failure.message);
+            failure.exit
         }
+    };
+    exit as u8
+}
+
+fn dispatch(arguments: &Arguments) -> Result<Exit, Failure> {
+    let state_dir = &arguments.global.state_dir;
+    match &arguments.command {
+        Command::Completions { shell } => return Ok(manual::completions(*shell)),
+        Command::Man { out } => return manual::man(out.as_deref()),
+        _ => {}
+    }
+    logging::start(arguments.global.log_config());
+    if !geteuid().is_root() {
+        let message = format!(
+            "must be run as root, not as user {}: it enters network namespaces and changes their rules",
+            geteuid()
+        );
+        return Err(Failure::new(Exit::NotPermitted, message));
+    }
+    match &arguments.command {
+        Command::Isolate(arguments) => isolate::isolate(state_dir, arguments),
+        Command::Release(arguments) => isolate::release(state_dir, arguments),
+        Command::Status(arguments) => status::status(state_dir, arguments),
+        Command::List(arguments) => status::list(state_dir, arguments),
+        Command::Sync => sync::sync(state_dir),
+        Command::Agent => agent::run(state_dir).map(|()| Exit::So).map_err(Failure::from),
+        Command::Completions { .. } | Command::Man { .. } => Ok(Exit::So),
     }
 }
 
-fn sync(state_dir: &std::path::Path) -> u8 {
-    let mut error = std::io::stderr();
-    let state = match StateDir::open(state_dir) {
-        Ok(state) => state,
-        Err(fault) => {
-            let _ = writeln!(error, "quarantine: {}", chain(&fault));
-            return 3;
-        }
-    };
-    let mut code = 0;
-    let Ok(mut host) = Side::own() else { return 3 };
-    for container_id in state.sandboxes().unwrap_or_default() {
-        let result = state.lock(&container_id).map_err(Into::into).and_then(|_lock| {
-            let (records, _) = state.records_of(&container_id);
-            enforce::apply(&state, &mut host, &container_id, &records, Scan::Sandbox)
-        });
-        if let Err(fault) = result {
-            let _ = writeln!(error, "quarantine: {container_id}: {}", chain(&fault));
-            code = 1;
-        }
-    }
-    code
+/// Who asks: as said, else the name that somebody logged in with.
+fn actor(said: Option<&str>) -> String {
+    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    said.map(str::to_owned)
+        .or_else(|| ["SUDO_USER", "LOGNAME", "USER"].into_iter().find_map(variable))
+        .or_else(|| User::from_uid(nix::unistd::getuid()).ok().flatten().map(|user| user.name))
+        .unwrap_or_else(|| nix::unistd::getuid().to_string())
+}
+
+/// Writes to standard output; false where nobody reads it any more.
+fn print(text: &str) -> bool {
+    print_bytes(text.as_bytes())
+}
+
+fn print_bytes(bytes: &[u8]) -> bool {
+    let mut output = io::stdout().lock();
+    output.write_all(bytes).and_then(|()| output.flush()).is_ok()
 }

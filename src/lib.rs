@@ -20,3 +20,4 @@ pub mod record;
 pub mod ruleset;
 pub mod sandbox;
 pub mod state;
+pub mod status;

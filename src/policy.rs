@@ -4,6 +4,8 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
 
 use ipnetwork::IpNetwork;
 use serde_json::{Map, Value, json};
@@ -158,6 +160,17 @@ impl Policy {
         *self == Self::sealed()
     }
 
+    /// Whether the pod may open flows to this port.
+    #[must_use]
+    pub fn allows_egress(&self, protocol: u8, address: IpAddr, port: u16) -> bool {
+        self.allow.iter().any(|allow| {
+            allow.direction == Direction::Egress
+                && allow.protocol.number() == protocol
+                && allow.peer.contains(address)
+                && allow.ports.contains(port)
+        })
+    }
+
     /// Reads the `policy` object of a conflist entry or a mark. What it does not say has its default.
     ///
     /// # Errors
@@ -266,6 +279,36 @@ impl Allow {
 impl fmt::Display for Allow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}:{}:{}", self.direction.as_str(), self.peer, self.protocol.as_str(), self.ports)
+    }
+}
+
+impl FromStr for Allow {
+    type Err = String;
+
+    /// Reads what `Display` writes: `egress:10.20.0.5/32:tcp:443`. IPv6 peers have colons of their own, and may stand in
+    /// brackets; without ports it is every port.
+    fn from_str(text: &str) -> Result<Self, String> {
+        const FORM: &str = "DIRECTION:PEER:PROTOCOL[:PORTS], as \"egress:10.20.0.5/32:tcp:443,8000-8100\"";
+        let (direction, rest) = text.split_once(':').ok_or_else(|| format!("the form is {FORM}"))?;
+        let direction = Direction::parse(direction)
+            .ok_or_else(|| format!("{direction:?} is no direction, \"ingress\" or \"egress\"; the form is {FORM}"))?;
+        let (before, last) = rest.rsplit_once(':').ok_or_else(|| format!("the form is {FORM}"))?;
+        let (peer, protocol, ports) = match Protocol::parse(last) {
+            Some(protocol) => (before, protocol, Ports::any()),
+            None => {
+                let (peer, protocol) = before.rsplit_once(':').ok_or_else(|| format!("the form is {FORM}"))?;
+                let protocol = Protocol::parse(protocol)
+                    .ok_or_else(|| format!("{protocol:?} is no protocol, \"tcp\" or \"udp\"; the form is {FORM}"))?;
+                let ranges: Option<Vec<_>> = last.split(',').map(parse_range).collect();
+                let ports = ranges
+                    .and_then(Ports::new)
+                    .ok_or_else(|| format!("{last:?} are no ports from 1 to 65535; the form is {FORM}"))?;
+                (peer, protocol, ports)
+            }
+        };
+        let peer = parse_peer(&peer.replace(['[', ']'], ""))
+            .ok_or_else(|| format!("{peer:?} is no address or CIDR; the form is {FORM}"))?;
+        Ok(Self { direction, peer, protocol, ports })
     }
 }
 
@@ -484,6 +527,38 @@ mod tests {
         ] {
             let error = read(text).unwrap_err();
             assert!(error.starts_with(&format!("{key}: ")) && error.contains(value), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn an_allowed_flow_is_read_as_it_is_written() {
+        for (text, written) in [
+            ("egress:10.20.0.5/32:tcp:443", "egress:10.20.0.5/32:tcp:443"),
+            ("egress:10.20.0.5:tcp:443,80,81", "egress:10.20.0.5/32:tcp:80-81,443"),
+            ("ingress:fd00:20::/64:udp:53", "ingress:fd00:20::/64:udp:53"),
+            ("ingress:[fd00:20::7]:tcp:8000-8010", "ingress:fd00:20::7/128:tcp:8000-8010"),
+            ("ingress:[fd00::]/16:tcp", "ingress:fd00::/16:tcp:1-65535"),
+            ("egress:::/0:udp", "egress:::/0:udp:1-65535"),
+        ] {
+            let allow: Allow = text.parse().unwrap();
+            assert_eq!(allow.to_string(), written);
+            assert_eq!(written.parse(), Ok(allow));
+        }
+        for (text, what) in [
+            ("", "the form"),
+            ("egress", "the form"),
+            ("egress:10.0.0.1", "the form"),
+            ("out:10.0.0.1:tcp:1", "\"out\" is no direction"),
+            ("egress:10.0.0.1:icmp:1", "\"icmp\" is no protocol"),
+            ("egress:10.0.0.1:443", "the form"),
+            ("egress:10.0.0.1:tcp:0", "\"0\" are no ports"),
+            ("egress:10.0.0.1:tcp:", "\"\" are no ports"),
+            ("egress:10.0.0.1:tcp:+1", "are no ports"),
+            ("egress:10.0.0.300:tcp:1", "\"10.0.0.300\" is no address"),
+            ("egress:web:tcp:1", "\"web\" is no address"),
+        ] {
+            let error = text.parse::<Allow>().unwrap_err();
+            assert!(error.contains(what), "{text}: {error}");
         }
     }
 

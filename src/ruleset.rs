@@ -403,7 +403,14 @@ impl fmt::Display for Statement {
                 match test {
                     Test::Is(bytes) => write!(f, "{name} {}", value(bytes)),
                     Test::Not(bytes) => write!(f, "{name} != {}", value(bytes)),
-                    Test::Range(first, last) => write!(f, "{name} {}-{}", value(first), value(last)),
+                    Test::Range(first, last) => match notation {
+                        // nft reads no range of words.
+                        Notation::Operation => {
+                            let number = |bytes| Value(Notation::Number, bytes);
+                            write!(f, "{name} {}-{}", number(first), number(last))
+                        }
+                        _ => write!(f, "{name} {}-{}", value(first), value(last)),
+                    },
                     Test::Masked(mask, bytes) => match (notation, prefix_length(mask)) {
                         (Notation::Ipv4 | Notation::Ipv6, Some(length)) => {
                             write!(f, "{name} {}/{length}", value(bytes))

@@ -245,7 +245,16 @@ impl<'a> Sandbox<'a> {
     /// # Errors
     /// See [`NetlinkError`].
     pub fn is_isolated_in_part(&mut self) -> Result<bool, NetlinkError> {
-        Ok(self.pod_side_is_awake()? || self.host.nft.has_table(Family::Netdev, &guard_table(self.container_id))?)
+        let (pod_side, host_guard) = self.layers_in_place()?;
+        Ok(pod_side || host_guard)
+    }
+
+    /// Of an isolation, whatever it was: whether pod-side rules are awake, and whether there is a host guard.
+    ///
+    /// # Errors
+    /// See [`NetlinkError`].
+    pub fn layers_in_place(&mut self) -> Result<(bool, bool), NetlinkError> {
+        Ok((self.pod_side_is_awake()?, self.host.nft.has_table(Family::Netdev, &guard_table(self.container_id))?))
     }
 
     fn pod_side_is_awake(&mut self) -> Result<bool, NetlinkError> {

@@ -1,0 +1,314 @@
+//! The commands and their arguments, as `clap` reads them. Help, completions and man pages are made from this.
+
+use std::path::PathBuf;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+use log::LevelFilter;
+
+use crate::config::{DEFAULT_STATE_DIR, LogConfig, LogTarget, parse_level};
+use crate::policy::{Allow, Policy, Ports, Probes};
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  it is so
+  1  it is not; the verdict says what is
+  2  the command line cannot be understood, or names no sandbox or several
+  3  not permitted, or the state directory is missing or unsound";
+
+const SANDBOXES: &str = "\
+What <SANDBOX> may be:
+  the container ID of the pod's sandbox, or a prefix that no other one has; the pod's UID; namespace/name.
+  Pods with hostNetwork, and pods that started before the plugin was in the conflist, cannot be reached.";
+
+/// `quarantine …`.
+#[derive(Debug, Parser)]
+#[command(
+    name = "quarantine",
+    version,
+    about = "Cuts compromised pods off the network at once, and says truly whether they are",
+    after_help = EXIT_CODES,
+    max_term_width = 110
+)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    pub(super) global: Global,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+/// What every command takes.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Options of every command")]
+pub(super) struct Global {
+    /// The state directory
+    #[arg(long, global = true, value_name = "DIR", default_value = DEFAULT_STATE_DIR)]
+    pub(super) state_dir: PathBuf,
+    /// Where audit lines go; standard error where there is no syslog socket
+    #[arg(long, global = true, value_name = "TARGET", default_value = "syslog", value_parser = log_target())]
+    log: LogTarget,
+    /// The least important level that is logged
+    #[arg(long, global = true, value_name = "LEVEL", default_value = "info", value_parser = log_level())]
+    log_level: LevelFilter,
+}
+
+impl Global {
+    pub(super) fn log_config(&self) -> LogConfig {
+        LogConfig { target: self.log, level: self.log_level }
+    }
+}
+
+fn log_target() -> impl TypedValueParser<Value = LogTarget> {
+    PossibleValuesParser::new(["syslog", "stderr"])
+        .map(|text| LogTarget::parse(&text).unwrap_or(LogConfig::default().target))
+}
+
+fn log_level() -> impl TypedValueParser<Value = LevelFilter> {
+    PossibleValuesParser::new(["off", "error", "warn", "info", "debug", "trace"])
+        .map(|text| parse_level(&text).unwrap_or(LogConfig::default().level))
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Cut a pod off the network
+    ///
+    /// Writes a mark, enforces it and reads the kernel back: when the command returns 0, it is so, with or without a
+    /// running agent. Everything that is not allowed stops, established connections included, until `release`. A
+    /// pod that is not on the node yet can be marked by UID or namespace/name: it is isolated before its first packet.
+    Isolate(Isolate),
+    /// Let a pod's traffic flow again
+    ///
+    /// Removes every mark that holds for the pod (by container ID, by UID, by name), and says which.
+    Release(Release),
+    /// Say what is isolated, read back from the kernel
+    Status(Status),
+    /// List the sandboxes and marks of the node, without asking the kernel
+    List(List),
+    /// Bring every sandbox of the node to what its marks want
+    ///
+    /// What the agent does all the time, once.
+    #[command(after_help = EXIT_CODES)]
+    Sync,
+    /// Watch the state directory and apply each change at once
+    ///
+    /// One on each node, mostly started by systemd. It also puts back what somebody changes in the rules of an isolated
+    /// pod. SIGHUP has it look at everything again, SIGTERM ends it; what is isolated stays isolated.
+    #[command(after_help = EXIT_CODES)]
+    Agent,
+    /// Print a completion script for a shell
+    #[command(after_help = "Example:\n  quarantine completions bash >/etc/bash_completion.d/quarantine")]
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Print the manual page, or write one for each command
+    #[command(after_help = "Example:\n  quarantine man --out /usr/local/share/man/man8")]
+    Man {
+        /// Write the pages into this directory, one for each command
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+    },
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = format!("\
+{SANDBOXES}
+
+Examples:
+  quarantine isolate shop/web-6c9f --reason beacon --case IR-2041
+  quarantine isolate 3f2a91 --sealed
+  quarantine isolate 0f9d6b52-… --allow egress:10.20.0.5/32:tcp:443 --allow ingress:[fd00:20::7]/128:tcp:22
+  quarantine isolate 3f2a91 --probe-port 8080 --dry-run
+
+{EXIT_CODES}
+  `contained` is 0, and so is `partial`, with its reasons said, unless hostGuard is \"require\"; `open` is 1."))]
+pub(super) struct Isolate {
+    #[command(flatten)]
+    pub(super) target: Target,
+    #[command(flatten)]
+    policy: PolicyArguments,
+    #[command(flatten)]
+    pub(super) by: Attribution,
+    /// Print the rules that would be loaded, as nft text, and change nothing
+    #[arg(long)]
+    pub(super) dry_run: bool,
+}
+
+impl Isolate {
+    /// The policy that was asked for; none where the conflist's is to hold.
+    pub(super) fn policy(&self) -> Option<Policy> {
+        let asked = &self.policy;
+        if asked.sealed {
+            return Some(Policy::sealed());
+        }
+        if asked.allow.is_empty() && asked.probe_port.is_empty() && !asked.no_probes {
+            return None;
+        }
+        let probes = match Ports::new(asked.probe_port.iter().map(|&port| (port, port))) {
+            _ if asked.no_probes => Probes::Off,
+            Some(ports) => Probes::Ports(ports),
+            None => Probes::AnyPort,
+        };
+        Some(Policy { probes, allow: asked.allow.clone(), ..Policy::default() })
+    }
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "What is still let through (without any of these, what the conflist says)")]
+struct PolicyArguments {
+    /// Let nothing through, not even lo and the node's probes
+    #[arg(long, conflicts_with_all = ["allow", "probe_port", "no_probes"])]
+    sealed: bool,
+    /// Let these flows through: DIRECTION:PEER:PROTOCOL[:PORTS]; may be repeated
+    #[arg(long, value_name = "FLOW")]
+    allow: Vec<Allow>,
+    /// Let the node's own probes through to this port only; may be repeated
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    probe_port: Vec<u16>,
+    /// Let the node's own probes not through; the kubelet will restart what it probes
+    #[arg(long, conflicts_with = "probe_port")]
+    no_probes: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = format!("\
+{SANDBOXES}
+
+Examples:
+  quarantine release shop/web-6c9f
+  quarantine release --all --yes
+
+{EXIT_CODES}"))]
+pub(super) struct Release {
+    #[command(flatten)]
+    pub(super) target: Target,
+    #[command(flatten)]
+    pub(super) by: Attribution,
+}
+
+/// Which sandboxes.
+#[derive(Debug, Args)]
+pub(super) struct Target {
+    /// Container ID or a unique prefix of one, pod UID, or namespace/name
+    #[arg(required_unless_present = "all")]
+    pub(super) sandbox: Option<String>,
+    /// Take <SANDBOX> as a pod UID that may not be on the node yet, whatever it looks like
+    #[arg(long, conflicts_with = "all")]
+    pub(super) uid: bool,
+    /// All of the node
+    #[arg(long, conflicts_with = "sandbox")]
+    pub(super) all: bool,
+    /// Mean it (with --all)
+    #[arg(long, requires = "all")]
+    pub(super) yes: bool,
+}
+
+/// Who asks, and why.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "For the record")]
+pub(super) struct Attribution {
+    /// Why
+    #[arg(long)]
+    pub(super) reason: Option<String>,
+    /// The case that it belongs to
+    #[arg(long)]
+    pub(super) case: Option<String>,
+    /// Who [default: the login name]
+    #[arg(long)]
+    pub(super) actor: Option<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = format!("\
+{SANDBOXES}
+
+Verdicts:
+  contained  nothing passes but what the policy lets through
+  partial    something is stopped, and something is not; the reasons say what
+  open       traffic flows
+  gone       the sandbox's network namespace does not exist any more
+  unknown    the kernel could not be asked
+
+JSON (-o json), stable: for one sandbox an object with containerID, pod {{namespace, name, uid}}, netns,
+  state (isolated or released: what the marks want), verdict, reasons, layers {{pod, host}}, policy, mark {{keys,
+  reason, case, actor, since, fault}}, drops [{{layer, interface, direction, packets, bytes}}], attempts
+  [{{protocol, address, port, packets}}], error. For all, or where not exactly one sandbox answers, an object
+  with the lists sandboxes (of these objects), unanswered (marks: key, reason, case, actor, since, fault) and
+  damaged (records: path, fault). What is not known is null. With --watch, one document on each line.
+
+Examples:
+  quarantine status
+  quarantine status shop/web-6c9f -o json | jq -r .verdict
+  quarantine status --watch
+
+{EXIT_CODES}
+  0 where all that is marked is contained or partial (contained, if hostGuard is \"require\"), and all else released."))]
+pub(super) struct Status {
+    /// Container ID or a unique prefix of one, pod UID, or namespace/name [default: all of the node]
+    pub(super) sandbox: Option<String>,
+    /// The form of the answer
+    #[arg(short, long, value_name = "FORM", default_value = "table")]
+    pub(super) output: Output,
+    /// Go on, and say what changes, until interrupted
+    #[arg(long)]
+    pub(super) watch: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = EXIT_CODES)]
+pub(super) struct List {
+    /// The form of the answer
+    #[arg(short, long, value_name = "FORM", default_value = "table")]
+    pub(super) output: Output,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Output {
+    /// For people
+    Table,
+    /// For scripts
+    Json,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn isolate(arguments: &[&str]) -> Result<Isolate, String> {
+        let arguments = ["quarantine", "isolate"].iter().chain(arguments);
+        match Arguments::try_parse_from(arguments).map_err(|error| error.to_string())?.command {
+            Command::Isolate(isolate) => Ok(isolate),
+            other => Err(format!("{other:?}")),
+        }
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_make_a_whole_policy_and_no_flag_makes_none() {
+        let policy = |arguments: &[&str]| isolate(arguments).unwrap().policy().map(|policy| policy.to_string());
+        assert_eq!(policy(&["c1"]), None);
+        assert_eq!(policy(&["c1", "--sealed"]).unwrap(), "sealed");
+        assert_eq!(policy(&["c1", "--no-probes"]).unwrap(), "loopback");
+        assert_eq!(
+            policy(&["c1", "--probe-port", "9", "--probe-port", "8", "--allow", "egress:[fd00::1]:tcp:443"]).unwrap(),
+            "loopback+probes:8-9+egress:fd00::1/128:tcp:443"
+        );
+        for bad in [
+            &["c1", "--sealed", "--no-probes"][..],
+            &["c1", "--no-probes", "--probe-port", "1"],
+            &["c1", "--probe-port", "0"],
+            &["c1", "--allow", "egress"],
+            &[],
+            &["c1", "--all"],
+            &["c1", "--yes"],
+        ] {
+            assert!(isolate(bad).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,288 @@
+//! `isolate` and `release`: the mark first, durably, then the kernel, then what the kernel says.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::path::Path;
+
+use crate::attachment::{ContainerId, Key};
+use crate::audit::Line;
+use crate::enforce::{EnforceError, Outcome};
+use crate::plugin::chain;
+use crate::policy::{Desired, Mark};
+use crate::sandbox::{Sandbox, SandboxError, Side, Verdict};
+use crate::state::StateDir;
+
+use super::arguments::{Attribution, Isolate, Release, Target};
+use super::node::{Node, NodeSandbox};
+use super::selector::{Selection, select, select_uid};
+use super::sync::{Fault, bring};
+use super::workers::on_each;
+use super::{Exit, Failure, actor, print};
+
+/// `quarantine isolate`.
+pub(super) fn isolate(state_dir: &Path, arguments: &Isolate) -> Result<Exit, Failure> {
+    let actor = actor(arguments.by.actor.as_deref());
+    let mark = Mark {
+        policy: arguments.policy(),
+        reason: arguments.by.reason.clone(),
+        case: arguments.by.case.clone(),
+        actor: Some(actor.clone()),
+    };
+    let done = StateDir::open(state_dir).map_err(Failure::from).and_then(|state| {
+        let node = Node::read(&state)?;
+        let chosen = Chosen::of(&node, &arguments.target, arguments.dry_run)?;
+        if arguments.dry_run {
+            show_rules(&state, &node, &chosen, &mark)
+        } else {
+            isolate_chosen(&state, &node, &chosen, &mark)
+        }
+    });
+    log_refusal("isolate", &arguments.target, &actor, done)
+}
+
+/// `quarantine release`.
+pub(super) fn release(state_dir: &Path, arguments: &Release) -> Result<Exit, Failure> {
+    let by = Attribution { actor: Some(actor(arguments.by.actor.as_deref())), ..arguments.by.clone() };
+    let done = StateDir::open(state_dir).map_err(Failure::from).and_then(|state| {
+        let node = Node::read(&state)?;
+        let chosen = Chosen::of(&node, &arguments.target, false)?;
+        release_chosen(&state, &node, &chosen, &by)
+    });
+    log_refusal("release", &arguments.target, by.actor.as_deref().unwrap_or_default(), done)
+}
+
+/// A request that failed is for the auditor too.
+fn log_refusal(command: &str, target: &Target, actor: &str, done: Result<Exit, Failure>) -> Result<Exit, Failure> {
+    if let Err(failure) = &done {
+        let line = Line::new("refused")
+            .with("command", command)
+            .with("sandbox", target.sandbox.as_deref().unwrap_or("--all"))
+            .with("actor", actor)
+            .with("error", failure.message.lines().next().unwrap_or_default());
+        log::warn!("{line}");
+    }
+    done
+}
+
+/// Which sandboxes are meant, and under which names they are or would be marked.
+struct Chosen<'a> {
+    sandboxes: Vec<&'a NodeSandbox>,
+    /// A name that nothing on the node answers to.
+    absent: Option<Key>,
+    all: bool,
+}
+
+impl<'a> Chosen<'a> {
+    fn of(node: &'a Node<'_>, target: &Target, harmless: bool) -> Result<Self, Failure> {
+        let Some(word) = &target.sandbox else {
+            if !target.yes && !harmless {
+                let message = format!("--all means {} sandboxes; say --yes too if you mean it", node.sandboxes.len());
+                return Err(Failure::new(Exit::Usage, message));
+            }
+            return Ok(Self { sandboxes: node.sandboxes.iter().collect(), absent: None, all: true });
+        };
+        let selection = if target.uid {
+            let uid = Key::new(word).map_err(|error| Failure::new(Exit::Usage, error.to_string()))?;
+            select_uid(uid, node.names())
+        } else {
+            select(word, node.names(), |key| node.has_mark(key))?
+        };
+        Ok(match selection {
+            Selection::Here(ids) => {
+                let sandboxes = ids.iter().filter_map(|id| node.sandbox(id)).collect();
+                Self { sandboxes, absent: None, all: false }
+            }
+            Selection::Absent(key) => Self { sandboxes: Vec::new(), absent: Some(key), all: false },
+        })
+    }
+}
+
+fn isolate_chosen(state: &StateDir, node: &Node<'_>, chosen: &Chosen<'_>, mark: &Mark) -> Result<Exit, Failure> {
+    let keys: BTreeSet<Key> =
+        chosen.sandboxes.iter().map(|sandbox| sandbox.mark_key()).chain(chosen.absent.clone()).collect();
+    for key in &keys {
+        state.write_mark(key, mark)?;
+        log_mark("marked", key, mark);
+    }
+    // Marks by container ID come before one by UID: what they said would go on to hold instead of what is asked now.
+    let shadowing: BTreeSet<Key> =
+        chosen.sandboxes.iter().flat_map(|sandbox| node.shadowing(sandbox)).filter(|key| !keys.contains(key)).collect();
+    for key in &shadowing {
+        if state.remove_mark(key)? {
+            log_mark("replaced", key, mark);
+        }
+    }
+    let node = Node::read(state)?;
+    let answering: Vec<_> = node.answering(&keys);
+    let results = on_each(&answering, |host, sandbox| bring(state, host, &sandbox.container_id))?;
+    let mut exit = Exit::So;
+    let mut text = String::new();
+    for (sandbox, result) in answering.iter().zip(results) {
+        if !say_isolated(&mut text, sandbox, result) {
+            exit = Exit::NotSo;
+        }
+    }
+    if answering.is_empty() {
+        match &chosen.absent {
+            Some(key) => {
+                let _ = writeln!(
+                    text,
+                    "marked {key}: nothing on this node answers to it yet; when the pod starts here, it is isolated before its first packet.\n\
+                     A pod that runs here already with hostNetwork, or since before the plugin was in the conflist, has no record and is NOT reached."
+                );
+            }
+            None => {
+                let _ = writeln!(text, "nothing was isolated: no sandbox of the node has a record");
+            }
+        }
+    }
+    print(&text);
+    Ok(exit)
+}
+
+/// Says how it is; whether it is as it should be.
+fn say_isolated(text: &mut String, sandbox: &NodeSandbox, result: Result<Outcome, Fault>) -> bool {
+    let NodeSandbox { container_id, pod, .. } = sandbox;
+    match result {
+        Ok(Outcome { desired: Desired::Isolated { policy, fault, .. }, report }) => {
+            let _ = writeln!(text, "{container_id} ({pod}): {}, policy {policy}", report.verdict.as_str());
+            if let Some(fault) = fault {
+                let _ = writeln!(text, "  sealed: a mark cannot be understood: {}", fault.escape_debug());
+            }
+            for reason in &report.reasons {
+                let _ = writeln!(text, "  {reason}");
+            }
+            let required = sandbox.requires_host_guard();
+            report.verdict == Verdict::Contained || report.verdict == Verdict::Partial && !required
+        }
+        Ok(Outcome { desired: Desired::Released, .. }) => {
+            let _ = writeln!(text, "{container_id} ({pod}): open: somebody has removed the mark again");
+            false
+        }
+        Err(Fault { error: EnforceError::Sandbox(error), .. }) if error.is_gone() => {
+            let _ = writeln!(
+                text,
+                "{container_id} ({pod}): gone: {}; the mark stands for what comes after it",
+                chain(&error)
+            );
+            false
+        }
+        Err(fault) => {
+            let _ = writeln!(
+                text,
+                "{container_id} ({pod}): NOT isolated: {}; the mark stands, `quarantine release` removes it",
+                chain(&fault.error)
+            );
+            false
+        }
+    }
+}
+
+fn release_chosen(state: &StateDir, node: &Node<'_>, chosen: &Chosen<'_>, by: &Attribution) -> Result<Exit, Failure> {
+    let keys: BTreeSet<Key> = if chosen.all {
+        node.marks().cloned().collect()
+    } else {
+        let absent = chosen.absent.iter().filter(|key| node.has_mark(key)).cloned();
+        chosen.sandboxes.iter().flat_map(|sandbox| node.keys_of(sandbox)).chain(absent).collect()
+    };
+    let mut concerned: BTreeSet<&ContainerId> = node
+        .answering(&keys)
+        .into_iter()
+        .chain(chosen.sandboxes.iter().copied())
+        .map(|sandbox| &sandbox.container_id)
+        .collect();
+    let meant: BTreeSet<&ContainerId> = chosen.sandboxes.iter().map(|sandbox| &sandbox.container_id).collect();
+    let mut text = String::new();
+    let mark = Mark { policy: None, reason: by.reason.clone(), case: by.case.clone(), actor: by.actor.clone() };
+    for key in &keys {
+        if state.remove_mark(key)? {
+            log_mark("unmarked", key, &mark);
+            let _ = writeln!(text, "removed the mark {key}");
+        }
+    }
+    if let Some(absent) = &chosen.absent {
+        let marked = if keys.is_empty() { "there is no mark of this name either" } else { "the mark is removed" };
+        let _ = writeln!(text, "{absent}: nothing on this node answers to it; {marked}");
+    }
+    let ids: Vec<&ContainerId> = std::mem::take(&mut concerned).into_iter().collect();
+    let results = on_each(&ids, |host, container_id| {
+        let result = bring(state, host, container_id);
+        // What is read back is whether anything of an isolation is left, whatever was applied.
+        let left = result.is_ok().then(|| left_behind(state, host, container_id));
+        (result, left)
+    })?;
+    let mut exit = Exit::So;
+    for (container_id, (result, left)) in ids.iter().zip(results) {
+        let also = if meant.contains(container_id) { "" } else { ", which answered to the same mark" };
+        let pod = node.sandbox(container_id).map(|sandbox| sandbox.pod.to_string()).unwrap_or_default();
+        let said = match (result, left) {
+            (Ok(Outcome { desired: Desired::Released, .. }), Some(Ok(false))) => Ok("released".to_owned()),
+            (Ok(Outcome { desired: Desired::Released, .. }), Some(Err(error))) if error.is_gone() => {
+                Ok("gone".to_owned())
+            }
+            (Ok(Outcome { desired: Desired::Released, .. }), Some(Err(error))) => {
+                Err(format!("unknown: it cannot be read back: {}", chain(&error)))
+            }
+            (Ok(Outcome { desired: Desired::Released, .. }), _) => {
+                Err("NOT released: rules of an isolation are still there".to_owned())
+            }
+            (Ok(Outcome { desired: Desired::Isolated { .. }, .. }), _) => {
+                Err("isolated: somebody has marked it again".to_owned())
+            }
+            (Err(Fault { error: EnforceError::Sandbox(error), .. }), _) if error.is_gone() => Ok("gone".to_owned()),
+            (Err(fault), _) => Err(format!("NOT released: {}", chain(&fault.error))),
+        };
+        exit = if said.is_ok() { exit } else { Exit::NotSo };
+        let (Ok(said) | Err(said)) = said;
+        let _ = writeln!(text, "{container_id} ({pod}){also}: {said}");
+    }
+    print(&text);
+    Ok(exit)
+}
+
+fn left_behind(state: &StateDir, host: &mut Side, container_id: &ContainerId) -> Result<bool, SandboxError> {
+    let (records, _) = state.records_of(container_id);
+    Ok(Sandbox::open(host, container_id, &records)?.is_isolated_in_part()?)
+}
+
+fn show_rules(state: &StateDir, node: &Node<'_>, chosen: &Chosen<'_>, mark: &Mark) -> Result<Exit, Failure> {
+    if let Some(absent) = &chosen.absent {
+        let message = format!(
+            "nothing on this node answers to {absent}: its rules depend on its interfaces, which are yet to come"
+        );
+        return Err(Failure::new(Exit::NotSo, message));
+    }
+    let mut host = Side::own()?;
+    let mut text = String::new();
+    for sandbox in &chosen.sandboxes {
+        let own = sandbox.mark_key();
+        let replaced = node.shadowing(sandbox);
+        let others = node.keys_of(sandbox).into_iter().filter(|key| *key != own && !replaced.contains(key));
+        let marks: Vec<_> =
+            std::iter::once(Ok(mark.clone())).chain(others.filter_map(|key| state.read_mark(&key))).collect();
+        let desired = Desired::by_marks(&marks, &sandbox.configured_policy());
+        let tables = Sandbox::open(&mut host, &sandbox.container_id, &sandbox.records)
+            .and_then(|mut opened| opened.tables(&desired))
+            .map_err(|error| Failure::new(Exit::NotSo, format!("{}: {}", sandbox.container_id, chain(&error))))?;
+        for table in tables {
+            let place = if table.name == crate::containment::TABLE { "the pod" } else { "the host" };
+            let _ = writeln!(
+                text,
+                "# in the network namespace of {place} ({}, {})\n{table}",
+                sandbox.container_id, sandbox.pod
+            );
+        }
+    }
+    print(&text);
+    Ok(Exit::So)
+}
+
+fn log_mark(event: &str, key: &Key, mark: &Mark) {
+    let line = Line::new(event)
+        .with("mark", key)
+        .with_some("policy", mark.policy.as_ref())
+        .with_some("reason", mark.reason.as_ref())
+        .with_some("case", mark.case.as_ref())
+        .with_some("actor", mark.actor.as_ref());
+    log::info!("{line}");
+}

@@ -1,0 +1,138 @@
+//! What the state directory says of the whole node, read once: its sandboxes, its marks, and which holds for which.
+//!
+//! For choosing and for listing. Whoever enforces reads the marks again, under the sandbox's lock.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::attachment::{ContainerId, Key, Pod, PodUid};
+use crate::config::HostGuard;
+use crate::enforce::pod_of;
+use crate::policy::{Desired, Mark, Policy};
+use crate::record::Record;
+use crate::state::{DamagedRecord, StateDir, StateError, answering_keys};
+use crate::status::{Listed, Marking, UnansweredMark};
+
+/// A sandbox that has a directory among the records.
+#[derive(Debug)]
+pub(super) struct NodeSandbox {
+    pub(super) container_id: ContainerId,
+    pub(super) pod: Pod,
+    pub(super) records: Vec<Record>,
+}
+
+impl NodeSandbox {
+    /// The name under which it is marked: its pod's UID, which a recreated sandbox has too, else its own.
+    pub(super) fn mark_key(&self) -> Key {
+        self.pod.uid.as_ref().map_or_else(|| Key::from(&self.container_id), Key::from)
+    }
+
+    /// Whether it counts as isolated only with a host guard.
+    pub(super) fn requires_host_guard(&self) -> bool {
+        self.records.iter().any(|record| record.host_guard == HostGuard::Require)
+    }
+
+    /// The policy that holds where a mark gives none.
+    pub(super) fn configured_policy(&self) -> Policy {
+        self.records.first().map(|record| record.policy.clone()).unwrap_or_default()
+    }
+}
+
+/// The sandboxes and marks of the node.
+#[derive(Debug)]
+pub(super) struct Node<'a> {
+    state: &'a StateDir,
+    pub(super) sandboxes: Vec<NodeSandbox>,
+    pub(super) damaged: Vec<DamagedRecord>,
+    marks: BTreeSet<Key>,
+    uids: BTreeMap<Key, PodUid>,
+}
+
+impl<'a> Node<'a> {
+    pub(super) fn read(state: &'a StateDir) -> Result<Self, StateError> {
+        let mut node =
+            Self { state, sandboxes: Vec::new(), damaged: Vec::new(), marks: BTreeSet::new(), uids: BTreeMap::new() };
+        for container_id in state.sandboxes()? {
+            let (records, damaged) = state.records_of(&container_id);
+            node.damaged.extend(damaged);
+            let pod = pod_of(&records);
+            if let Some(uid) = &pod.uid {
+                node.uids.insert(Key::from(&container_id), uid.clone());
+            }
+            node.sandboxes.push(NodeSandbox { container_id, pod, records });
+        }
+        // After the records: a mark that is carried over in between is then found by the pod's UID.
+        node.marks = state.marks()?;
+        Ok(node)
+    }
+
+    pub(super) fn names(&self) -> impl Iterator<Item = (&ContainerId, &Pod)> + Clone {
+        self.sandboxes.iter().map(|sandbox| (&sandbox.container_id, &sandbox.pod))
+    }
+
+    pub(super) fn has_mark(&self, key: &Key) -> bool {
+        self.marks.contains(key)
+    }
+
+    pub(super) fn marks(&self) -> impl Iterator<Item = &Key> {
+        self.marks.iter()
+    }
+
+    pub(super) fn sandbox(&self, container_id: &ContainerId) -> Option<&NodeSandbox> {
+        self.sandboxes.iter().find(|sandbox| sandbox.container_id == *container_id)
+    }
+
+    /// The marks that hold for a sandbox, the most specific first.
+    pub(super) fn keys_of(&self, sandbox: &NodeSandbox) -> Vec<Key> {
+        answering_keys(&sandbox.container_id, &sandbox.pod, &self.marks, |key| self.uids.get(key).cloned())
+    }
+
+    /// The sandboxes that answer to one of these marks.
+    pub(super) fn answering(&self, keys: &BTreeSet<Key>) -> Vec<&NodeSandbox> {
+        self.sandboxes.iter().filter(|sandbox| self.keys_of(sandbox).iter().any(|key| keys.contains(key))).collect()
+    }
+
+    /// Marks by the container ID of a sandbox of this one's pod, which come before the one by UID.
+    pub(super) fn shadowing(&self, sandbox: &NodeSandbox) -> Vec<Key> {
+        let own = sandbox.mark_key();
+        self.keys_of(sandbox)
+            .into_iter()
+            .take_while(|key| *key != own)
+            .filter(|key| self.sandboxes.iter().any(|other| Key::from(&other.container_id) == *key))
+            .collect()
+    }
+
+    /// What the marks want of a sandbox, and who wrote them.
+    pub(super) fn listed(&self, sandbox: &NodeSandbox) -> Listed {
+        Listed {
+            container_id: sandbox.container_id.clone(),
+            pod: sandbox.pod.clone(),
+            netns: sandbox.records.first().map(|record| record.netns.clone()),
+            marking: self.marking(self.keys_of(sandbox), &sandbox.configured_policy()),
+        }
+    }
+
+    /// The marks that nothing on the node answers to.
+    pub(super) fn unanswered(&self) -> Vec<UnansweredMark> {
+        let answered: BTreeSet<Key> = self.sandboxes.iter().flat_map(|sandbox| self.keys_of(sandbox)).collect();
+        self.marks.difference(&answered).filter_map(|key| self.unanswered_mark(key)).collect()
+    }
+
+    /// One of these.
+    pub(super) fn unanswered_mark(&self, key: &Key) -> Option<UnansweredMark> {
+        let content = self.state.read_mark(key)?;
+        let since = self.state.marked_since(key);
+        let (mark, fault) = match content {
+            Ok(mark) => (mark, None),
+            Err(fault) => (Mark::default(), Some(fault)),
+        };
+        Some(UnansweredMark { key: key.clone(), mark, fault, since })
+    }
+
+    fn marking(&self, keys: Vec<Key>, configured: &Policy) -> Option<Marking> {
+        let read: Vec<_> = keys.into_iter().filter_map(|key| Some((self.state.read_mark(&key)?, key))).collect();
+        let (contents, keys): (Vec<_>, Vec<_>) = read.into_iter().unzip();
+        let Desired::Isolated { policy, mark, fault } = Desired::by_marks(&contents, configured) else { return None };
+        let since = keys.iter().filter_map(|key| self.state.marked_since(key)).min();
+        Some(Marking { keys, policy, mark: *mark, fault, since })
+    }
+}

@@ -1,0 +1,265 @@
+//! `status` and `list`: the state directory and the kernel, read back and put together. Nothing is changed here.
+
+use std::io::{self, IsTerminal};
+use std::net::IpAddr;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::attachment::IfName;
+use crate::containment::{ATTEMPTS, NEIGHBOUR_ATTEMPTS, PORTLESS_ATTEMPTS, TABLE};
+use crate::netlink::NetlinkError;
+use crate::nft::Element;
+use crate::plugin::chain;
+use crate::policy::{Desired, Policy};
+use crate::ruleset::{Chain, Hook, Table};
+use crate::sandbox::{Report, Sandbox, SandboxError, Scan, Side, Verdict};
+use crate::state::StateDir;
+use crate::status::{
+    Attempt, AttemptProtocol, Damaged, Direction, Drops, Finding, Layer, Reading, SandboxStatus, Style, UnansweredMark,
+    list_table, merge_attempts, node_to_json, sandbox_text, status_table,
+};
+
+use super::arguments::{List, Output, Status};
+use super::node::{Node, NodeSandbox};
+use super::selector::{Selection, select};
+use super::watch::watch;
+use super::workers::on_each;
+use super::{Exit, Failure, print};
+
+/// `quarantine list`.
+pub(super) fn list(state_dir: &Path, arguments: &List) -> Result<Exit, Failure> {
+    let state = StateDir::open(state_dir)?;
+    let node = Node::read(&state)?;
+    let sandboxes: Vec<_> = node.sandboxes.iter().map(|sandbox| node.listed(sandbox)).collect();
+    let (unanswered, damaged) = (node.unanswered(), damaged(&node));
+    print(&match arguments.output {
+        Output::Table => list_table(&sandboxes, &unanswered, &damaged, style()),
+        Output::Json => {
+            let sandboxes = sandboxes.iter().map(|sandbox| sandbox.to_json()).collect();
+            pretty(&node_to_json(sandboxes, &unanswered, &damaged))
+        }
+    });
+    Ok(Exit::So)
+}
+
+/// `quarantine status`.
+pub(super) fn status(state_dir: &Path, arguments: &Status) -> Result<Exit, Failure> {
+    let state = StateDir::open(state_dir)?;
+    if arguments.watch {
+        return watch(&state, io::stdout().is_terminal(), || {
+            let view = View::of(&state, arguments.sandbox.as_deref())?;
+            Ok(match arguments.output {
+                Output::Table => view.to_text(style()),
+                Output::Json => format!("{}\n", view.to_json()),
+            })
+        });
+    }
+    let view = View::of(&state, arguments.sandbox.as_deref())?;
+    print(&match arguments.output {
+        Output::Table => view.to_text(style()),
+        Output::Json => pretty(&view.to_json()),
+    });
+    Ok(if view.is_as_marked() { Exit::So } else { Exit::NotSo })
+}
+
+/// What was asked about, as it was found.
+struct View {
+    /// Whether exactly one sandbox was meant.
+    single: bool,
+    sandboxes: Vec<SandboxStatus>,
+    unanswered: Vec<UnansweredMark>,
+    damaged: Vec<Damaged>,
+}
+
+impl View {
+    fn of(state: &StateDir, word: Option<&str>) -> Result<Self, Failure> {
+        let node = Node::read(state)?;
+        let Some(word) = word else {
+            let chosen: Vec<_> = node.sandboxes.iter().collect();
+            let (unanswered, damaged) = (node.unanswered(), damaged(&node));
+            return Ok(Self { single: false, sandboxes: read_all(state, &node, &chosen)?, unanswered, damaged });
+        };
+        match select(word, node.names(), |key| node.has_mark(key))? {
+            Selection::Here(ids) => {
+                let chosen: Vec<_> = ids.iter().filter_map(|id| node.sandbox(id)).collect();
+                let mut damaged = damaged(&node);
+                damaged.retain(|record| {
+                    ids.iter().any(|id| record.path.parent() == Some(&state.attachments().join(id.as_str())))
+                });
+                let sandboxes = read_all(state, &node, &chosen)?;
+                Ok(Self { single: ids.len() == 1, sandboxes, unanswered: Vec::new(), damaged })
+            }
+            Selection::Absent(key) => match node.unanswered_mark(&key) {
+                Some(mark) => {
+                    Ok(Self { single: false, sandboxes: Vec::new(), unanswered: vec![mark], damaged: Vec::new() })
+                }
+                None => Err(Failure::new(
+                    Exit::NotSo,
+                    format!(
+                        "{word} is not on this node and not marked. Pods with hostNetwork, and pods that started before the plugin was in the conflist, have no record and cannot be reached"
+                    ),
+                )),
+            },
+        }
+    }
+
+    fn is_as_marked(&self) -> bool {
+        self.damaged.is_empty() && self.sandboxes.iter().all(SandboxStatus::is_as_marked)
+    }
+
+    fn to_text(&self, style: Style) -> String {
+        match &self.sandboxes[..] {
+            [sandbox] if self.single => sandbox_text(sandbox, style),
+            sandboxes => status_table(sandboxes, &self.unanswered, &self.damaged, style),
+        }
+    }
+
+    fn to_json(&self) -> Value {
+        match &self.sandboxes[..] {
+            [sandbox] if self.single => sandbox.to_json(),
+            sandboxes => {
+                let sandboxes = sandboxes.iter().map(SandboxStatus::to_json).collect();
+                node_to_json(sandboxes, &self.unanswered, &self.damaged)
+            }
+        }
+    }
+}
+
+fn damaged(node: &Node<'_>) -> Vec<Damaged> {
+    node.damaged.iter().map(|record| Damaged { path: record.path.clone(), fault: record.fault.clone() }).collect()
+}
+
+fn read_all(state: &StateDir, node: &Node<'_>, chosen: &[&NodeSandbox]) -> Result<Vec<SandboxStatus>, Failure> {
+    Ok(on_each(chosen, |host, sandbox| read(state, node, host, sandbox))?)
+}
+
+/// Reads a sandbox without its lock, so that a sandbox at which somebody is at work delays nobody; where that gives
+/// anything but what is wanted, again with the lock, because it may have been half done.
+fn read(state: &StateDir, node: &Node<'_>, host: &mut Side, sandbox: &NodeSandbox) -> SandboxStatus {
+    let status = SandboxStatus { listed: node.listed(sandbox), finding: find(host, node, sandbox) };
+    if status.is_as_marked() {
+        return status;
+    }
+    let Ok(_lock) = state.lock(&sandbox.container_id) else { return status };
+    let Ok(node) = Node::read(state) else { return status };
+    match node.sandbox(&sandbox.container_id) {
+        Some(sandbox) => SandboxStatus { listed: node.listed(sandbox), finding: find(host, &node, sandbox) },
+        None => status,
+    }
+}
+
+/// How the kernel is found.
+pub(super) fn find(host: &mut Side, node: &Node<'_>, sandbox: &NodeSandbox) -> Finding {
+    let desired = match node.listed(sandbox).marking {
+        None => Desired::Released,
+        Some(marking) => {
+            Desired::Isolated { policy: marking.policy, mark: Box::new(marking.mark), fault: marking.fault }
+        }
+    };
+    match find_wanted(host, sandbox, &desired) {
+        Ok(reading) => Finding::Read(reading),
+        Err(error) if error.is_gone() => Finding::Gone(chain(&error)),
+        Err(error) => Finding::Unknown(chain(&error)),
+    }
+}
+
+fn find_wanted(host: &mut Side, sandbox: &NodeSandbox, desired: &Desired) -> Result<Reading, SandboxError> {
+    let mut opened = Sandbox::open(host, &sandbox.container_id, &sandbox.records)?;
+    let guard_required = opened.requires_host_guard();
+    let Desired::Isolated { policy, .. } = desired else {
+        return released(&mut opened, guard_required);
+    };
+    let report = opened.verify(desired, Scan::Node)?;
+    let (drops, attempts) = counted(&mut opened, &report, policy)?;
+    Ok(Reading {
+        verdict: report.verdict,
+        reasons: report.reasons,
+        pod_layer: report.pod_side,
+        host_layer: report.host_guard,
+        guard_required,
+        drops,
+        attempts,
+    })
+}
+
+fn released(sandbox: &mut Sandbox<'_>, guard_required: bool) -> Result<Reading, SandboxError> {
+    let (pod_layer, host_layer) = sandbox.layers_in_place()?;
+    let (verdict, reasons) = if pod_layer || host_layer {
+        let layer = if pod_layer { "the pod-side rules are awake" } else { "the host guard is in place" };
+        (Verdict::Partial, vec![format!("no mark holds for it, but {layer}; `quarantine sync` releases it")])
+    } else {
+        (Verdict::Open, Vec::new())
+    };
+    let (drops, attempts) = (Vec::new(), Vec::new());
+    Ok(Reading { verdict, reasons, pod_layer, host_layer, guard_required, drops, attempts })
+}
+
+/// Drop counters and attempts of all tables that are there.
+fn counted(
+    sandbox: &mut Sandbox<'_>,
+    report: &Report,
+    policy: &Policy,
+) -> Result<(Vec<Drops>, Vec<Attempt>), NetlinkError> {
+    let (mut drops, mut attempts) = (Vec::new(), Vec::new());
+    for table in &report.tables {
+        let nft = &mut sandbox.side_of(table).nft;
+        let Some(loaded) = nft.read_table(table)? else { continue };
+        for chain in table.chains.iter().filter(|chain| loaded.has_chain_named(&chain.name)) {
+            let count = loaded.dropped(&chain.name);
+            drops.push(Drops { packets: count.packets, bytes: count.bytes, ..place(table, chain) });
+        }
+        for set in &table.sets {
+            let name = set.name.trim_end_matches(['4', '6']);
+            if [ATTEMPTS, PORTLESS_ATTEMPTS, NEIGHBOUR_ATTEMPTS].contains(&name) {
+                attempts.extend(nft.elements(table, set)?.iter().filter_map(|element| attempt(name, element)));
+            }
+        }
+    }
+    Ok((drops, merge_attempts(attempts, policy)))
+}
+
+/// Where a chain drops.
+fn place(table: &Table, chain: &Chain) -> Drops {
+    let layer = if table.name == TABLE { Layer::Pod } else { Layer::Host };
+    // The chains of the guard are hooked at the host's end, and named after the pod's.
+    let guarded = chain.name.split_once('-').map(|(_, interface)| interface.to_owned());
+    let (direction, interface) = match (&chain.hook, layer) {
+        (Hook::Ingress(device), Layer::Pod) => (Direction::In, Some(IfName::to_string(device))),
+        (Hook::Egress(device), Layer::Pod) => (Direction::Out, Some(IfName::to_string(device))),
+        (Hook::Egress(_), Layer::Host) => (Direction::In, guarded),
+        (Hook::Ingress(_), Layer::Host) => (Direction::Out, guarded),
+        (Hook::Input, _) => (Direction::In, None),
+        (Hook::Output, _) => (Direction::Out, None),
+        (Hook::Forward, _) => (Direction::Forward, None),
+    };
+    Drops { layer, interface, direction, packets: 0, bytes: 0 }
+}
+
+fn attempt(set: &str, element: &Element) -> Option<Attempt> {
+    let fields: Vec<&[u8]> = element.key.iter().map(Vec::as_slice).collect();
+    let (protocol, address, port) = match (set, &fields[..]) {
+        (NEIGHBOUR_ATTEMPTS, [address]) => (AttemptProtocol::Arp, *address, None),
+        (PORTLESS_ATTEMPTS, [[protocol], address]) => (AttemptProtocol::Ip(*protocol), *address, None),
+        (ATTEMPTS, [[protocol], address, [high, low]]) => {
+            (AttemptProtocol::Ip(*protocol), *address, Some(u16::from_be_bytes([*high, *low])))
+        }
+        _ => return None,
+    };
+    let address = match address.len() {
+        4 => IpAddr::from(<[u8; 4]>::try_from(address).ok()?),
+        _ => IpAddr::from(<[u8; 16]>::try_from(address).ok()?),
+    };
+    Some(Attempt { protocol, address, port, packets: element.count.packets })
+}
+
+/// Colour only where a person sees it, and does not mind.
+fn style() -> Style {
+    let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
+        || std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+    Style { colour: io::stdout().is_terminal() && !unwanted }
+}
+
+fn pretty(value: &Value) -> String {
+    format!("{value:#}\n")
+}

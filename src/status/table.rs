@@ -1,0 +1,335 @@
+//! The same for people: a table of the node, and a page for one sandbox.
+//!
+//! Pure: colour or not is told, and everything that somebody else wrote is made printable first.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+
+use crate::sandbox::Verdict;
+
+use super::{Damaged, Direction, Finding, Listed, Marking, Reading, SandboxStatus, UnansweredMark, timestamp};
+
+/// The least that is shown of a container ID.
+const SHORT_ID: usize = 12;
+/// The most lines of attempts on a sandbox's page.
+const ATTEMPTS_SHOWN: usize = 20;
+
+/// How it is to look.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Style {
+    /// Whether verdicts are coloured.
+    pub colour: bool,
+}
+
+#[derive(Clone, Copy)]
+enum Colour {
+    Green,
+    Yellow,
+    Red,
+}
+
+impl Style {
+    fn paint(self, text: &str, colour: Option<Colour>) -> String {
+        let Some(colour) = colour.filter(|_| self.colour) else { return text.to_owned() };
+        let code = match colour {
+            Colour::Green => 32,
+            Colour::Yellow => 33,
+            Colour::Red => 31,
+        };
+        format!("\u{1b}[{code}m{text}\u{1b}[0m")
+    }
+}
+
+type Cell = (String, Option<Colour>);
+
+/// Rows of cells under a heading, each column as wide as its widest cell.
+struct Rows {
+    style: Style,
+    rows: Vec<Vec<Cell>>,
+}
+
+impl Rows {
+    fn new(style: Style, heading: &[&str]) -> Self {
+        Self { style, rows: vec![heading.iter().map(|cell| plain(*cell)).collect()] }
+    }
+
+    fn push(&mut self, row: impl IntoIterator<Item = Cell>) {
+        self.rows.push(row.into_iter().collect());
+    }
+
+    fn write(&self, text: &mut String) {
+        let columns = self.rows.iter().map(Vec::len).max().unwrap_or_default();
+        let width = |column: usize| {
+            let cells = self.rows.iter().filter_map(|row| row.get(column));
+            cells.map(|(cell, _)| cell.chars().count()).max().unwrap_or_default()
+        };
+        let widths: Vec<usize> = (0..columns).map(width).collect();
+        for row in &self.rows {
+            for (column, (cell, colour)) in row.iter().enumerate() {
+                text.push_str(&self.style.paint(cell, *colour));
+                if column + 1 < row.len() {
+                    let gap = widths[column].saturating_sub(cell.chars().count()) + 2;
+                    text.extend(std::iter::repeat_n(' ', gap));
+                }
+            }
+            text.push('\n');
+        }
+    }
+}
+
+fn plain(text: impl Into<String>) -> Cell {
+    (text.into(), None)
+}
+
+/// What somebody else wrote, without what moves a terminal's cursor or turns its text around.
+fn printable(text: &str) -> String {
+    let is_unseen = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+    };
+    text.chars().fold(String::with_capacity(text.len()), |mut printable, c| {
+        if is_unseen(c) {
+            printable.extend(c.escape_unicode());
+        } else {
+            printable.push(c);
+        }
+        printable
+    })
+}
+
+fn or_dash(text: Option<impl AsRef<str>>) -> String {
+    text.map_or_else(|| "-".to_owned(), |text| printable(text.as_ref()))
+}
+
+/// Container IDs cut to a length at which they still differ.
+fn short_ids<'a>(ids: impl Iterator<Item = &'a str> + Clone) -> Vec<&'a str> {
+    let longest = ids.clone().map(str::len).max().unwrap_or_default();
+    let cut = |length: usize| ids.clone().map(move |id| id.get(..length).unwrap_or(id));
+    let differ = |length: &usize| cut(*length).collect::<BTreeSet<_>>().len() == ids.clone().count();
+    let length = (SHORT_ID..longest).find(differ).unwrap_or(longest);
+    cut(length).collect()
+}
+
+fn coloured_verdict(sandbox: &SandboxStatus) -> Cell {
+    let colour = match (&sandbox.finding, &sandbox.listed.marking) {
+        _ if !sandbox.is_as_marked() => Some(Colour::Red),
+        (_, None) => None,
+        (Finding::Read(Reading { verdict: Verdict::Contained, .. }), _) => Some(Colour::Green),
+        _ => Some(Colour::Yellow),
+    };
+    (sandbox.verdict().to_owned(), colour)
+}
+
+fn layers(reading: &Reading) -> &'static str {
+    match (reading.pod_layer, reading.host_layer) {
+        (true, true) => "pod+host",
+        (true, false) => "pod",
+        (false, true) => "host",
+        (false, false) => "-",
+    }
+}
+
+fn dropped(reading: &Reading, direction: Direction) -> u64 {
+    reading.drops.iter().filter(|drops| drops.direction == direction).map(|drops| drops.packets).sum()
+}
+
+fn policy_since_by(marking: Option<&Marking>) -> [Cell; 3] {
+    let Some(marking) = marking else { return [plain("-"), plain("-"), plain("-")] };
+    [
+        plain(marking.policy.to_string()),
+        plain(or_dash(marking.since.map(timestamp))),
+        plain(or_dash(marking.mark.actor.as_ref())),
+    ]
+}
+
+fn sealed_by(fault: &str) -> String {
+    format!("sealed: a mark cannot be understood: {}", printable(fault))
+}
+
+/// The table of `status`.
+#[must_use]
+pub fn status_table(
+    sandboxes: &[SandboxStatus],
+    unanswered: &[UnansweredMark],
+    damaged: &[Damaged],
+    style: Style,
+) -> String {
+    let mut text = String::new();
+    let ids = short_ids(sandboxes.iter().map(|sandbox| sandbox.listed.container_id.as_str()));
+    let mut rows = Rows::new(
+        style,
+        &["SANDBOX", "POD", "STATE", "VERDICT", "LAYERS", "POLICY", "SINCE", "BY", "DROPPED IN/OUT", "ATTEMPTS"],
+    );
+    for (sandbox, id) in sandboxes.iter().zip(&ids) {
+        let Listed { pod, marking, .. } = &sandbox.listed;
+        let [policy, since, by] = policy_since_by(marking.as_ref());
+        let (layers, drops, attempts) = match &sandbox.finding {
+            Finding::Read(reading) if marking.is_some() => (
+                layers(reading),
+                format!("{}/{}", dropped(reading, Direction::In), dropped(reading, Direction::Out)),
+                reading.attempts.len().to_string(),
+            ),
+            Finding::Read(reading) => (layers(reading), "-".to_owned(), "-".to_owned()),
+            Finding::Gone(_) | Finding::Unknown(_) => ("-", "-".to_owned(), "-".to_owned()),
+        };
+        rows.push([
+            plain(*id),
+            plain(pod.to_string()),
+            plain(sandbox.listed.state()),
+            coloured_verdict(sandbox),
+            plain(layers),
+            policy,
+            since,
+            by,
+            plain(drops),
+            plain(attempts),
+        ]);
+    }
+    write_sandboxes(&mut text, &rows);
+    for (sandbox, id) in sandboxes.iter().zip(&ids) {
+        let fault = sandbox.listed.marking.as_ref().and_then(|marking| marking.fault.as_deref()).map(sealed_by);
+        for reason in fault.into_iter().chain(sandbox.reasons().into_iter().map(printable)) {
+            let _ = writeln!(text, "{id}: {reason}");
+        }
+    }
+    write_rest(&mut text, unanswered, damaged, style);
+    text
+}
+
+/// The table of `list`.
+#[must_use]
+pub fn list_table(sandboxes: &[Listed], unanswered: &[UnansweredMark], damaged: &[Damaged], style: Style) -> String {
+    let mut text = String::new();
+    let ids = short_ids(sandboxes.iter().map(|sandbox| sandbox.container_id.as_str()));
+    let mut rows = Rows::new(style, &["SANDBOX", "POD", "UID", "STATE", "POLICY", "SINCE", "BY"]);
+    for (sandbox, id) in sandboxes.iter().zip(&ids) {
+        let [policy, since, by] = policy_since_by(sandbox.marking.as_ref());
+        let uid = or_dash(sandbox.pod.uid.as_ref().map(|uid| uid.as_str()));
+        let state = plain(sandbox.state());
+        rows.push([plain(*id), plain(sandbox.pod.to_string()), plain(uid), state, policy, since, by]);
+    }
+    write_sandboxes(&mut text, &rows);
+    write_rest(&mut text, unanswered, damaged, style);
+    text
+}
+
+/// The page of one sandbox.
+#[must_use]
+pub fn sandbox_text(sandbox: &SandboxStatus, style: Style) -> String {
+    let mut text = String::new();
+    let Listed { container_id, pod, netns, marking } = &sandbox.listed;
+    let mut line = |name: &str, value: &str| {
+        let _ = writeln!(text, "{name:<10}{value}");
+    };
+    line("sandbox", container_id.as_str());
+    line("pod", &pod.to_string());
+    if let Some(uid) = &pod.uid {
+        line("uid", uid.as_str());
+    }
+    if let Some(netns) = netns {
+        line("netns", &printable(&netns.to_string()));
+    }
+    line("state", sandbox.listed.state());
+    let (verdict, colour) = coloured_verdict(sandbox);
+    line("verdict", &style.paint(&verdict, colour));
+    for reason in sandbox.reasons() {
+        line("", &printable(reason));
+    }
+    if let Finding::Read(reading) = &sandbox.finding {
+        line("layers", layers(reading));
+    }
+    if let Some(marking) = marking {
+        line("policy", &marking.policy.to_string());
+        if let Some(fault) = &marking.fault {
+            line("", &sealed_by(fault));
+        }
+        let keys: Vec<_> = marking.keys.iter().map(|key| key.as_str()).collect();
+        line("marks", &keys.join(", "));
+        let said = [("reason", &marking.mark.reason), ("case", &marking.mark.case), ("by", &marking.mark.actor)];
+        for (name, said) in said {
+            if let Some(said) = said {
+                line(name, &printable(said));
+            }
+        }
+        line("since", &or_dash(marking.since.map(timestamp)));
+    }
+    if let Finding::Read(reading) = &sandbox.finding {
+        write_drops(&mut text, reading, style);
+        write_attempts(&mut text, reading, style);
+    }
+    text
+}
+
+fn write_drops(text: &mut String, reading: &Reading, style: Style) {
+    if reading.drops.is_empty() {
+        return;
+    }
+    text.push('\n');
+    let mut rows = Rows::new(style, &["DROPPED", "LAYER", "INTERFACE", "PACKETS", "BYTES"]);
+    for drops in &reading.drops {
+        rows.push([
+            plain(drops.direction.as_str()),
+            plain(drops.layer.as_str()),
+            plain(or_dash(drops.interface.as_ref())),
+            plain(drops.packets.to_string()),
+            plain(drops.bytes.to_string()),
+        ]);
+    }
+    rows.write(text);
+}
+
+fn write_attempts(text: &mut String, reading: &Reading, style: Style) {
+    if reading.attempts.is_empty() {
+        return;
+    }
+    text.push('\n');
+    let mut rows = Rows::new(style, &["ATTEMPT", "ADDRESS", "PORT", "PACKETS"]);
+    for attempt in reading.attempts.iter().take(ATTEMPTS_SHOWN) {
+        rows.push([
+            plain(attempt.protocol.to_string()),
+            plain(attempt.address.to_string()),
+            plain(or_dash(attempt.port.map(|port| port.to_string()))),
+            plain(attempt.packets.to_string()),
+        ]);
+    }
+    rows.write(text);
+    if let Some(more) = reading.attempts.len().checked_sub(ATTEMPTS_SHOWN).filter(|more| *more > 0) {
+        let _ = writeln!(text, "and {more} more; -o json has all of them");
+    }
+}
+
+fn write_sandboxes(text: &mut String, rows: &Rows) {
+    if rows.rows.len() > 1 {
+        rows.write(text);
+    } else {
+        text.push_str("no sandbox has a record on this node\n");
+    }
+}
+
+fn write_rest(text: &mut String, unanswered: &[UnansweredMark], damaged: &[Damaged], style: Style) {
+    if !unanswered.is_empty() {
+        text.push_str("\nMarks that nothing on this node answers to; when such a pod comes, it is isolated before its first packet:\n");
+        let mut rows = Rows::new(style, &["MARK", "POLICY", "SINCE", "BY", "REASON"]);
+        for mark in unanswered {
+            let policy = match (&mark.fault, &mark.mark.policy) {
+                (Some(_), _) => "sealed (cannot be understood)".to_owned(),
+                (None, Some(policy)) => policy.to_string(),
+                (None, None) => "the conflist's".to_owned(),
+            };
+            rows.push([
+                plain(mark.key.as_str()),
+                plain(policy),
+                plain(or_dash(mark.since.map(timestamp))),
+                plain(or_dash(mark.mark.actor.as_ref())),
+                plain(or_dash(mark.mark.reason.as_ref())),
+            ]);
+        }
+        rows.write(text);
+    }
+    if !damaged.is_empty() {
+        text.push_str("\nRecords that cannot be read; what only they know of cannot be reached:\n");
+        for record in damaged {
+            let _ = writeln!(text, "{}: {}", printable(&record.path.to_string_lossy()), printable(&record.fault));
+        }
+    }
+}
