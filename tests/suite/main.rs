@@ -5,3 +5,5 @@
 mod attacks;
 #[allow(dead_code, unused_imports)]
 mod lab;
+mod protocol;
+mod state;
