@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
 
-use super::{Node, Outcome, Pod, Tables, VERSIONS, Vector};
+use super::{Node, Outcome, Pod, Tables, VERSIONS, Vector, lone_interface};
 
 /// A result as text, `cniVersion` apart: key order, array order and numbers count as they are written.
 fn split(result: &Value) -> (String, Value) {
@@ -182,7 +182,7 @@ fn what_is_no_netns_is_refused() {
 #[test]
 fn the_nodes_own_netns_is_refused() {
     let node = Node::new();
-    node.netns.ip("link add eth0 type dummy\nlink set eth0 up");
+    lone_interface(&node.netns, "eth0");
     let pod = node.pod();
     for (index, path) in
         [node.netns.path(), "/proc/self/ns/net".into(), "/proc/thread-self/ns/net".into()].iter().enumerate()
@@ -213,7 +213,7 @@ fn the_nodes_own_netns_is_refused() {
 fn the_nodes_own_netns_can_be_allowed() {
     for value in ["1", "true", "TRUE", "True"] {
         let node = Node::new();
-        node.netns.ip("link add eth0 type dummy\nlink set eth0 up");
+        lone_interface(&node.netns, "eth0");
         let pod = node.pod();
         let call = |verb| {
             let path = node.netns.path();
@@ -344,14 +344,33 @@ fn a_failed_add_leaves_nothing() {
     let node = Node::new();
     let pod = node.pod();
     node.mark(&pod.id, "");
-    pod.netns.ip("link add dummy0 type dummy\nlink set dummy0 up\nlink del eth0");
+    lone_interface(&pod.netns, "lone0");
+    pod.netns.ip("link del eth0");
     let mut config = pod.chained_config(&node);
     config["hostGuard"] = json!("require");
-    config["prevResult"]["interfaces"][1]["name"] = json!("dummy0");
-    let error = node.call("ADD").sandbox(&pod).env("CNI_IFNAME", "dummy0").config(config).run().error();
+    config["prevResult"]["interfaces"][1]["name"] = json!("lone0");
+    let error = node.call("ADD").sandbox(&pod).env("CNI_IFNAME", "lone0").config(config).run().error();
     assert_eq!(error.code, 103, "{error:?}");
     assert_eq!(node.records(), [""; 0]);
     assert_eq!(super::ruleset(&node.netns), "");
     pod.is_untouched();
     assert_eq!(node.marks(), [pod.id.as_str()]);
+}
+
+/// CNI.md's head: logs never reach stdout, as talkative as they may be.
+#[test]
+fn logs_stay_off_stdout() {
+    let node = Node::new();
+    let pod = node.pod();
+    node.mark(&pod.id, "junk");
+    for target in ["stderr", "syslog"] {
+        let mut config = pod.chained_config(&node);
+        config["log"] = json!({ "target": target, "level": "trace" });
+        let call = |verb| node.call(verb).sandbox(&pod).config(config.clone()).run();
+        call("ADD").result();
+        call("CHECK").succeeded_silently();
+        call("STATUS").succeeded_silently();
+        call("GC").succeeded_silently();
+        call("DEL").succeeded_silently();
+    }
 }

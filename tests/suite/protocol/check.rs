@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Node, Outcome, Pod, Tables};
+use super::{Node, Outcome, Pod, Tables, lone_interface};
 
 /// F31: a difference: neither silence nor one of the protocol's own codes.
 #[track_caller]
@@ -116,7 +116,7 @@ fn never_added_and_deleted_are_found() {
 fn another_place_is_found() {
     let node = Node::new();
     let (pod, other) = (node.pod(), node.pod());
-    other.netns.ip("link add eth1 type dummy\nlink set eth1 up");
+    lone_interface(&other.netns, "eth1");
     node.plugin("ADD", &pod).result();
     let config = |of: &Pod| of.chained_config(&node);
     differs(
@@ -157,7 +157,7 @@ fn without_a_prev_result_it_refuses() {
 fn the_final_result_of_the_chain_is_fine() {
     let node = Node::new();
     let pod = node.pod();
-    pod.netns.ip("link add tun7 type dummy\nlink set tun7 up");
+    lone_interface(&pod.netns, "tun7");
     node.plugin("ADD", &pod).result();
     let mut config = pod.chained_config(&node);
     let prev = &mut config["prevResult"];

@@ -200,7 +200,9 @@ fn faults_are_found_in_order() {
             1,
             "{verb}: version before prevResult"
         );
-        for stdin in [Stdin::Bytes(b"junk".to_vec()), Stdin::File(File::open("/").unwrap()), broken(std::slice::from_ref(&name))] {
+        for stdin in
+            [Stdin::Bytes(b"junk".to_vec()), Stdin::File(File::open("/").unwrap()), broken(std::slice::from_ref(&name))]
+        {
             let error = node.call(verb).sandbox(&pod).env("CNI_IFNAME", "a/b").stdin(stdin).run().error();
             assert_eq!(error.code, 4, "{verb}: env before stdin: {error:?}");
         }

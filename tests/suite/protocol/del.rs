@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Node, Pod, Stdin, Tables, VERSIONS};
+use super::{Node, Pod, Stdin, Tables, VERSIONS, lone_interface};
 use crate::lab::Netns;
 
 /// E27: without prevResult (runtimes below 0.4.0 send none; a cache can be lost) or with junk for one, in every version.
@@ -230,7 +230,7 @@ fn another_container_at_that_path_is_left_alone() {
 fn the_other_interface_is_left_alone() {
     let node = Node::new();
     let pod = node.pod();
-    pod.netns.ip("link add eth1 type dummy\nlink set eth1 up");
+    lone_interface(&pod.netns, "eth1");
     let second = Pod { id: pod.id.clone(), netns: Netns::new("unused"), ifname: "eth1".into(), number: 0 };
     let call = |verb: &str, ifname: &str| {
         let mut config = pod.chained_config(&node);

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Node, Outcome, Pod, Tables};
+use super::{Node, Outcome, Pod, Tables, lone_interface};
 
 fn gc(node: &Node, valid: Value) -> Outcome {
     gc_of(node, "testnet", valid)
@@ -146,7 +146,7 @@ fn one_of_two_interfaces_goes() {
     let node = Node::new();
     let pod = node.pod();
     let second = Pod { id: pod.id.clone(), netns: crate::lab::Netns::new("unused"), ifname: "eth1".into(), number: 0 };
-    pod.netns.ip("link add eth1 type dummy\nlink set eth1 up");
+    lone_interface(&pod.netns, "eth1");
     let mut config = pod.chained_config(&node);
     node.call("ADD").sandbox(&pod).config(config.clone()).run().result();
     config["prevResult"]["interfaces"][1]["name"] = json!("eth1");

@@ -155,6 +155,11 @@ impl Node {
     }
 }
 
+/// Adds an interface that has no other end anywhere. (A bridge: not every kernel has the dummy driver.)
+pub(crate) fn lone_interface(netns: &Netns, name: &str) {
+    netns.ip(&format!("link add {name} type bridge\nlink set {name} up"));
+}
+
 /// What a directory holds, recursively, relative, sorted; nothing when it is not there.
 fn tree(directory: &Path) -> Vec<String> {
     let mut names = Vec::new();

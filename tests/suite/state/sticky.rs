@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 use serde_json::json;
 
 use super::{CLOSED_LO, MakeMark, OPEN_LO, call, remove_mark};
-use crate::protocol::{Node, Tables};
+use crate::protocol::{Node, Tables, lone_interface};
 
 /// At the DEL of an isolated sandbox the container-ID mark becomes one by UID, as it is; the recreated sandbox is
 /// isolated at once. Its release is final.
@@ -91,7 +91,7 @@ fn without_a_uid_the_mark_stays() {
 fn the_last_attachment_takes_the_mark_along() {
     let node = Node::new();
     let pod = node.pod();
-    pod.netns.ip("link add eth1 type dummy\nlink set eth1 up");
+    lone_interface(&pod.netns, "eth1");
     node.mark(&pod.id, "");
     let call = |verb: &str, ifname: &str| {
         let mut config = pod.chained_config(&node);
