@@ -43,7 +43,7 @@ fn the_record_knows_the_pod() {
     assert_eq!(node.marks(), ["uid-1"]);
 }
 
-/// A mark that stands already is not replaced.
+/// A mark that stands already is not replaced; both stay as they are.
 #[test]
 fn a_uid_mark_that_stands_is_kept() {
     let node = Node::new();
@@ -52,6 +52,8 @@ fn a_uid_mark_that_stands_is_kept() {
     node.mark("uid-1", CLOSED_LO);
     call(&node, "ADD", &pod, "uid-1").result();
     call(&node, "DEL", &pod, "uid-1").succeeded_silently();
+    assert_eq!(node.marks(), [pod.id.as_str(), "uid-1"]);
+    assert_eq!(std::fs::read_to_string(node.mark_path(&pod.id)).unwrap(), OPEN_LO);
     assert_eq!(std::fs::read_to_string(node.mark_path("uid-1")).unwrap(), CLOSED_LO);
 }
 
