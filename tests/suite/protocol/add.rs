@@ -88,7 +88,12 @@ fn the_result_is_the_prev_result() {
                 continue;
             }
             let (printed, wanted) = (outcome.result(), vector.result(&pod));
-            assert_eq!(split(&printed), split(&wanted), "{}", vector.name);
+            if vector.name.ends_with("/other-family") {
+                // A key that is added has no place of its own.
+                assert_eq!(printed, wanted, "{}", vector.name);
+            } else {
+                assert_eq!(split(&printed), split(&wanted), "{}", vector.name);
+            }
             assert_eq!(pod.tables(), Tables::Released, "{}", vector.name);
             node.plugin("DEL", &pod).succeeded_silently();
         }
@@ -337,15 +342,15 @@ fn unprivileged_is_a_clean_error() {
     pod.is_untouched();
 }
 
-/// DESIGN.md: a failure undoes what it did. (`hostGuard: require` on an interface that has no end on the host, while
-/// marked; the state directory is not to be trusted.)
+/// DESIGN.md: a failure undoes what it did. (`hostGuard: require` on a macvlan, which has no end on the host, while
+/// marked.)
 #[test]
 fn a_failed_add_leaves_nothing() {
     let node = Node::new();
     let pod = node.pod();
     node.mark(&pod.id, "");
-    lone_interface(&pod.netns, "lone0");
-    pod.netns.ip("link del eth0");
+    node.netns.ip(&format!("link add link h0 name lone0 netns {} type macvlan mode bridge", pod.netns.name()));
+    pod.netns.ip("link set lone0 up");
     let mut config = pod.chained_config(&node);
     config["hostGuard"] = json!("require");
     config["prevResult"]["interfaces"][1]["name"] = json!("lone0");

@@ -23,7 +23,7 @@ use std::net::UdpSocket;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
@@ -140,18 +140,19 @@ impl Node {
         assert_eq!(self.marks(), [""; 0], "marks were left");
     }
 
-    /// Every verb that reads the marks has been told: `quarantine sync`.
+    /// `quarantine sync`, which applies the marks to every sandbox; it must succeed.
     #[track_caller]
     pub(crate) fn sync(&self) {
-        let output = self
-            .netns
-            .command(env!("CARGO_BIN_EXE_quarantine"))
-            .env_clear()
-            .args(["sync", "--state-dir"])
-            .arg(self.state_dir())
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "sync: {output:?}");
+        let outcome = self.try_sync();
+        assert!(outcome.status.success(), "{outcome:#?}");
+    }
+
+    #[track_caller]
+    pub(crate) fn try_sync(&self) -> Outcome {
+        let mut command = self.netns.command(env!("CARGO_BIN_EXE_quarantine"));
+        command.env_clear().args(["sync", "--state-dir"]).arg(self.state_dir());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        start(command, None).wait()
     }
 }
 
@@ -372,20 +373,26 @@ impl Call<'_> {
         if bytes.is_some() {
             command.stdin(Stdio::piped());
         }
-        // A process group of its own, so that a test's end takes no bystander along.
-        let mut child = command.process_group(0).spawn().unwrap();
-        let mut pipe = child.stdin.take();
-        if let (Some(pipe), Some(bytes)) = (&mut pipe, bytes) {
-            // A plugin that refuses by its environment alone never reads: a broken pipe is no failure of the call.
-            let _ = pipe.write_all(&bytes);
-        }
+        let mut running = start(command, bytes);
         if !stays_open {
-            pipe = None;
+            running.stdin = None;
         }
-        let stdout = child.stdout.take().map(read_all);
-        let stderr = child.stderr.take().map(read_all).unwrap();
-        Running { child, stdout, stderr, _stdin: pipe }
+        running
     }
+}
+
+/// Starts a command whose stderr, and stdin where there is something to write, are pipes.
+fn start(mut command: Command, input: Option<Vec<u8>>) -> Running {
+    // A process group of its own, so that a test's end takes no bystander along.
+    let mut child = command.process_group(0).spawn().unwrap();
+    let mut stdin = child.stdin.take();
+    if let (Some(pipe), Some(input)) = (&mut stdin, input) {
+        // A plugin that refuses by its environment alone never reads: a broken pipe is no failure of the call.
+        let _ = pipe.write_all(&input);
+    }
+    let stdout = child.stdout.take().map(read_all);
+    let stderr = child.stderr.take().map(read_all).unwrap();
+    Running { child, stdout, stderr, stdin }
 }
 
 /// Reads to the end on a thread of its own.
@@ -404,7 +411,7 @@ pub(crate) struct Running {
     child: Child,
     stdout: Option<Receiver<Vec<u8>>>,
     stderr: Receiver<Vec<u8>>,
-    _stdin: Option<std::process::ChildStdin>,
+    stdin: Option<ChildStdin>,
 }
 
 impl Running {

@@ -58,13 +58,7 @@ fn one_that_others_can_write_is_refused() {
                 error.says(&[&named, &format!("{mode:o}")]);
             }
             other.is_untouched();
-            let sync = node
-                .netns
-                .command(env!("CARGO_BIN_EXE_quarantine"))
-                .args(["sync", "--state-dir"])
-                .arg(node.state_dir())
-                .output()
-                .unwrap();
+            let sync = node.try_sync();
             assert!(!sync.status.success(), "{part:?} {mode:o}: {sync:?}");
         }
     }
@@ -123,12 +117,14 @@ fn one_that_cannot_be_is_refused() {
     let pod = node.pod();
     let file = node.state_dir().join("file");
     std::fs::write(&file, "").unwrap();
-    for path in [file.clone(), file.join("below"), "/proc/self/nothing".into()] {
+    for (path, in_the_way) in
+        [(file.clone(), file.clone()), (file.join("below"), file), ("/proc/self/x".into(), "/proc/self/x".into())]
+    {
         let mut config = pod.chained_config(&node);
         config["stateDir"] = json!(path);
         let error = node.call("ADD").sandbox(&pod).config(config).run().error();
         assert_eq!(error.code, 101, "{error:?}");
-        error.says(&[path.to_str().unwrap()]);
+        error.says(&[in_the_way.to_str().unwrap()]);
         pod.is_untouched();
     }
 }
