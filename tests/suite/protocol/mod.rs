@@ -183,6 +183,13 @@ pub(crate) fn ruleset(netns: &Netns) -> String {
     netns.sh("nft list ruleset")
 }
 
+/// Its rules alone, in no order: without what packets change (counters, elements of dynamic sets).
+pub(crate) fn rules(netns: &Netns) -> Vec<String> {
+    let mut lines: Vec<_> = netns.sh("nft --stateless --terse list ruleset").lines().map(str::to_owned).collect();
+    lines.sort();
+    lines
+}
+
 /// What the kernel has of our two tables in a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Tables {

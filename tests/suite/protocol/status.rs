@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use super::{Node, ruleset};
+use super::{Node, rules, ruleset};
 
 /// Puts the program where everybody can reach it; the guard removes it.
 pub(super) fn reachable_program() -> (tempfile::TempDir, PathBuf) {
@@ -41,9 +41,9 @@ fn ready_with_pods() {
     for pod in [&released, &isolated] {
         node.plugin("ADD", pod).result();
     }
-    let before = [&node.netns, &released.netns, &isolated.netns].map(ruleset);
+    let before = [&node.netns, &released.netns, &isolated.netns].map(rules);
     node.call("STATUS").run().succeeded_silently();
-    assert_eq!([&node.netns, &released.netns, &isolated.netns].map(ruleset), before);
+    assert_eq!([&node.netns, &released.netns, &isolated.netns].map(rules), before);
 }
 
 /// G33: who can write the state directory can release pods: not ready, and the reason names it and its mode.
