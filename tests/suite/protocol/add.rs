@@ -127,7 +127,7 @@ fn it_installs_awake_where_marked() {
     assert_eq!(released.tables(), Tables::Released);
     assert!(released.reaches_node(&node));
     assert_eq!(isolated.tables(), Tables::Isolated);
-    assert!(!isolated.reaches_node(&node));
+    assert!(isolated.is_cut_off_from(&node));
     assert!(isolated.loopback_passes());
 }
 

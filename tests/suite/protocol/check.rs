@@ -64,7 +64,7 @@ fn a_damaged_ruleset_is_found() {
             assert_ne!(rules(&pod.netns), before, "{damage}: does nothing");
             let outcome = node.plugin("CHECK", &pod);
             if outcome.status.success() {
-                if marked && rules(&pod.netns) == before && !pod.reaches_node(&node) {
+                if marked && rules(&pod.netns) == before && pod.is_cut_off_from(&node) {
                     continue;
                 }
                 unseen.push(format!("{} ({damage})", if marked { "isolated" } else { "released" }));
@@ -126,7 +126,7 @@ fn it_applies_the_marks() {
         node.mark(&pod.id, "");
         node.plugin("CHECK", &pod).succeeded_silently();
         assert_eq!(pod.tables(), Tables::Isolated);
-        assert!(!pod.reaches_node(&node));
+        assert!(pod.is_cut_off_from(&node));
         std::fs::remove_file(node.mark_path(&pod.id)).unwrap();
         node.plugin("CHECK", &pod).succeeded_silently();
         assert_eq!(pod.tables(), Tables::Released);

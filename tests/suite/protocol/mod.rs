@@ -244,23 +244,31 @@ impl Pod {
         assert_eq!(ruleset(&self.netns), "", "the pod has tables");
     }
 
-    /// A datagram from the pod arrives on the node.
+    /// A datagram from the pod arrives on the node, given time: carriers come up when it pleases them.
     pub(crate) fn reaches_node(&self, node: &Node) -> bool {
-        let receiver = node.netns.run(|| UdpSocket::bind((format!("10.77.{}.1", self.number), 0))).unwrap();
-        self.datagram_arrives(&receiver)
+        self.datagram_arrives(&self.socket_on(node), Duration::from_secs(10))
+    }
+
+    /// None of many datagrams from the pod arrives on the node. (Its control is [`Pod::reaches_node`] before.)
+    pub(crate) fn is_cut_off_from(&self, node: &Node) -> bool {
+        !self.datagram_arrives(&self.socket_on(node), Duration::from_millis(500))
     }
 
     /// A datagram from the pod to itself, on `lo`, arrives.
     pub(crate) fn loopback_passes(&self) -> bool {
         let receiver = self.netns.run(|| UdpSocket::bind("127.0.0.1:0")).unwrap();
-        self.datagram_arrives(&receiver)
+        self.datagram_arrives(&receiver, Duration::from_millis(500))
     }
 
-    fn datagram_arrives(&self, receiver: &UdpSocket) -> bool {
+    fn socket_on(&self, node: &Node) -> UdpSocket {
+        node.netns.run(|| UdpSocket::bind((format!("10.77.{}.1", self.number), 0))).unwrap()
+    }
+
+    fn datagram_arrives(&self, receiver: &UdpSocket, limit: Duration) -> bool {
         receiver.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
         let target = receiver.local_addr().unwrap();
         let sender = self.netns.run(|| UdpSocket::bind("0.0.0.0:0")).unwrap();
-        eventually(Duration::from_millis(500), || {
+        eventually(limit, || {
             // That nothing arrives is what is asked; how the sender learns of it is not.
             let _ = sender.send_to(b"x", target);
             receiver.recv(&mut [0; 8]).is_ok()

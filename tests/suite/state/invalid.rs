@@ -14,7 +14,7 @@ use crate::protocol::{Node, Pod, Tables};
 fn is_sealed(node: &Node, pod: &Pod, why: &str) {
     assert_eq!(pod.tables(), Tables::Isolated, "{why}");
     assert!(!pod.loopback_passes(), "{why}: lo passes");
-    assert!(!pod.reaches_node(node), "{why}: the node is reached");
+    assert!(pod.is_cut_off_from(node), "{why}: the node is reached");
 }
 
 /// In doubt it isolates: what is there but says nothing sound seals, at ADD and by CHECK, and the log says so.
@@ -43,6 +43,7 @@ fn an_invalid_mark_seals() {
     for text in texts {
         let node = Node::new();
         let pod = node.pod();
+        assert!(pod.reaches_node(&node) && pod.loopback_passes(), "the control");
         let shown = String::from_utf8_lossy(text);
         node.mark(&pod.id, text);
         let mut config = pod.chained_config(&node);
@@ -77,6 +78,7 @@ fn an_unreadable_mark_seals() {
         let node = Node::new();
         // The names of sockets are short: by UID, not by container ID.
         let pod = node.pod();
+        assert!(pod.reaches_node(&node) && pod.loopback_passes(), "the control");
         make(&node.mark_path("uid-1"));
         call(&node, "ADD", &pod, "uid-1").result();
         is_sealed(&node, &pod, what);
@@ -104,9 +106,10 @@ fn a_strange_mark_isolates() {
     for (what, make) in makes {
         let node = Node::new();
         let pod = node.pod();
+        assert!(pod.reaches_node(&node) && pod.loopback_passes(), "the control");
         make(&node.mark_path("uid-1"));
         call(&node, "ADD", &pod, "uid-1").result();
         assert_eq!(pod.tables(), Tables::Isolated, "{what}");
-        assert!(!pod.reaches_node(&node), "{what}");
+        assert!(pod.is_cut_off_from(&node), "{what}");
     }
 }
