@@ -27,7 +27,7 @@ use thiserror::Error;
 
 use crate::attachment::{ContainerId, Key};
 use crate::audit::Line;
-use crate::enforce::pod_of;
+use crate::enforce::{Cause, pod_of};
 use crate::netlink::NetlinkError;
 use crate::state::{StateDir, StateError};
 
@@ -367,9 +367,12 @@ impl Agent {
         }
         let listened = self.listened.get_mut(container_id);
         self.at_work.insert(container_id.clone(), false);
+        let answer = self.index.answer_of(container_id);
+        let is_as_applied = !answer.is_empty() && self.applied.get(container_id) == Some(&answer);
         self.workers.submit(Job {
             container_id: container_id.clone(),
-            answer: self.index.answer_of(container_id),
+            answer,
+            cause: if is_as_applied { Cause::Disturbed } else { Cause::Asked },
             is_subscribed: listened.is_some(),
             strangers: listened.map(|listened| std::mem::take(&mut listened.strangers)).unwrap_or_default(),
         });

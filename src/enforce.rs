@@ -70,8 +70,17 @@ pub fn apply(
     scan: Scan,
 ) -> Result<Outcome, EnforceError> {
     let desired = desired(state, container_id, &pod_of(records), records)?;
-    let applied = apply_desired(host, container_id, records, &desired, scan)?;
+    let applied = apply_desired(host, container_id, records, &desired, Cause::Asked, scan)?;
     Ok(Outcome { desired, report: applied.report })
+}
+
+/// Why a sandbox is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// A runtime, a person or a mark asked for it.
+    Asked,
+    /// Nobody did: something was heard in the sandbox, and its marks are what they were.
+    Disturbed,
 }
 
 /// Brings the kernel to what is wanted of a sandbox, reads it back, and says so in the log. The caller holds the
@@ -84,13 +93,14 @@ pub fn apply_desired(
     container_id: &ContainerId,
     records: &[Record],
     desired: &Desired,
+    cause: Cause,
     scan: Scan,
 ) -> Result<Applied, SandboxError> {
     let started = Instant::now();
     let pod = pod_of(records);
     let applied = Sandbox::open(host, container_id, records).and_then(|mut sandbox| sandbox.apply(desired, scan));
     match &applied {
-        Ok(applied) => log_applied(container_id, &pod, desired, applied, started),
+        Ok(applied) => log_applied(container_id, &pod, desired, applied, cause, started),
         Err(error) if desired.is_isolated() && !error.is_gone() => {
             log::error!("{}", subject("not-isolated", container_id, &pod).with("error", crate::plugin::chain(error)));
         }
@@ -126,14 +136,21 @@ fn subject(event: &str, container_id: &ContainerId, pod: &Pod) -> Line {
     Line::new(event).with("container", container_id).with("pod", pod).with_some("uid", pod.uid.as_ref())
 }
 
-fn log_applied(container_id: &ContainerId, pod: &Pod, desired: &Desired, applied: &Applied, started: Instant) {
+fn log_applied(
+    container_id: &ContainerId,
+    pod: &Pod,
+    desired: &Desired,
+    applied: &Applied,
+    cause: Cause,
+    started: Instant,
+) {
     let milliseconds = format!("{:.3}", started.elapsed().as_secs_f64() * 1000.0);
     match desired {
         Desired::Isolated { policy, mark, fault } if applied.changed => {
-            let event = match (applied.was_isolated, applied.altered.is_empty()) {
+            let event = match (applied.was_isolated, cause) {
                 (false, _) => "isolated",
-                (true, true) => "updated",
-                (true, false) => "repaired",
+                (true, Cause::Asked) => "updated",
+                (true, Cause::Disturbed) => "repaired",
             };
             let line = subject(event, container_id, pod)
                 .with("verdict", applied.report.verdict.as_str())

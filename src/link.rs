@@ -134,7 +134,14 @@ impl Links {
     /// # Errors
     /// See [`NetlinkError`].
     pub fn all(&mut self) -> Result<Vec<Link>, NetlinkError> {
-        self.socket.dump("list the interfaces", libc::RTM_GETLINK, &link_body(0), read_link)
+        let mut links =
+            self.socket.dump_all_seen("list the interfaces", libc::RTM_GETLINK, &link_body(0), read_link)?;
+        // What was seen more than once is as it was seen last.
+        links.reverse();
+        let mut seen = BTreeSet::new();
+        links.retain(|link| seen.insert(link.index));
+        links.reverse();
+        Ok(links)
     }
 
     /// The interface of this index, where there is one.
@@ -156,7 +163,7 @@ impl Links {
     pub fn addresses_of(&mut self, index: u32) -> Result<Vec<IpAddr>, NetlinkError> {
         let mut request = AddressMessage::default();
         request.header.index = index;
-        self.socket.dump("list the addresses", libc::RTM_GETADDR, &emit(&request), |payload| {
+        self.socket.dump_all_seen("list the addresses", libc::RTM_GETADDR, &emit(&request), |payload| {
             let message = AddressMessage::parse(payload).ok().filter(|message| message.header.index == index)?;
             // IFA_ADDRESS is the peer's where there is one; IFA_LOCAL is then our own.
             let own = message.attributes.iter().find_map(|attribute| match attribute {
@@ -177,7 +184,7 @@ impl Links {
     /// See [`NetlinkError`].
     pub fn routes(&mut self) -> Result<Vec<(u32, Route)>, NetlinkError> {
         let body = emit(&RouteMessage::default());
-        self.socket.dump("list the routes", libc::RTM_GETROUTE, &body, |payload| {
+        self.socket.dump_all_seen("list the routes", libc::RTM_GETROUTE, &body, |payload| {
             let message = RouteMessage::parse(payload).ok()?;
             let (path, destination) = read_route(&message)?;
             (message.header.kind == RouteType::Unicast)
@@ -263,7 +270,7 @@ impl Links {
             for word in [index, 0, parent, 0] {
                 body.extend_from_slice(&word.to_ne_bytes());
             }
-            let filters = self.socket.dump("list the tc filters", libc::RTM_GETTFILTER, &body, |payload| {
+            let filters = self.socket.dump_all_seen("list the tc filters", libc::RTM_GETTFILTER, &body, |payload| {
                 let filter = payload.get(FILTER_HEADER..)?;
                 let mut found = BTreeSet::new();
                 if attribute(filter, TCA_KIND).map(text) == Some(b"bpf") {
@@ -287,7 +294,7 @@ impl Links {
     /// # Errors
     /// See [`NetlinkError`].
     pub fn with_filters(&mut self) -> Result<BTreeSet<u32>, NetlinkError> {
-        let found = self.socket.dump("list the qdiscs", libc::RTM_GETQDISC, &[0; FILTER_HEADER], |payload| {
+        let found = self.socket.dump_all_seen("list the qdiscs", libc::RTM_GETQDISC, &[0; FILTER_HEADER], |payload| {
             let kind = text(attribute(payload.get(FILTER_HEADER..)?, TCA_KIND)?);
             (kind == b"clsact" || kind == b"ingress").then(|| payload.get(4..8).and_then(ne32)).flatten()
         });

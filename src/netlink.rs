@@ -108,27 +108,61 @@ impl Socket {
         Ok(answer)
     }
 
-    /// Asks for all objects of a kind and hands the payload of each to `each`, with its message type.
+    /// Asks for all objects of a kind and hands the payload of each to `each`.
     ///
     /// # Errors
-    /// See [`NetlinkError`]; after an error `each` may have seen a part.
+    /// See [`NetlinkError`]; `Changing` where there was no getting them all from one moment.
     pub fn dump<T>(
         &mut self,
         what: &str,
         kind: u16,
         body: &[u8],
-        mut each: impl FnMut(&[u8]) -> Option<T>,
+        each: impl Fn(&[u8]) -> Option<T>,
     ) -> Result<Vec<T>, NetlinkError> {
         for _ in 0..DUMP_ATTEMPTS {
-            let sequence = self.next_sequence();
-            self.send(&[IoSlice::new(&message(kind, NLM_F_REQUEST | NLM_F_DUMP, sequence, body))])?;
-            let mut found = Vec::new();
-            let whole = self.receive(what, sequence, |_, payload| found.extend(each(payload)))?;
-            if whole {
+            let (found, is_whole) = self.dump_once(what, kind, body, &each)?;
+            if is_whole {
                 return Ok(found);
             }
         }
         Err(NetlinkError::Changing { what: what.to_owned() })
+    }
+
+    /// Like [`Socket::dump`], but where things keep changing everything that was seen, some of it more than once:
+    /// whoever changes them in a loop can delay us, and hide nothing that stays.
+    ///
+    /// # Errors
+    /// See [`NetlinkError`], but for `Changing`.
+    pub fn dump_all_seen<T>(
+        &mut self,
+        what: &str,
+        kind: u16,
+        body: &[u8],
+        each: impl Fn(&[u8]) -> Option<T>,
+    ) -> Result<Vec<T>, NetlinkError> {
+        let mut seen = Vec::new();
+        for _ in 0..DUMP_ATTEMPTS {
+            let (found, is_whole) = self.dump_once(what, kind, body, &each)?;
+            if is_whole {
+                return Ok(found);
+            }
+            seen.extend(found);
+        }
+        Ok(seen)
+    }
+
+    fn dump_once<T>(
+        &mut self,
+        what: &str,
+        kind: u16,
+        body: &[u8],
+        each: impl Fn(&[u8]) -> Option<T>,
+    ) -> Result<(Vec<T>, bool), NetlinkError> {
+        let sequence = self.next_sequence();
+        self.send(&[IoSlice::new(&message(kind, NLM_F_REQUEST | NLM_F_DUMP, sequence, body))])?;
+        let mut found = Vec::new();
+        let is_whole = self.receive(what, sequence, |_, payload| found.extend(each(payload)))?;
+        Ok((found, is_whole))
     }
 
     /// Has the kernel (4.20) filter dumps by what the request's header says, instead of sending everything.

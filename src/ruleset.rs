@@ -171,6 +171,8 @@ pub enum Test {
     Range(Vec<u8>, Vec<u8>),
     /// The second, where the first has a bit.
     Masked(Vec<u8>, Vec<u8>),
+    /// Anything but the second, where the first has a bit.
+    NotMasked(Vec<u8>, Vec<u8>),
 }
 
 /// Where a payload field is counted from.
@@ -192,6 +194,7 @@ pub enum Field {
     MetaIifname,
     MetaOifname,
     MetaSkuid,
+    MetaPkttype,
     MetaNfproto,
     EtherDestination,
     EtherSource,
@@ -237,6 +240,7 @@ enum Notation {
     EtherType,
     Protocol,
     NfProto,
+    Pkttype,
     Operation,
     TcpFlags,
     Icmp6Type,
@@ -247,7 +251,12 @@ impl Field {
     #[must_use]
     pub fn payload(self) -> Option<(Base, u32, u32)> {
         Some(match self {
-            Self::MetaLength | Self::MetaIifname | Self::MetaOifname | Self::MetaSkuid | Self::MetaNfproto => {
+            Self::MetaLength
+            | Self::MetaIifname
+            | Self::MetaOifname
+            | Self::MetaSkuid
+            | Self::MetaPkttype
+            | Self::MetaNfproto => {
                 return None;
             }
             Self::EtherDestination => (Base::Link, 0, 6),
@@ -283,6 +292,7 @@ impl Field {
             Self::MetaIifname => ("iifname", Notation::Interface),
             Self::MetaOifname => ("oifname", Notation::Interface),
             Self::MetaSkuid => ("meta skuid", Notation::HostNumber),
+            Self::MetaPkttype => ("meta pkttype", Notation::Pkttype),
             Self::MetaNfproto => ("meta nfproto", Notation::NfProto),
             Self::EtherDestination => ("ether daddr", Notation::Mac),
             Self::EtherSource => ("ether saddr", Notation::Mac),
@@ -316,6 +326,10 @@ impl Field {
 pub const TCP_FIN_SYN_RST_ACK: u8 = 0x17;
 /// The SYN flag.
 pub const TCP_SYN: u8 = 0x02;
+/// The RST flag.
+pub const TCP_RST: u8 = 0x04;
+/// The ACK flag.
+pub const TCP_ACK: u8 = 0x10;
 
 impl Rule {
     /// A rule of these statements.
@@ -417,6 +431,7 @@ impl fmt::Display for Statement {
                         }
                         _ => write!(f, "{name} & {} == {}", value(mask), value(bytes)),
                     },
+                    Test::NotMasked(mask, bytes) => write!(f, "{name} & {} != {}", value(mask), value(bytes)),
                 }
             }
             Self::Lookup(key, set) => write!(f, "{} @{set}", Key(key)),
@@ -468,9 +483,12 @@ impl fmt::Display for Value<'_> {
             (Notation::Protocol, [132]) => f.write_str("sctp"),
             (Notation::NfProto, [2]) => f.write_str("ipv4"),
             (Notation::NfProto, [10]) => f.write_str("ipv6"),
+            (Notation::Pkttype, [0]) => f.write_str("host"),
             (Notation::Operation, [0, 1]) => f.write_str("request"),
             (Notation::Operation, [0, 2]) => f.write_str("reply"),
             (Notation::TcpFlags, &[TCP_SYN]) => f.write_str("syn"),
+            (Notation::TcpFlags, &[TCP_RST]) => f.write_str("rst"),
+            (Notation::TcpFlags, &[TCP_ACK]) => f.write_str("ack"),
             (Notation::TcpFlags, &[TCP_FIN_SYN_RST_ACK]) => f.write_str("(fin | syn | rst | ack)"),
             (Notation::Icmp6Type, [135]) => f.write_str("nd-neighbor-solicit"),
             (Notation::Icmp6Type, [136]) => f.write_str("nd-neighbor-advert"),

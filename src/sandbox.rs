@@ -17,6 +17,7 @@ pub use survey::Scan;
 pub use verdict::Verdict;
 
 use crate::attachment::{ContainerId, IfName};
+use crate::audit::Line;
 use crate::cni::PreviousResult;
 use crate::config::HostGuard;
 use crate::containment::{EgressHook, GuardedInterface, TABLE, guard, guard_table, pod_tables};
@@ -161,13 +162,23 @@ impl<'a> Sandbox<'a> {
 
     fn apply_with(&mut self, desired: &Desired, egress: EgressHook) -> Result<(Wanted, Done), SandboxError> {
         let wanted = self.wanted(desired, egress)?;
-        let mut done = Done { was_isolated: self.pod_side_is_awake()?, ..Done::default() };
-        if let Desired::Isolated { .. } = desired {
+        let mut done = Done { was_isolated: self.is_isolated_in_part()?, ..Done::default() };
+        if desired.is_isolated() {
             self.require_peers(&wanted)?;
             if let Some(guard) = &wanted.guard {
                 done.guard = bring(&mut self.host.nft, std::slice::from_ref(guard))?;
             }
-            done.pod = bring(&mut self.pod.nft, &wanted.pod)?;
+            match bring(&mut self.pod.nft, &wanted.pod) {
+                Ok(transition) => done.pod = transition,
+                Err(error) if wanted.guard.is_none() || error.errno() == Some(Errno::EOPNOTSUPP) => {
+                    return Err(error.into());
+                }
+                // Root in the pod can make any change of its rules fail. The guard stands, and the verdict says so.
+                Err(error) => log::warn!(
+                    "{}",
+                    Line::new("pod-side-failed").with("container", self.container_id).with("error", error)
+                ),
+            }
             if wanted.guard.is_none() {
                 done.guard.changed = self.remove_guard()?;
             }
@@ -181,7 +192,7 @@ impl<'a> Sandbox<'a> {
     fn applied(&mut self, desired: &Desired, wanted: &Wanted, done: Done, scan: Scan) -> Result<Applied, SandboxError> {
         let mut altered = Vec::new();
         for (side, transition) in [("pod", &done.pod), ("host", &done.guard)] {
-            if transition.was_there {
+            if transition.was_there || done.was_isolated {
                 altered.extend(transition.differences.iter().map(|difference| format!("{side} {difference}")));
             }
         }
@@ -442,10 +453,7 @@ pub fn pin_interfaces(
 }
 
 fn differences_of(side: &mut Side, table: &Table) -> Result<Vec<String>, NetlinkError> {
-    Ok(match side.nft.read_table(table)? {
-        None => vec!["the table is gone".to_owned()],
-        Some(loaded) => loaded.differences(table).iter().map(ToString::to_string).collect(),
-    })
+    Ok(side.nft.compare(table)?.0.iter().map(ToString::to_string).collect())
 }
 
 fn is_unsupported(error: &SandboxError) -> bool {

@@ -45,8 +45,8 @@ pub enum StateError {
         /// Its mode bits.
         mode: u32,
     },
-    /// It does not exist, and was not to be made.
-    #[error("{path} does not exist; is quarantine installed on this node, and this its state directory?")]
+    /// There is no such directory.
+    #[error("{path} is no directory; is quarantine installed on this node, and this its state directory?")]
     Absent {
         /// The directory.
         path: String,
@@ -431,13 +431,13 @@ fn create_private(path: &Path) -> Result<(), StateError> {
 fn require_sound(path: &Path) -> Result<(), StateError> {
     let metadata: Metadata = match fs::metadata(path) {
         Ok(metadata) => metadata,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
             return Err(StateError::Absent { path: path.display().to_string() });
         }
         Err(error) => return Err(failed("read", path)(error)),
     };
     if !metadata.is_dir() {
-        return Err(failed("use", path)(io::ErrorKind::NotADirectory.into()));
+        return Err(StateError::Absent { path: path.display().to_string() });
     }
     let mode = metadata.mode() & 0o7777;
     if metadata.uid() == 0 && mode & 0o022 == 0 {

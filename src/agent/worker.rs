@@ -11,7 +11,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::attachment::{ContainerId, Key};
 use crate::audit::Line;
-use crate::enforce::{self, EnforceError};
+use crate::enforce::{self, Cause, EnforceError};
 use crate::netns::Netns;
 use crate::policy::Desired;
 use crate::sandbox::{SandboxError, Scan, Side};
@@ -31,6 +31,8 @@ pub(super) struct Job {
     pub(super) answer: Answer,
     /// Whether its events are listened to already.
     pub(super) is_subscribed: bool,
+    /// Why it is looked at.
+    pub(super) cause: Cause,
     /// Who was seen changing its rules.
     pub(super) strangers: Vec<String>,
 }
@@ -182,7 +184,7 @@ fn apply(state: &StateDir, host: &mut Side, job: &Job) -> Result<Outcome, Enforc
     } else {
         None
     };
-    let applied = enforce::apply_desired(host, container_id, &records, &desired, Scan::Sandbox)?;
+    let applied = enforce::apply_desired(host, container_id, &records, &desired, job.cause, Scan::Sandbox)?;
     if !desired.is_isolated() {
         return Ok(Outcome::Released);
     }

@@ -16,6 +16,8 @@ pub(super) struct Hop {
     pub(super) network: IpNetwork,
     /// Its Ethernet address: what is not sent to it would reach some other neighbour.
     pub(super) mac: Option<Mac>,
+    /// Whether the node itself answers there.
+    pub(super) is_node: bool,
 }
 
 /// The node as a next hop: its own addresses, and the pod's next hop towards each. In a Calico-style pod the way back
@@ -24,7 +26,7 @@ pub(super) fn node_hops(interface: &SandboxInterface, node: &Node) -> Vec<Hop> {
     let gateways = node.addresses.iter().filter_map(|&address| best_route(&interface.routes, address.into())?.gateway);
     let mut hops: Vec<Hop> = Vec::new();
     for address in node.addresses.iter().copied().chain(gateways) {
-        let hop = Hop { network: address.into(), mac: node.mac };
+        let hop = Hop { network: address.into(), mac: node.mac, is_node: true };
         if !hops.contains(&hop) {
             hops.push(hop);
         }
@@ -50,7 +52,8 @@ pub(super) fn hops_to(peer: IpNetwork, interface: &SandboxInterface, node: &Node
             };
             let as_node = node_hops.iter().find(|hop| hop.network == network);
             let as_neighbour = || node.neighbours.iter().find(|(address, _)| IpNetwork::from(*address) == network);
-            Hop { network, mac: as_node.map_or_else(|| as_neighbour().map(|(_, mac)| *mac), |hop| hop.mac) }
+            let mac = as_node.map_or_else(|| as_neighbour().map(|(_, mac)| *mac), |hop| hop.mac);
+            Hop { network, mac, is_node: as_node.is_some() }
         })
         .collect()
 }
@@ -72,9 +75,8 @@ pub fn neighbours_needed(policy: &Policy, interface: &SandboxInterface, node: &N
     let is_one_address = |network: &IpNetwork| network.prefix() == if network.is_ipv4() { 32 } else { 128 };
     all_hops(policy, interface, node)
         .into_iter()
-        .filter(|hop| hop.mac.is_none() && is_one_address(&hop.network))
+        .filter(|hop| !hop.is_node && is_one_address(&hop.network))
         .map(|hop| hop.network.ip())
-        .filter(|address| !node.addresses.contains(address))
         .collect()
 }
 

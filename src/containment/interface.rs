@@ -6,7 +6,7 @@ use ipnetwork::IpNetwork;
 
 use crate::attachment::{Mac, SandboxInterface};
 use crate::policy::{Allow, Direction, Policy, Ports, Probes, Protocol};
-use crate::ruleset::{Field, Rule, Statement, Test};
+use crate::ruleset::{Field, Rule, Statement, TCP_ACK, TCP_RST, Test};
 
 use super::hops::{Hop, all_hops, hops_to};
 use super::words::*;
@@ -20,8 +20,6 @@ const ARP_REPLY: [u8; 2] = [0, 2];
 const ICMP6: u8 = 58;
 const SOLICITATION: u8 = 135;
 const ADVERTISEMENT: u8 = 136;
-const TCP_RST: u8 = 0x04;
-const TCP_ACK: u8 = 0x10;
 
 /// Inbound and outbound rules of one interface, without the last drop.
 pub(super) fn interface_rules(
@@ -148,7 +146,7 @@ impl View<'_> {
                 continue;
             }
             for &range in ports.ranges() {
-                let mut statements = self.sent_to(own, mac);
+                let mut statements = self.spoken_by_node(self.sent_to(own, mac));
                 statements.push(is(source, octets(*address)));
                 statements.extend(opening(v6, Protocol::Tcp, range));
                 if self.place == Place::Host {
@@ -160,9 +158,29 @@ impl View<'_> {
             }
         }
         if self.place != Place::HostIngress {
-            inbound.insert(0, open_rule(self.sent_to(own, mac), inbound_key(v6), set).comment("probe's flow"));
-            outbound.insert(0, open_rule(self.sent_by(own, mac), outbound_key(v6), set).comment("probe's flow"));
+            let flow = |mut statements: Vec<Statement>, key: &Vec<Field>| {
+                statements.extend(of_flow(v6, Protocol::Tcp));
+                statements.push(Statement::Lookup(key.clone(), set.to_owned()));
+                statements
+            };
+            let (inbound_key, outbound_key) = (inbound_key(v6), outbound_key(v6));
+            let mut statements = flow(self.spoken_by_node(self.sent_to(own, mac)), &inbound_key);
+            statements.extend(open_flow(inbound_key, set));
+            inbound.insert(0, Rule::new(statements).comment("probe's flow"));
+            // Only the node keeps it open: the pod's own packets do not refresh it.
+            let mut statements = flow(self.sent_by(own, mac), &outbound_key);
+            statements.push(Statement::Accept);
+            outbound.insert(0, Rule::new(statements).comment("probe's flow"));
         }
+    }
+
+    /// On the host's end, that the node itself sends or routes a frame: one that its bridge passes on from another
+    /// port is for another host, or for many. Nobody else can speak for the node then.
+    fn spoken_by_node(&self, mut statements: Vec<Statement>) -> Vec<Statement> {
+        if self.place == Place::Host {
+            statements.insert(0, is(Field::MetaPkttype, vec![0]));
+        }
+        statements
     }
 
     /// Flows that the policy allows between the pod's address `own` and its peers.
@@ -172,14 +190,20 @@ impl View<'_> {
         if allow.is_empty() {
             return;
         }
-        if self.place != Place::HostIngress {
-            inbound.push(open_rule(self.sent_to(own, None), inbound_key(v6), set).comment("allowed flow"));
-        }
         for allow in &allow {
+            let flow = |mut statements: Vec<Statement>, key: Vec<Field>| {
+                statements.extend(of_flow(v6, allow.protocol));
+                statements.push(Statement::Lookup(key.clone(), set.to_owned()));
+                statements.extend(open_flow(key, set));
+                Rule::new(statements).comment("allowed flow")
+            };
+            if self.place != Place::HostIngress {
+                push_new(inbound, flow(self.sent_to(own, None), inbound_key(v6)));
+            }
             // Each peer's flows go to its own next hop: together they could go to each other's.
             let mut statements = self.sent_by(own, self.receiver_for(allow.peer));
             statements.extend(to_peer(allow.peer));
-            push_new(outbound, open_rule(statements, outbound_key(v6), set).comment("allowed flow"));
+            push_new(outbound, flow(statements, outbound_key(v6)));
         }
         for allow in &allow {
             for &range in allow.ports.ranges() {
@@ -312,16 +336,23 @@ impl View<'_> {
             for length in [24, 32].map(|message| IP6_HEADER + message) {
                 for (kind, target) in [(SOLICITATION, &at_own), (ADVERTISEMENT, &at_hop)] {
                     let mut statements: Vec<_> = from_hop.clone().into_iter().collect();
+                    if hop.is_node {
+                        statements = self.spoken_by_node(statements);
+                    }
                     statements.extend(self.discovery_packet(length + longer_in));
                     statements.push(within(Field::Ip6Source, hop.network));
-                    statements.extend([is(Field::Icmp6Type, vec![kind]), target.clone(), Statement::Accept]);
+                    statements.extend([is(Field::Icmp6Type, vec![kind]), target.clone()]);
+                    statements.extend(self.option_of(hop.mac, kind, length));
+                    statements.push(Statement::Accept);
                     push_new(inbound, Rule::new(statements).comment("next hop's neighbour discovery"));
                 }
                 for (kind, target) in [(SOLICITATION, &at_hop), (ADVERTISEMENT, &at_own)] {
                     let mut statements = ether_addresses.clone();
                     statements.extend(self.discovery_packet(length + longer_out));
                     statements.push(is(Field::Ip6Source, own_octets.clone()));
-                    statements.extend([is(Field::Icmp6Type, vec![kind]), target.clone(), Statement::Accept]);
+                    statements.extend([is(Field::Icmp6Type, vec![kind]), target.clone()]);
+                    statements.extend(self.option_of(self.identity.mac, kind, length));
+                    statements.push(Statement::Accept);
                     push_new(outbound, Rule::new(statements).comment("neighbour discovery with the next hop"));
                 }
                 if !self.sees_frames() {
@@ -333,6 +364,14 @@ impl View<'_> {
                 outbound.extend(self.multicast_solicitation(own, hop));
             }
         }
+    }
+
+    /// That the option of a neighbour discovery message, where it is long enough to have one, says whose message it is:
+    /// the source's Ethernet address in a solicitation (1), the target's in an advertisement (2).
+    fn option_of(&self, mac: Option<Mac>, kind: u8, length: u32) -> Option<Statement> {
+        let number = if kind == SOLICITATION { 1 } else { 2 };
+        let has_option = length == IP6_HEADER + 32 && self.sees_frames();
+        mac.filter(|_| has_option).map(|mac| is(Field::NeighbourOption, [&[number, 1][..], &mac.0].concat()))
     }
 
     /// What each packet of neighbour discovery begins with; `length` is the frame's.

@@ -50,6 +50,11 @@ pub(super) fn bare_syn() -> Statement {
     Statement::Match(Field::TcpFlags, Test::Masked(vec![TCP_FIN_SYN_RST_ACK], vec![TCP_SYN]))
 }
 
+/// That a TCP segment opens nothing: it may be any but a bare SYN.
+pub(super) fn no_bare_syn() -> Statement {
+    Statement::Match(Field::TcpFlags, Test::NotMasked(vec![TCP_FIN_SYN_RST_ACK], vec![TCP_SYN]))
+}
+
 pub(super) fn in_ports(field: Field, (first, last): (u16, u16)) -> Statement {
     let (first, last) = (first.to_be_bytes().to_vec(), last.to_be_bytes().to_vec());
     if first == last { is(field, first) } else { Statement::Match(field, Test::Range(first, last)) }
@@ -102,11 +107,12 @@ pub(super) fn from_peer(peer: IpNetwork) -> Option<Statement> {
     (peer.prefix() > 0).then(|| within(address_fields(peer.is_ipv6()).0, peer))
 }
 
-/// Lets a packet of a flow in the set through, and keeps the flow open.
-pub(super) fn open_rule(mut statements: Vec<Statement>, key: Vec<Field>, set: &str) -> Rule {
-    statements.push(Statement::Lookup(key.clone(), set.to_owned()));
-    statements.extend(open_flow(key, set));
-    Rule::new(statements)
+/// The protocol as the IP header names it, and for TCP that the segment opens nothing: what a flow's other side opened
+/// must not be turned round.
+pub(super) fn of_flow(v6: bool, protocol: Protocol) -> Vec<Statement> {
+    let mut statements = vec![is(protocol_field(v6), vec![protocol.number()])];
+    statements.extend((protocol == Protocol::Tcp).then(no_bare_syn));
+    statements
 }
 
 pub(super) fn opening(v6: bool, protocol: Protocol, ports: (u16, u16)) -> Vec<Statement> {

@@ -108,9 +108,10 @@ fn compile_match(field: Field, test: &Test, expressions: &mut Vec<Expression>) {
         Test::Range(first, last) => {
             expressions.extend([compare(AT_LEAST, first), compare(AT_MOST, last)]);
         }
-        Test::Masked(mask, value) => {
+        Test::Masked(mask, value) | Test::NotMasked(mask, value) => {
+            let operation = if matches!(test, Test::Masked(..)) { EQUAL } else { NOT_EQUAL };
             expressions.push(Expression::Mask { register: REGISTER, mask: mask.clone() });
-            expressions.push(compare(EQUAL, value));
+            expressions.push(compare(operation, value));
         }
     }
 }
@@ -123,6 +124,7 @@ fn load(field: Field, register: u32) -> Expression {
         Field::MetaOifname => meta(7),
         Field::MetaSkuid => meta(10),
         Field::MetaNfproto => meta(15),
+        Field::MetaPkttype => meta(19),
         field => {
             let (base, offset, length) = field.payload().unwrap_or((Base::Link, 0, 0));
             let base = match base {

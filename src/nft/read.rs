@@ -71,6 +71,8 @@ pub enum Difference {
     Rules(String),
     /// There is more in the table than should be.
     Foreign,
+    /// It could not be read: somebody changes nf_tables in a loop.
+    Restless,
 }
 
 impl fmt::Display for Difference {
@@ -82,6 +84,7 @@ impl fmt::Display for Difference {
             Self::Set(name) => write!(f, "set {name} is missing or altered"),
             Self::Chain(name) => write!(f, "chain {name} is missing or hooked elsewhere"),
             Self::Rules(name) => write!(f, "the rules of chain {name} are altered"),
+            Self::Restless => f.write_str("the table cannot be read: nf_tables changes all the time there"),
             Self::Foreign => f.write_str("there is something in the table that does not belong there"),
         }
     }
@@ -160,6 +163,19 @@ impl Nft {
         }))
     }
 
+    /// In what the table differs from `wanted`, read back; with what was read, where it could be.
+    ///
+    /// # Errors
+    /// See [`NetlinkError`].
+    pub fn compare(&mut self, wanted: &Table) -> Result<(Vec<Difference>, Option<LoadedTable>), NetlinkError> {
+        match self.read_table(wanted) {
+            Ok(None) => Ok((vec![Difference::NoTable], None)),
+            Ok(Some(loaded)) => Ok((loaded.differences(wanted), Some(loaded))),
+            Err(NetlinkError::Changing { .. }) => Ok((vec![Difference::Restless], None)),
+            Err(error) => Err(error),
+        }
+    }
+
     /// The elements of a set, none where the set is not there.
     ///
     /// # Errors
@@ -169,11 +185,16 @@ impl Nft {
             table.family,
             &[(kernel::SET_ELEM_LIST_TABLE, table.name.as_bytes()), (kernel::SET_ELEM_LIST_SET, set.name.as_bytes())],
         );
-        let lists = self.socket.dump("read a set", kernel::SUBSYSTEM | kernel::MSG_GETSETELEM, &body, |payload| {
-            let list = attribute(behind_header(payload), kernel::SET_ELEM_LIST_ELEMENTS)?;
-            Some(attributes(list).filter_map(|(_, element)| read_element(element, &set.key)).collect::<Vec<_>>())
-        });
-        Ok(absent_as_none(lists)?.unwrap_or_default().into_iter().flatten().collect())
+        let lists =
+            self.socket.dump_all_seen("read a set", kernel::SUBSYSTEM | kernel::MSG_GETSETELEM, &body, |payload| {
+                let list = attribute(behind_header(payload), kernel::SET_ELEM_LIST_ELEMENTS)?;
+                Some(attributes(list).filter_map(|(_, element)| read_element(element, &set.key)).collect::<Vec<_>>())
+            });
+        let mut elements: Vec<Element> = absent_as_none(lists)?.unwrap_or_default().into_iter().flatten().collect();
+        // Seen more than once where the set changed meanwhile: the larger count is the later one.
+        elements.sort_by(|a, b| a.key.cmp(&b.key).then(b.count.packets.cmp(&a.count.packets)));
+        elements.dedup_by(|a, b| a.key == b.key);
+        Ok(elements)
     }
 }
 

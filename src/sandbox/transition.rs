@@ -27,26 +27,30 @@ pub(super) fn bring(nft: &mut Nft, wanted: &[Table]) -> Result<Transition, Netli
     let mut rewrite = Batch::default();
     let mut wake = Batch::default();
     for table in wanted {
-        let loaded = nft.read_table(table)?;
-        transition.was_there |= loaded.is_some();
-        let mut differences =
-            loaded.as_ref().map_or_else(|| vec![Difference::NoTable], |loaded| loaded.differences(table));
-        let was_dormant = loaded.as_ref().map(|loaded| loaded.dormant);
+        let (mut differences, loaded) = nft.compare(table)?;
+        let was_dormant = match &loaded {
+            Some(loaded) => Some(loaded.dormant),
+            // Not read is not absent.
+            None if nft.has_table(table.family, &table.name)? => Some(!nft.is_awake(table.family, &table.name)?),
+            None => None,
+        };
+        transition.was_there |= was_dormant.is_some();
         if was_dormant == Some(false) && table.dormant {
             to_sleep.set_dormant(table.family, &table.name, true);
         }
         differences.retain(|difference| !matches!(difference, Difference::Dormant { .. }));
-        if !differences.is_empty() {
-            match &loaded {
-                Some(loaded) if !loaded.dormant && !table.dormant => {
-                    change_in_place(&mut rewrite, table, loaded, &differences)
-                }
-                _ => replace(&mut rewrite, &Table { dormant: true, ..table.clone() }, loaded.is_some()),
-            }
+        let is_as_wanted = differences.is_empty();
+        let wakes = was_dormant != Some(false) && !table.dormant;
+        match (&loaded, was_dormant) {
+            _ if is_as_wanted => {}
+            (Some(loaded), Some(false)) if !table.dormant => change_in_place(&mut rewrite, table, loaded, &differences),
+            // Awake, and nobody knows with what in it.
+            (None, Some(false)) if !table.dormant => replace(&mut rewrite, table, true),
+            _ => replace(&mut rewrite, &Table { dormant: true, ..table.clone() }, was_dormant.is_some()),
         }
-        if was_dormant != Some(false) && !table.dormant {
+        if wakes {
             // Flows of an earlier isolation are not open in this one.
-            if differences.is_empty() {
+            if is_as_wanted {
                 for set in &table.sets {
                     wake.flush_set(table.family, &table.name, &set.name);
                 }
