@@ -200,7 +200,7 @@ pub(super) struct Target {
     #[arg(long, conflicts_with = "sandbox")]
     pub(super) all: bool,
     /// Mean it (with --all)
-    #[arg(long, requires = "all")]
+    #[arg(long, requires = "all", conflicts_with = "sandbox")]
     pub(super) yes: bool,
 }
 
