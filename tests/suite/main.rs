@@ -3,6 +3,7 @@
 
 // What it offers is used module by module.
 mod attacks;
+mod cnitool;
 #[allow(dead_code, unused_imports)]
 mod lab;
 mod protocol;

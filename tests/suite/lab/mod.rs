@@ -4,12 +4,15 @@
 //! torn down by Drop, also when the test panics. Nothing here touches the machine's own network namespace.
 
 mod netns;
+pub(crate) mod node;
 mod product;
 mod sandbox;
+pub(crate) mod scene;
 pub(crate) mod topology;
 pub(crate) mod traffic;
 
 pub(crate) use netns::Netns;
+pub(crate) use node::Node;
 pub(crate) use product::{Invocation, Run, quarantine};
 pub(crate) use sandbox::Sandbox;
 pub(crate) use topology::{Kind, Mac, Topology};

@@ -12,9 +12,11 @@ use nix::unistd::Pid;
 
 /// A network namespace at `/run/netns/<name>`, with `lo` up and IPv6 usable at once (no duplicate address detection).
 ///
-/// Drop kills the processes that are left in it and deletes it.
+/// Drop kills the processes that are left in it and deletes it, unless it is somebody else's.
 pub(crate) struct Netns {
     name: String,
+    path: PathBuf,
+    ours: bool,
 }
 
 impl Netns {
@@ -25,11 +27,16 @@ impl Netns {
         let name = format!("q{}-{number}-{label}", std::process::id());
         let added = Command::new("ip").args(["netns", "add", &name]).output().unwrap();
         assert!(added.status.success(), "ip netns add {name}: {}", String::from_utf8_lossy(&added.stderr));
-        let netns = Self { name };
+        let netns = Self { path: PathBuf::from("/run/netns").join(&name), name, ours: true };
         netns.ip("link set lo up");
         netns.sysctl("net.ipv6.conf.all.accept_dad", "0");
         netns.sysctl("net.ipv6.conf.default.accept_dad", "0");
         netns
+    }
+
+    /// One that a runtime made and will remove: it is entered here, and no more.
+    pub(crate) fn of_runtime(name: &str, path: PathBuf) -> Self {
+        Self { name: name.to_owned(), path, ours: false }
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -37,12 +44,12 @@ impl Netns {
     }
 
     pub(crate) fn path(&self) -> PathBuf {
-        PathBuf::from("/run/netns").join(&self.name)
+        self.path.clone()
     }
 
     /// Runs `work` on a thread of its own inside the namespace. Sockets made there stay there and may be used outside.
     pub(crate) fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        let file = File::open(self.path()).unwrap();
+        let file = File::open(&self.path).unwrap();
         let outcome = std::thread::scope(|scope| {
             scope
                 .spawn(move || {
@@ -57,7 +64,7 @@ impl Netns {
 
     /// A command whose process runs inside the namespace; the mounts are those of the test.
     pub(crate) fn command(&self, program: &str) -> Command {
-        let file = File::open(self.path()).unwrap();
+        let file = File::open(&self.path).unwrap();
         let mut command = Command::new(program);
         let enter = move || setns(&file, CloneFlags::CLONE_NEWNET).map_err(std::io::Error::from);
         // SAFETY: between fork and exec the closure makes one system call and does not allocate.
@@ -94,7 +101,7 @@ impl Netns {
 
     /// Deletes it before its time: what is bound to it only by the name is gone.
     pub(crate) fn delete(&self) {
-        if !self.path().exists() {
+        if !self.ours || !self.path.exists() {
             return;
         }
         self.kill_processes();

@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use socket2::SockRef;
+
 use crate::lab::{Netns, eventually};
 
 /// How long a cut flow is watched. TCP would have sent again by then (200 ms at first).
@@ -32,6 +34,8 @@ impl Flow {
         for stream in [&sender, &receiver] {
             stream.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
             stream.set_write_timeout(Some(Duration::from_millis(20))).unwrap();
+            // Closed while it is cut, it would wait for its last ACK, and hold its network namespace, for minutes.
+            SockRef::from(stream).set_linger(Some(Duration::ZERO)).unwrap();
         }
         Self::start(
             format!("tcp {way} {to}"),
