@@ -8,3 +8,4 @@ mod cnitool;
 mod lab;
 mod protocol;
 mod state;
+mod runtimes;

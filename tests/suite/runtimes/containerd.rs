@@ -1,0 +1,189 @@
+//! containerd with runc: through its CRI, as a kubelet uses it, and by `ctr run --cni`.
+
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::cri::Cri;
+use super::{Cgroup, HTTPD, IMAGE, assert_probed, conflist, make_image, need};
+use crate::lab::node::output;
+use crate::lab::scene::Scene;
+use crate::lab::{Node, eventually};
+
+const SOCKET: &str = "unix:///run/containerd/containerd.sock";
+
+/// Default paths, default plugins. The native snapshotter copies, and so works on every file system; what needs a
+/// machine's own set-up (an OOM score below the caller's, devices of a storage pool) is left out.
+const CONFIG: &str = r#"
+version = 2
+disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs",
+    "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs", "io.containerd.internal.v1.opt"]
+[plugins."io.containerd.grpc.v1.cri"]
+sandbox_image = "localhost/quarantine-test:1"
+restrict_oom_score_adj = true
+[plugins."io.containerd.grpc.v1.cri".containerd]
+snapshotter = "native"
+"#;
+
+/// A node with containerd running on it. The fields are dropped in this order.
+struct Containerd {
+    node: Node,
+    _cgroup: Cgroup,
+    cgroup: String,
+}
+
+impl Containerd {
+    fn start(label: &str) -> Self {
+        need(&["containerd", "ctr", "runc", "busybox"]);
+        let node = Node::new(label);
+        let cgroup = Cgroup::of(&node.netns);
+        node.configure(&conflist());
+        make_image(&node);
+        std::fs::write(node.path("/run/containerd.toml"), CONFIG).unwrap();
+        node.command("sh")
+            .args(["-c", "exec containerd --config /run/containerd.toml >/run/containerd.log 2>&1"])
+            .spawn()
+            .unwrap();
+        let containerd = Self { cgroup: cgroup.path("pods"), node, _cgroup: cgroup };
+        let cri = containerd.cri();
+        let mut answer = Err(String::new());
+        let answers = || {
+            answer = cri.try_call("Version", &json!({}));
+            answer.is_ok()
+        };
+        if !eventually(Duration::from_secs(20), answers) {
+            panic!("containerd does not answer: {answer:?}\n{}", containerd.node.sh("tail -n 5 /run/containerd.log"));
+        }
+        containerd.node.sh("ctr --namespace k8s.io images import --snapshotter native /run/image.tar");
+        containerd
+    }
+
+    fn cri(&self) -> Cri<'_> {
+        Cri { node: &self.node, socket: SOCKET, cgroup: self.cgroup.clone() }
+    }
+}
+
+/// Isolated by the pod's UID; its sandbox is killed, removed and made anew: the pod stays isolated until released.
+#[test]
+fn pod_recreated_after_del_stays_isolated() {
+    let containerd = Containerd::start("containerd");
+    let (node, cri) = (&containerd.node, containerd.cri());
+    let web = cri.run_pod("web", "5f0c1f9e-0001", 0);
+    let neighbour = cri.run_pod("neighbour", "5f0c1f9e-0002", 0);
+    let scene = Scene::new(cri.netns(&web), cri.netns(&neighbour));
+    assert_probed(node, &cri.addresses(&web));
+
+    node.write_mark("5f0c1f9e-0001");
+    node.quarantine(&["sync"]);
+    scene.assert_cut();
+    assert_probed(node, &cri.addresses(&web));
+    let own_lo = ["wget", "-q", "-O", "-", "http://127.0.0.1:8080/healthz"];
+    assert!(cri.exec(&web, &own_lo), "the pod does not reach itself on lo");
+    drop(scene);
+
+    // The attacker's way out: kill the pause process, and the kubelet makes a new sandbox.
+    node.sh(&format!("kill -KILL {}", cri.pause(&web)));
+    cri.stop(&web);
+    let again = cri.run_again(&web);
+    assert_ne!(again.sandbox, web.sandbox);
+    let scene = Scene::cut_from_birth(cri.netns(&again), cri.netns(&neighbour));
+    assert_probed(node, &cri.addresses(&again));
+
+    node.remove_mark("5f0c1f9e-0001");
+    node.quarantine(&["sync"]);
+    scene.assert_open();
+    drop(scene);
+
+    cri.stop(&again);
+    cri.stop(&neighbour);
+    node.assert_nothing_remains();
+}
+
+/// Isolated by the sandbox's container ID, and the new sandbox is there before the old one's DEL: kubelets do that.
+#[test]
+fn pod_recreated_before_del_stays_isolated() {
+    let containerd = Containerd::start("containerd");
+    let (node, cri) = (&containerd.node, containerd.cri());
+    let web = cri.run_pod("web", "5f0c1f9e-0001", 0);
+    let neighbour = cri.run_pod("neighbour", "5f0c1f9e-0002", 0);
+    let old = Scene::new(cri.netns(&web), cri.netns(&neighbour));
+
+    node.write_mark(&web.sandbox);
+    node.quarantine(&["sync"]);
+    old.assert_cut();
+
+    node.sh(&format!("kill -KILL {}", cri.pause(&web)));
+    let again = cri.run_again(&web);
+    let scene = Scene::cut_from_birth(cri.netns(&again), cri.netns(&neighbour));
+    old.assert_cut();
+    drop(old);
+    cri.stop(&web);
+    scene.assert_cut();
+    assert_probed(node, &cri.addresses(&again));
+
+    // The DEL carried the mark over to the pod's UID.
+    node.remove_mark("5f0c1f9e-0001");
+    node.quarantine(&["sync"]);
+    scene.assert_open();
+    drop(scene);
+
+    cri.stop(&again);
+    cri.stop(&neighbour);
+    node.assert_nothing_remains();
+}
+
+/// `ctr run --cni`: no pod, no UID, and the netns of a process that is gone when DEL is called.
+#[test]
+fn ctr_run_cni() {
+    let containerd = Containerd::start("ctr");
+    let node = &containerd.node;
+    let cgroup = &containerd.cgroup;
+    let run = |id: &str| -> (Child, String) {
+        let child = node
+            .command("ctr")
+            .args(["--namespace", "k8s.io", "run", "--cni", "--snapshotter", "native", "--rm"])
+            .args(["--cgroup", &format!("{cgroup}/{id}"), IMAGE, id])
+            .args(HTTPD)
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let pid = || {
+            let tasks = output(node.command("ctr").args(["--namespace", "k8s.io", "tasks", "list"])).unwrap();
+            let line = tasks.lines().find(|line| line.starts_with(id) && line.contains("RUNNING"))?;
+            line.split_whitespace().nth(1).map(str::to_owned)
+        };
+        assert!(eventually(Duration::from_secs(10), || pid().is_some()), "{id} does not run");
+        (child, format!("/proc/{}/ns/net", pid().unwrap()))
+    };
+    let kill = |id: &str, mut child: Child| {
+        node.sh(&format!("ctr --namespace k8s.io tasks kill --signal KILL {id}"));
+        // ctr calls DEL before it ends.
+        child.wait().unwrap();
+    };
+
+    let (neighbour, neighbour_netns) = run("neighbour");
+    let (web, web_netns) = run("web");
+    let scene = Scene::new(node.netns_at(&web_netns), node.netns_at(&neighbour_netns));
+    assert_probed(node, scene.pod().addresses());
+
+    // ctr's container ID for CNI is its namespace and the container's name.
+    node.write_mark("k8s.io-web");
+    node.quarantine(&["sync"]);
+    scene.assert_cut();
+    assert_probed(node, scene.pod().addresses());
+    drop(scene);
+
+    kill("web", web);
+    let (web, web_netns) = run("web");
+    let scene = Scene::cut_from_birth(node.netns_at(&web_netns), node.netns_at(&neighbour_netns));
+
+    node.remove_mark("k8s.io-web");
+    node.quarantine(&["sync"]);
+    scene.assert_open();
+    drop(scene);
+
+    kill("web", web);
+    kill("neighbour", neighbour);
+    node.assert_nothing_remains();
+}
