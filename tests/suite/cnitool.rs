@@ -107,6 +107,19 @@ lives! {
     macvlan_1_1_0: "10-macvlan-quarantine.conflist" "1.1.0";
 }
 
+/// A mark that is there before the pod: cut off from its first packet, by ADD itself.
+#[test]
+fn marked_before_add() {
+    let node = node_with("marked", &example("10-bridge-quarantine.conflist", "1.0.0"));
+    let neighbour = add(&node, "neighbour");
+    // The state directory is there once a first ADD has made it.
+    node.write_mark("lab_web");
+    let scene = Scene::cut_from_birth(add(&node, "web"), neighbour);
+    node.remove_mark("lab_web");
+    call(&node, "check", "web");
+    scene.assert_open();
+}
+
 /// Every key of the example does what it says.
 #[test]
 fn every_key() {

@@ -45,6 +45,7 @@ pub(crate) struct Node {
     pub(crate) netns: Netns,
     /// `unshare`: the parent of the first process.
     holder: Child,
+    daemons: Vec<Child>,
 }
 
 impl Node {
@@ -64,7 +65,7 @@ impl Node {
         let mut line = String::new();
         BufReader::new(holder.stdout.take().unwrap()).read_line(&mut line).unwrap();
         assert_eq!(line, "ready\n", "the node {label} did not come up");
-        Self { netns, holder }
+        Self { netns, holder, daemons: Vec::new() }
     }
 
     /// A command that runs on the node.
@@ -78,6 +79,12 @@ impl Node {
             .args(["--", program])
             .stdin(Stdio::null());
         command
+    }
+
+    /// Starts a daemon, which runs as long as the node; what it prints goes to a file there.
+    pub(crate) fn start(&mut self, command: &str, log: &str) {
+        let daemon = self.command("sh").args(["-c", &format!("exec {command} >{log} 2>&1")]).spawn().unwrap();
+        self.daemons.push(daemon);
     }
 
     /// Runs a shell script on the node, stops at its first error, panics if it fails; gives its stdout.
@@ -112,9 +119,8 @@ impl Node {
 
     /// Isolates whom `key` names, by file; nothing is applied yet.
     pub(crate) fn write_mark(&self, key: &str) {
-        let marks = self.path(STATE).join("isolated");
-        fs::create_dir_all(&marks).unwrap();
-        fs::write(marks.join(key), "").unwrap();
+        // The first ADD on a node makes the directory.
+        fs::write(self.path(STATE).join("isolated").join(key), "").unwrap();
     }
 
     /// Releases whom `key` names, by file; nothing is applied yet.
@@ -156,6 +162,9 @@ impl Drop for Node {
         // Its stdin closed, the first process ends, and the kernel ends every other one before wait returns.
         drop(self.holder.stdin.take());
         let _ = self.holder.wait();
+        for daemon in &mut self.daemons {
+            let _ = daemon.wait();
+        }
     }
 }
 

@@ -29,23 +29,19 @@ snapshotter = "native"
 /// A node with containerd running on it. The fields are dropped in this order.
 struct Containerd {
     node: Node,
-    _cgroup: Cgroup,
-    cgroup: String,
+    cgroup: Cgroup,
 }
 
 impl Containerd {
     fn start(label: &str) -> Self {
         need(&["containerd", "ctr", "runc", "busybox"]);
-        let node = Node::new(label);
+        let mut node = Node::new(label);
         let cgroup = Cgroup::of(&node.netns);
         node.configure(&conflist());
         make_image(&node);
         std::fs::write(node.path("/run/containerd.toml"), CONFIG).unwrap();
-        node.command("sh")
-            .args(["-c", "exec containerd --config /run/containerd.toml >/run/containerd.log 2>&1"])
-            .spawn()
-            .unwrap();
-        let containerd = Self { cgroup: cgroup.path("pods"), node, _cgroup: cgroup };
+        node.start("containerd --config /run/containerd.toml", "/run/containerd.log");
+        let containerd = Self { node, cgroup };
         let cri = containerd.cri();
         let mut answer = Err(String::new());
         let answers = || {
@@ -60,7 +56,7 @@ impl Containerd {
     }
 
     fn cri(&self) -> Cri<'_> {
-        Cri { node: &self.node, socket: SOCKET, cgroup: self.cgroup.clone() }
+        Cri { node: &self.node, socket: SOCKET, cgroup: self.cgroup.path("pods") }
     }
 }
 
@@ -138,12 +134,11 @@ fn pod_recreated_before_del_stays_isolated() {
 fn ctr_run_cni() {
     let containerd = Containerd::start("ctr");
     let node = &containerd.node;
-    let cgroup = &containerd.cgroup;
     let run = |id: &str| -> (Child, String) {
         let child = node
             .command("ctr")
             .args(["--namespace", "k8s.io", "run", "--cni", "--snapshotter", "native", "--rm"])
-            .args(["--cgroup", &format!("{cgroup}/{id}"), IMAGE, id])
+            .args(["--cgroup", &containerd.cgroup.path(id), IMAGE, id])
             .args(HTTPD)
             .stdout(Stdio::null())
             .spawn()

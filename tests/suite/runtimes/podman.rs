@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::{Cgroup, HTTPD, IMAGE, assert_probed, conflist, make_image, need};
 use crate::lab::scene::Scene;
-use crate::lab::{Node, eventually};
+use crate::lab::{Netns, Node, eventually};
 
 /// runc, because crun refuses a machine whose cgroups are of both versions.
 const CONTAINERS_CONF: &str = r#"
@@ -24,8 +24,7 @@ runtime = "runc"
 /// podman on a node. The fields are dropped in this order.
 struct Podman {
     node: Node,
-    _cgroup: Cgroup,
-    cgroup: String,
+    cgroup: Cgroup,
 }
 
 impl Podman {
@@ -42,20 +41,20 @@ impl Podman {
         )
         .unwrap();
         node.sh("podman load --quiet --input /run/image.tar");
-        Self { cgroup: cgroup.path("containers"), node, _cgroup: cgroup }
+        Self { node, cgroup }
     }
 
     /// Runs the image's httpd; the container's ID.
     fn run(&self, name: &str) -> String {
         let httpd = HTTPD.join(" ");
-        let cgroup = &self.cgroup;
+        let cgroup = self.cgroup.path("containers");
         let id = self
             .node
             .sh(&format!("podman run --detach --name {name} --network pods --cgroup-parent {cgroup} {IMAGE} {httpd}"));
         id.trim().to_owned()
     }
 
-    fn netns(&self, name: &str) -> crate::lab::Netns {
+    fn netns(&self, name: &str) -> Netns {
         let inspected: Value = serde_json::from_str(&self.node.sh(&format!("podman inspect {name}"))).unwrap();
         self.node.netns_at(inspected[0]["NetworkSettings"]["SandboxKey"].as_str().unwrap())
     }
