@@ -141,6 +141,7 @@ fn ctr_run_cni() {
             .args(["--cgroup", &containerd.cgroup.path(id), IMAGE, id])
             .args(HTTPD)
             .stdout(Stdio::null())
+            .stderr(Stdio::null())
             .spawn()
             .unwrap();
         let pid = || {

@@ -85,15 +85,22 @@ impl Cri<'_> {
         self.call("PodSandboxStatus", &json!({ "pod_sandbox_id": pod.sandbox, "verbose": true }))
     }
 
-    /// The process ID of the pause container, on the node.
-    pub(super) fn pause(&self, pod: &Pod) -> u64 {
-        let status = self.status(pod);
-        let info: Value = serde_json::from_str(status["info"]["info"].as_str().unwrap()).unwrap();
-        info["pid"].as_u64().unwrap()
+    /// What the runtime tells of a sandbox beyond the CRI.
+    fn info(&self, pod: &Pod) -> Value {
+        serde_json::from_str(self.status(pod)["info"]["info"].as_str().unwrap()).unwrap()
     }
 
+    /// The process ID of the pause container, on the node.
+    pub(super) fn pause(&self, pod: &Pod) -> u64 {
+        self.info(pod)["pid"].as_u64().unwrap()
+    }
+
+    /// The sandbox's network namespace, which outlives its processes.
     pub(super) fn netns(&self, pod: &Pod) -> Netns {
-        self.node.netns_at(&format!("/proc/{}/ns/net", self.pause(pod)))
+        let info = self.info(pod);
+        let namespaces = info["runtimeSpec"]["linux"]["namespaces"].as_array().unwrap();
+        let network = namespaces.iter().find(|namespace| namespace["type"] == "network").unwrap();
+        self.node.netns_at(network["path"].as_str().unwrap())
     }
 
     /// The addresses that the runtime tells the kubelet.
