@@ -107,17 +107,34 @@ lives! {
     macvlan_1_1_0: "10-macvlan-quarantine.conflist" "1.1.0";
 }
 
-/// A mark that is there before the pod: cut off from its first packet, by ADD itself.
-#[test]
-fn marked_before_add() {
-    let node = node_with("marked", &example("10-bridge-quarantine.conflist", "1.0.0"));
-    let neighbour = add(&node, "neighbour");
-    // The state directory is there once a first ADD has made it.
+/// A mark that is there before the pod: cut off from its first packet, by ADD itself; the node's probes pass.
+///
+/// It is also the node's first pod, as after a reboot: the main plugin has only just given the node its address.
+fn marked_before_add(name: &str) {
+    let node = node_with("marked", &example(name, "1.0.0"));
     node.write_mark("lab_web");
-    let scene = Scene::cut_from_birth(add(&node, "web"), neighbour);
+    let pod = add(&node, "web");
+    let scene = Scene::cut_from_birth(pod, add(&node, "neighbour"));
+    for &address in scene.pod().addresses() {
+        let probe = || {
+            let to = (address, scene.pod().tcp_port()).into();
+            node.netns.run(|| TcpStream::connect_timeout(&to, Duration::from_secs(1))).is_ok()
+        };
+        assert!(eventually(Duration::from_secs(5), probe), "the probe of {address} fails");
+    }
     node.remove_mark("lab_web");
     call(&node, "check", "web");
     scene.assert_open();
+}
+
+#[test]
+fn bridge_marked_before_add() {
+    marked_before_add("10-bridge-quarantine.conflist");
+}
+
+#[test]
+fn ptp_marked_before_add() {
+    marked_before_add("10-ptp-quarantine.conflist");
 }
 
 /// Every key of the example does what it says.

@@ -53,6 +53,8 @@ impl Node {
         let peers = Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/peers");
         assert!(peers.join("versions").exists(), "the reference plugins are missing; scripts/get-peers brings them");
         let netns = Netns::new(label);
+        // As on a real node: an address that a main plugin gives it is tentative at first.
+        netns.sysctl("net.ipv6.conf.default.accept_dad", "1");
         let mut holder = netns
             .command("unshare")
             .args(["--mount", "--propagation", "slave", "--pid", "--fork", "--kill-child", "--mount-proc"])
@@ -119,7 +121,7 @@ impl Node {
 
     /// Isolates whom `key` names, by file; nothing is applied yet.
     pub(crate) fn write_mark(&self, key: &str) {
-        // The first ADD on a node makes the directory.
+        self.sh(&format!("mkdir -p -m 0700 {STATE} {STATE}/isolated"));
         fs::write(self.path(STATE).join("isolated").join(key), "").unwrap();
     }
 

@@ -46,6 +46,11 @@ impl Station {
         &self.addresses
     }
 
+    /// Where its process takes connections.
+    pub(crate) fn tcp_port(&self) -> u16 {
+        self.tcp_port
+    }
+
     /// Takes the datagrams that have come so far, and counts them.
     fn datagrams(&self) -> usize {
         std::iter::from_fn(|| self.udp.recv(&mut [0; 64]).ok()).count()
