@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::cri::Cri;
+use super::cri::{Cri, Pod};
 use super::{Cgroup, HTTPD, IMAGE, assert_probed, conflist, make_image, need};
 use crate::lab::node::output;
 use crate::lab::scene::Scene;
@@ -96,17 +96,20 @@ fn pod_recreated_after_del_stays_isolated() {
     node.assert_nothing_remains();
 }
 
-/// Isolated by the sandbox's container ID, and the new sandbox is there before the old one's DEL: kubelets do that.
+/// The agent isolates by the sandbox's container ID, and the new sandbox is there before the old one's DEL: kubelets do
+/// that.
 #[test]
 fn pod_recreated_before_del_stays_isolated() {
-    let containerd = Containerd::start("containerd");
+    let mut containerd = Containerd::start("containerd");
+    containerd.node.start("/opt/cni/bin/quarantine agent --log stderr", "/run/agent.log");
     let (node, cri) = (&containerd.node, containerd.cri());
     let web = cri.run_pod("web", "5f0c1f9e-0001", 0);
     let neighbour = cri.run_pod("neighbour", "5f0c1f9e-0002", 0);
+    let guarded = |pod: &Pod| node.netns.sh("nft list tables").contains(&format!("quarantine-{}", pod.sandbox));
     let old = Scene::new(cri.netns(&web), cri.netns(&neighbour));
 
     node.write_mark(&web.sandbox);
-    node.quarantine(&["sync"]);
+    assert!(eventually(Duration::from_secs(5), || guarded(&web)), "the agent does not isolate");
     old.assert_cut();
 
     node.sh(&format!("kill -KILL {}", cri.pause(&web)));
@@ -120,7 +123,7 @@ fn pod_recreated_before_del_stays_isolated() {
 
     // The DEL carried the mark over to the pod's UID.
     node.remove_mark("5f0c1f9e-0001");
-    node.quarantine(&["sync"]);
+    assert!(eventually(Duration::from_secs(5), || !guarded(&again)), "the agent does not release");
     scene.assert_open();
     drop(scene);
 
