@@ -7,5 +7,5 @@ mod cnitool;
 #[allow(dead_code, unused_imports)]
 mod lab;
 mod protocol;
-mod state;
 mod runtimes;
+mod state;
