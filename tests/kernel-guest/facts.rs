@@ -8,7 +8,7 @@ use std::error::Error;
 
 use crate::lab::{Lab, NODE4, Netns, PEER_MAC, PEER4, POD_MAC, POD4};
 use crate::wire::{FRAMES, Flow, Frame, LONG, SHORT, datagrams, frames};
-use crate::{Outcome, check, ensure, note};
+use crate::{Checks, Outcome, check, ensure, note};
 
 struct Facts {
     lab: Lab,
@@ -30,7 +30,7 @@ pub(crate) fn check_all() -> Outcome {
     let egress = egress_hook(&lab)?;
     let facts = Facts { lab, egress };
 
-    let all: &[(&str, fn(&Facts) -> Outcome)] = &[
+    let all: &Checks<Facts> = &[
         (
             "a dormant pair of tables wakes and sleeps in one batch, five times over",
             Facts::toggles,
@@ -42,6 +42,10 @@ pub(crate) fn check_all() -> Outcome {
         (
             "a toggle and a new base chain in one batch are refused",
             Facts::toggle_with_chain_is_refused,
+        ),
+        (
+            "a batch that fails neither wakes nor puts to sleep",
+            Facts::failed_batch,
         ),
         (
             "a table is deleted and made anew in one batch, awake or dormant",
@@ -243,6 +247,28 @@ impl Facts {
         self.lab
             .pod
             .nft("add chain netdev q more\nadd rule netdev q plain counter\nadd table netdev q")
+    }
+
+    /// The message that fails is the last one, when the toggles before it have been prepared.
+    fn failed_batch(&self) -> Outcome {
+        let failing = "add rule netdev q absent counter";
+        self.lab.pod.nft(&self.pair("flags dormant;"))?;
+        let wake = format!("add table inet q\nadd table netdev q\n{failing}");
+        ensure!(
+            self.lab.pod.nft(&wake).is_err(),
+            "the failing batch is accepted"
+        );
+        self.expect(false, "a failed wake")?;
+        self.lab.pod.nft("add table inet q\nadd table netdev q")?;
+        self.expect(true, "awake")?;
+        let sleep = format!(
+            "add table inet q {{ flags dormant; }}\nadd table netdev q {{ flags dormant; }}\n{failing}"
+        );
+        ensure!(
+            self.lab.pod.nft(&sleep).is_err(),
+            "the failing batch is accepted"
+        );
+        self.expect(true, "a failed sleep")
     }
 
     fn replaced_in_one_batch(&self) -> Outcome {

@@ -17,6 +17,9 @@ use std::time::Instant;
 /// What a check ends in: nothing, or what it saw instead.
 type Outcome = Result<(), Box<dyn Error>>;
 
+/// Checks of one kind by name, in the order of their running.
+type Checks<T> = [(&'static str, fn(&T) -> Outcome)];
+
 /// Ends the check with a sentence where a condition doesn't hold.
 macro_rules! ensure {
     ($condition:expr, $($sentence:tt)+) => {

@@ -18,7 +18,7 @@ use nix::libc;
 use crate::lab::Netns;
 
 pub(crate) const LONG: Duration = Duration::from_secs(8);
-pub(crate) const SHORT: Duration = Duration::from_millis(400);
+pub(crate) const SHORT: Duration = Duration::from_millis(250);
 
 /// Which frames `Wire::frames` sends.
 #[derive(Clone, Copy, Debug, PartialEq)]
