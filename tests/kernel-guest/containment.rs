@@ -30,51 +30,20 @@ pub(crate) fn check_all() -> Outcome {
         .peer
         .nft("add table netdev probe\nadd chain netdev probe c { type filter hook egress device eth0 priority 0; }\ndelete table netdev probe")
         .is_ok();
-    let pod = Containment {
-        lab,
-        state: PathBuf::from("/var/lib/cni/quarantine"),
-        egress,
-    };
+    let pod = Containment { lab, state: PathBuf::from("/var/lib/cni/quarantine"), egress };
 
     let all: &Checks<Containment> = &[
-        (
-            "ADD installs dormant tables, and the pod is as free as before",
-            Containment::add,
-        ),
-        (
-            "the mark and sync isolate, its removal and sync release, five times over",
-            Containment::toggles,
-        ),
-        (
-            "established TCP flows stall and go on after the release",
-            Containment::flows,
-        ),
+        ("ADD installs dormant tables, and the pod is as free as before", Containment::add),
+        ("the mark and sync isolate, its removal and sync release, five times over", Containment::toggles),
+        ("established TCP flows stall and go on after the release", Containment::flows),
         ("raw frames of every kind stay in", Containment::raw_out),
-        (
-            "frames to a packet socket in the pod stay out",
-            Containment::raw_in,
-        ),
-        (
-            "datagrams pass in neither direction, v4 nor v6",
-            Containment::datagrams,
-        ),
-        (
-            "the node's root passes to the health port, nobody else does",
-            Containment::probes,
-        ),
+        ("frames to a packet socket in the pod stay out", Containment::raw_in),
+        ("datagrams pass in neither direction, v4 nor v6", Containment::datagrams),
+        ("the node's root passes to the health port, nobody else does", Containment::probes),
         ("renaming the interface opens nothing", Containment::rename),
-        (
-            "flushing the pod's rules opens nothing, and sync puts them back",
-            Containment::flush,
-        ),
-        (
-            "a device that appears later is shut",
-            Containment::late_device,
-        ),
-        (
-            "status says of this kernel what the attacks have shown",
-            Containment::verdict,
-        ),
+        ("flushing the pod's rules opens nothing, and sync puts them back", Containment::flush),
+        ("a device that appears later is shut", Containment::late_device),
+        ("status says of this kernel what the attacks have shown", Containment::verdict),
         ("DEL takes the host guard away", Containment::del),
     ];
     for (name, attack) in all {
@@ -121,11 +90,7 @@ impl Containment {
 
     fn quarantine(&self, arguments: &[&str]) -> Result<String, Box<dyn Error>> {
         let state = self.state.display().to_string();
-        self.lab.node.command(
-            "quarantine",
-            &[arguments, &["--state-dir", &state]].concat(),
-            "",
-        )
+        self.lab.node.command("quarantine", &[arguments, &["--state-dir", &state]].concat(), "")
     }
 
     fn mark(&self) -> PathBuf {
@@ -147,65 +112,34 @@ impl Containment {
 
     fn out(&self, kind: Frame, interface: &str, expected: bool) -> Result<usize, Box<dyn Error>> {
         let patience = if expected { LONG } else { SHORT };
-        frames(
-            kind,
-            (&self.lab.pod, interface),
-            (&self.lab.peer, "eth0", PEER_MAC),
-            patience,
-        )
+        frames(kind, (&self.lab.pod, interface), (&self.lab.peer, "eth0", PEER_MAC), patience)
     }
 
     /// Frames leave the pod, or don't.
     fn expect_out(&self, open: bool, when: &str) -> Outcome {
-        let (arrived, wanted) = (
-            self.out(Frame::Unknown, "eth0", open)?,
-            if open { FRAMES } else { 0 },
-        );
-        ensure!(
-            arrived == wanted,
-            "{when}: {arrived} frames left the pod, expected {wanted}"
-        );
+        let (arrived, wanted) = (self.out(Frame::Unknown, "eth0", open)?, if open { FRAMES } else { 0 });
+        ensure!(arrived == wanted, "{when}: {arrived} frames left the pod, expected {wanted}");
         Ok(())
     }
 
     fn probe(&self, from: &Netns, address: &str, user: Option<u32>, expected: bool) -> Outcome {
         // Silence is not waited for as long as an answer is: a second SYN is sent after one second.
         let passed = probe(from, address, user, if expected { LONG } else { SHORT })?;
-        ensure!(
-            passed == expected,
-            "probe of {address} from {} as {user:?}: passed {passed}",
-            from.path
-        );
+        ensure!(passed == expected, "probe of {address} from {} as {user:?}: passed {passed}", from.path);
         Ok(())
     }
 
     fn add(&self) -> Outcome {
         let result = self.cni("ADD")?;
-        ensure!(
-            result.contains(POD4) && result.contains("vpod"),
-            "prevResult is not what was printed: {result}"
-        );
+        ensure!(result.contains(POD4) && result.contains("vpod"), "prevResult is not what was printed: {result}");
         let rules = self.lab.pod.rules()?;
         for family in ["inet", "netdev"] {
-            let table = rules
-                .split("table ")
-                .find(|table| table.starts_with(&format!("{family} quarantine {{")));
-            let table =
-                table.ok_or_else(|| format!("there is no table {family} quarantine: {rules}"))?;
-            ensure!(
-                table.contains("flags dormant"),
-                "table {family} quarantine is awake: {table}"
-            );
+            let table = rules.split("table ").find(|table| table.starts_with(&format!("{family} quarantine {{")));
+            let table = table.ok_or_else(|| format!("there is no table {family} quarantine: {rules}"))?;
+            ensure!(table.contains("flags dormant"), "table {family} quarantine is awake: {table}");
         }
-        ensure!(
-            rules.contains("hook egress device") == self.egress,
-            "egress hook {}: {rules}",
-            self.egress
-        );
-        ensure!(
-            !self.lab.node.rules()?.contains("quarantine"),
-            "a host guard stands already"
-        );
+        ensure!(rules.contains("hook egress device") == self.egress, "egress hook {}: {rules}", self.egress);
+        ensure!(!self.lab.node.rules()?.contains("quarantine"), "a host guard stands already");
         self.expect_out(true, "after ADD")?;
         self.probe(&self.lab.peer, POD4, None, true)?;
         self.probe(&self.lab.peer, POD6, None, true)
@@ -218,10 +152,7 @@ impl Containment {
             self.expect_out(false, "isolated")?;
             self.probe(&self.lab.node, POD4, None, true)?;
             self.release()?;
-            ensure!(
-                !self.lab.node.rules()?.contains("quarantine"),
-                "the host guard stays after the release"
-            );
+            ensure!(!self.lab.node.rules()?.contains("quarantine"), "the host guard stays after the release");
         }
         self.expect_out(true, "released")
     }
@@ -229,75 +160,47 @@ impl Containment {
     fn flows(&self) -> Outcome {
         let (pod, node, peer) = (&self.lab.pod, &self.lab.node, &self.lab.peer);
         let mut flows = [
-            ("pod to peer", Flow::establish(pod, (peer, PEER4))?),
-            ("peer to pod", Flow::establish(peer, (pod, POD4))?),
-            ("pod to peer, v6", Flow::establish(pod, (peer, PEER6))?),
-            ("pod to the node", Flow::establish(pod, (node, NODE4))?),
+            ("pod to peer", Flow::establish(pod, (peer, PEER4), LONG)?),
+            ("peer to pod", Flow::establish(peer, (pod, POD4), LONG)?),
+            ("pod to peer, v6", Flow::establish(pod, (peer, PEER6), LONG)?),
+            ("pod to the node", Flow::establish(pod, (node, NODE4), LONG)?),
         ];
         for (name, flow) in &mut flows {
-            ensure!(
-                flow.carries(LONG)? == (true, true),
-                "{name}: released, and it carries nothing"
-            );
+            ensure!(flow.carries(LONG)? == (true, true), "{name}: released, and it carries nothing");
         }
         self.isolate()?;
         for (name, flow) in &mut flows {
             let carried = flow.carries(SHORT)?;
-            ensure!(
-                carried == (false, false),
-                "{name}: isolated, and it carries {carried:?}"
-            );
+            ensure!(carried == (false, false), "{name}: isolated, and it carries {carried:?}");
         }
         self.release()?;
         for (name, flow) in &mut flows {
             // What was written meanwhile is sent again, after pauses that have grown.
-            ensure!(
-                flow.carries(LONG * 4)? == (true, true),
-                "{name}: released again, and it is stalled"
-            );
+            ensure!(flow.carries(LONG * 4)? == (true, true), "{name}: released again, and it is stalled");
         }
         Ok(())
     }
 
     fn raw_out(&self) -> Outcome {
-        for kind in [
-            Frame::Unknown,
-            Frame::Bypass,
-            Frame::Tagged,
-            Frame::Broadcast,
-        ] {
+        for kind in [Frame::Unknown, Frame::Bypass, Frame::Tagged, Frame::Broadcast] {
             let control = self.out(kind, "eth0", true)?;
-            ensure!(
-                control == FRAMES,
-                "{kind:?}: {control} arrive from a released pod"
-            );
+            ensure!(control == FRAMES, "{kind:?}: {control} arrive from a released pod");
             self.isolate()?;
             let arrived = self.out(kind, "eth0", false)?;
-            ensure!(
-                arrived == 0,
-                "{kind:?}: {arrived} arrive from an isolated pod"
-            );
+            ensure!(arrived == 0, "{kind:?}: {arrived} arrive from an isolated pod");
             self.release()?;
         }
         Ok(())
     }
 
     fn inward(&self, kind: Frame, patience: std::time::Duration) -> Result<usize, Box<dyn Error>> {
-        frames(
-            kind,
-            (&self.lab.peer, "eth0"),
-            (&self.lab.pod, "eth0", POD_MAC),
-            patience,
-        )
+        frames(kind, (&self.lab.peer, "eth0"), (&self.lab.pod, "eth0", POD_MAC), patience)
     }
 
     fn raw_in(&self) -> Outcome {
         for kind in [Frame::Unknown, Frame::Tagged, Frame::Broadcast] {
             let control = self.inward(kind, LONG)?;
-            ensure!(
-                control == FRAMES,
-                "{kind:?}: {control} reach a released pod"
-            );
+            ensure!(control == FRAMES, "{kind:?}: {control} reach a released pod");
             self.isolate()?;
             let arrived = self.inward(kind, SHORT)?;
             let verdict = self.status()?.0;
@@ -307,10 +210,7 @@ impl Containment {
                 note(&format!(
                     "{kind:?} frames reach a packet socket in the isolated pod ({arrived} of {FRAMES}): {verdict}"
                 ));
-                ensure!(
-                    verdict == "partial",
-                    "{kind:?}: {arrived} reach a pod that is said to be {verdict}"
-                );
+                ensure!(verdict == "partial", "{kind:?}: {arrived} reach a pod that is said to be {verdict}");
             }
         }
         Ok(())
@@ -352,10 +252,7 @@ impl Containment {
             let stranger = probe(node, address, Some(USER), SHORT)?;
             if stranger {
                 ensure!(!self.egress, "another user of the node reaches {address}");
-                note(&format!(
-                    "another user of the node reaches {address} of the isolated pod: {}",
-                    self.status()?.0
-                ));
+                note(&format!("another user of the node reaches {address} of the isolated pod: {}", self.status()?.0));
             }
         }
         // With the neighbour's entry to be found anew, on both sides.
@@ -371,10 +268,7 @@ impl Containment {
         self.lab.rename("eth0", "eth9")?;
         let control = self.out(Frame::Unknown, "eth9", true);
         self.lab.rename("eth9", "eth0")?;
-        ensure!(
-            control? == FRAMES,
-            "a renamed interface of a released pod does not work"
-        );
+        ensure!(control? == FRAMES, "a renamed interface of a released pod does not work");
 
         self.isolate()?;
         self.lab.rename("eth0", "eth9")?;
@@ -385,16 +279,10 @@ impl Containment {
                 }
                 for kind in [Frame::Unknown, Frame::Bypass] {
                     let arrived = self.out(kind, "eth9", false)?;
-                    ensure!(
-                        arrived == 0,
-                        "{kind:?}: {arrived} left by the renamed interface (synced: {synced})"
-                    );
+                    ensure!(arrived == 0, "{kind:?}: {arrived} left by the renamed interface (synced: {synced})");
                 }
                 let arrived = datagrams(&self.lab.pod, (&self.lab.peer, PEER4), SHORT)?;
-                ensure!(
-                    arrived == 0,
-                    "{arrived} datagrams left by the renamed interface (synced: {synced})"
-                );
+                ensure!(arrived == 0, "{arrived} datagrams left by the renamed interface (synced: {synced})");
                 self.probe(&self.lab.peer, POD4, None, false)?;
             }
             Ok(())
@@ -411,34 +299,19 @@ impl Containment {
         self.lab.pod.nft("flush ruleset")?;
         for kind in [Frame::Unknown, Frame::Bypass] {
             let arrived = self.out(kind, "eth0", false)?;
-            ensure!(
-                arrived == 0,
-                "{kind:?}: {arrived} leave past the host guard"
-            );
+            ensure!(arrived == 0, "{kind:?}: {arrived} leave past the host guard");
         }
         let arrived = datagrams(&self.lab.pod, (&self.lab.peer, PEER4), SHORT)?;
-        ensure!(
-            arrived == 0,
-            "{arrived} datagrams leave past the host guard"
-        );
+        ensure!(arrived == 0, "{arrived} datagrams leave past the host guard");
         let (verdict, _) = self.status()?;
-        ensure!(
-            verdict != "contained",
-            "without the pod side it is said to be {verdict}"
-        );
+        ensure!(verdict != "contained", "without the pod side it is said to be {verdict}");
         self.quarantine(&["sync"])?;
         let after = self.lab.pod.rules()?;
         for family in ["inet", "netdev"] {
             let table = format!("table {family} quarantine");
-            ensure!(
-                before.contains(&table) && after.contains(&table),
-                "{table} is not back: {after}"
-            );
+            ensure!(before.contains(&table) && after.contains(&table), "{table} is not back: {after}");
         }
-        ensure!(
-            !after.contains("flags dormant"),
-            "put back, but dormant: {after}"
-        );
+        ensure!(!after.contains("flags dormant"), "put back, but dormant: {after}");
         self.expect_out(false, "after the repair")?;
         self.probe(&self.lab.node, POD4, None, true)
     }
@@ -451,34 +324,22 @@ impl Containment {
             node.ip("link set vlate master br0 up")?;
             pod.ip("link set eth1 up")?;
             pod.ip("addr add 10.9.0.12/24 dev eth1")?;
-            pod.ip(&format!(
-                "neigh replace {PEER4} lladdr 02:00:00:00:09:03 dev eth1 nud permanent"
-            ))?;
+            pod.ip(&format!("neigh replace {PEER4} lladdr 02:00:00:00:09:03 dev eth1 nud permanent"))?;
             // Past eth0, which has the same network.
-            pod.ip(&format!("route replace {PEER4}/32 dev eth1 src 10.9.0.12"))
-                .map(drop)
+            pod.ip(&format!("route replace {PEER4}/32 dev eth1 src 10.9.0.12")).map(drop)
         };
         let unplug = || node.ip("link del vlate").map(drop);
 
         plug()?;
-        let control = (
-            self.out(Frame::Unknown, "eth1", true)?,
-            datagrams(pod, (&self.lab.peer, PEER4), LONG)?,
-        );
+        let control = (self.out(Frame::Unknown, "eth1", true)?, datagrams(pod, (&self.lab.peer, PEER4), LONG)?);
         unplug()?;
-        ensure!(
-            control == (FRAMES, FRAMES),
-            "the second device of a released pod does not work: {control:?}"
-        );
+        ensure!(control == (FRAMES, FRAMES), "the second device of a released pod does not work: {control:?}");
 
         self.isolate()?;
         plug()?;
         let attacked = (|| -> Outcome {
             let arrived = datagrams(pod, (&self.lab.peer, PEER4), SHORT)?;
-            ensure!(
-                arrived == 0,
-                "{arrived} datagrams left before anyone looked"
-            );
+            ensure!(arrived == 0, "{arrived} datagrams left before anyone looked");
             self.quarantine(&["sync"])?;
             let arrived = datagrams(pod, (&self.lab.peer, PEER4), SHORT)?;
             ensure!(arrived == 0, "{arrived} datagrams left after the sync");
@@ -502,12 +363,7 @@ impl Containment {
         // One sandbox was asked for; a list of one is as good.
         let one = json.get(0).unwrap_or(&json);
         let verdict = one.get("verdict").and_then(serde_json::Value::as_str);
-        Ok((
-            verdict
-                .ok_or_else(|| format!("no verdict in {printed}"))?
-                .to_owned(),
-            printed,
-        ))
+        Ok((verdict.ok_or_else(|| format!("no verdict in {printed}"))?.to_owned(), printed))
     }
 
     fn verdict(&self) -> Outcome {
@@ -530,23 +386,14 @@ impl Containment {
 
     fn del(&self) -> Outcome {
         self.isolate()?;
-        ensure!(
-            self.lab.node.rules()?.contains("quarantine"),
-            "no host guard stands while isolated"
-        );
+        ensure!(self.lab.node.rules()?.contains("quarantine"), "no host guard stands while isolated");
         self.cni("DEL")?;
-        ensure!(
-            !self.lab.node.rules()?.contains("quarantine"),
-            "the host guard stays"
-        );
+        ensure!(!self.lab.node.rules()?.contains("quarantine"), "the host guard stays");
         // Without the host guard, the pod's own tables still stand until the namespace goes.
         self.expect_out(!self.egress, "after DEL")?;
         self.cni("DEL")?;
         let carried = self.state.join("isolated").join(UID);
-        ensure!(
-            carried.exists(),
-            "the mark was not carried over to the pod's UID"
-        );
+        ensure!(carried.exists(), "the mark was not carried over to the pod's UID");
         fs::remove_file(carried)?;
         Ok(())
     }

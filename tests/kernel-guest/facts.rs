@@ -19,83 +19,33 @@ struct Facts {
 pub(crate) fn check_all() -> Outcome {
     let lab = Lab::new()?;
     lab.fix_neighbours()?;
-    let release = nix::sys::utsname::uname()?
-        .release()
-        .to_string_lossy()
-        .into_owned();
-    let mut numbers = release
-        .split('.')
-        .map(|number| number.parse::<u32>().unwrap_or(0));
+    let release = nix::sys::utsname::uname()?.release().to_string_lossy().into_owned();
+    let mut numbers = release.split('.').map(|number| number.parse::<u32>().unwrap_or(0));
     let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     let egress = egress_hook(&lab)?;
     let facts = Facts { lab, egress };
 
     let all: &Checks<Facts> = &[
-        (
-            "a dormant pair of tables wakes and sleeps in one batch, five times over",
-            Facts::toggles,
-        ),
-        (
-            "a base chain joins an awake table at once",
-            Facts::chain_joins_awake_table,
-        ),
-        (
-            "a toggle and a new base chain in one batch are refused",
-            Facts::toggle_with_chain_is_refused,
-        ),
-        (
-            "a batch that fails neither wakes nor puts to sleep",
-            Facts::failed_batch,
-        ),
-        (
-            "a table is deleted and made anew in one batch, awake or dormant",
-            Facts::replaced_in_one_batch,
-        ),
-        (
-            "a chain for an absent device is refused",
-            Facts::absent_device,
-        ),
-        (
-            "a hook follows its device through a rename, awake or dormant",
-            Facts::rename,
-        ),
-        (
-            "a device that goes takes its base chain with it",
-            Facts::deleted_device,
-        ),
-        (
-            "the link header shows a VLAN tag that meta protocol looks through",
-            Facts::vlan,
-        ),
-        (
-            "ARP is 28 bytes long at ingress and 42 at egress",
-            Facts::arp_length,
-        ),
-        (
-            "dynamic sets count packets per element",
-            Facts::dynamic_sets,
-        ),
+        ("a dormant pair of tables wakes and sleeps in one batch, five times over", Facts::toggles),
+        ("a base chain joins an awake table at once", Facts::chain_joins_awake_table),
+        ("a toggle and a new base chain in one batch are refused", Facts::toggle_with_chain_is_refused),
+        ("a batch that fails neither wakes nor puts to sleep", Facts::failed_batch),
+        ("a table is deleted and made anew in one batch, awake or dormant", Facts::replaced_in_one_batch),
+        ("a chain for an absent device is refused", Facts::absent_device),
+        ("a hook follows its device through a rename, awake or dormant", Facts::rename),
+        ("a device that goes takes its base chain with it", Facts::deleted_device),
+        ("the link header shows a VLAN tag that meta protocol looks through", Facts::vlan),
+        ("ARP is 28 bytes long at ingress and 42 at egress", Facts::arp_length),
+        ("dynamic sets count packets per element", Facts::dynamic_sets),
         ("egress sees every kind of raw frame", Facts::raw_frames),
-        (
-            "the sender's user is known on the host's end of the veth",
-            Facts::socket_user,
-        ),
-        (
-            "family bridge sees the sender's user and ARP",
-            Facts::bridge_family,
-        ),
+        ("the sender's user is known on the host's end of the veth", Facts::socket_user),
+        ("inet ingress shares a set with inet output", Facts::inet_ingress),
+        ("family bridge sees the sender's user and ARP", Facts::bridge_family),
     ];
-    check(
-        "facts",
-        "the egress hook is there from 5.16 on, else EOPNOTSUPP at once",
-        || {
-            ensure!(
-                egress == (version >= (5, 16)),
-                "{release} has egress: {egress}"
-            );
-            Ok(())
-        },
-    );
+    check("facts", "the egress hook is there from 5.16 on, else EOPNOTSUPP at once", || {
+        ensure!(egress == (version >= (5, 16)), "{release} has egress: {egress}");
+        Ok(())
+    });
     for (name, fact) in all {
         check("facts", name, || {
             facts.flush()?;
@@ -114,22 +64,13 @@ fn egress_hook(lab: &Lab) -> Result<bool, Box<dyn Error>> {
             "table netdev probe {{ {flags}\nchain c {{ type filter hook egress device eth0 priority -500; policy accept; }}\n}}"
         ));
         if let Err(complaint) = &answer {
-            ensure!(
-                complaint.to_string().contains("Operation not supported"),
-                "no EOPNOTSUPP: {complaint}"
-            );
-            ensure!(
-                lab.pod.rules()?.is_empty(),
-                "the refused batch left something"
-            );
+            ensure!(complaint.to_string().contains("Operation not supported"), "no EOPNOTSUPP: {complaint}");
+            ensure!(lab.pod.rules()?.is_empty(), "the refused batch left something");
         }
         answers.push(answer.is_ok());
         lab.pod.nft("flush ruleset")?;
     }
-    ensure!(
-        answers[0] == answers[1],
-        "a dormant table is answered differently: {answers:?}"
-    );
+    ensure!(answers[0] == answers[1], "a dormant table is answered differently: {answers:?}");
     Ok(answers[0])
 }
 
@@ -156,20 +97,11 @@ impl Facts {
 
     fn raw(&self, kind: Frame, expected: bool) -> Result<usize, Box<dyn Error>> {
         let patience = if expected { LONG } else { SHORT };
-        frames(
-            kind,
-            (&self.lab.pod, "eth0"),
-            (&self.lab.peer, "eth0", PEER_MAC),
-            patience,
-        )
+        frames(kind, (&self.lab.pod, "eth0"), (&self.lab.peer, "eth0", PEER_MAC), patience)
     }
 
     fn received(&self, expected: bool) -> Result<usize, Box<dyn Error>> {
-        datagrams(
-            &self.lab.peer,
-            (&self.lab.pod, POD4),
-            if expected { LONG } else { SHORT },
-        )
+        datagrams(&self.lab.peer, (&self.lab.pod, POD4), if expected { LONG } else { SHORT })
     }
 
     /// Fails unless the pod is shut, or open, both ways as far as this kernel can shut it.
@@ -209,18 +141,20 @@ impl Facts {
         for _ in 0..5 {
             self.lab.pod.nft("add table inet q\nadd table netdev q")?;
             self.expect(true, "awake")?;
-            self.lab.pod.nft(
-                "add table inet q { flags dormant; }\nadd table netdev q { flags dormant; }",
-            )?;
+            self.lab.pod.nft("add table inet q { flags dormant; }\nadd table netdev q { flags dormant; }")?;
             self.expect(false, "asleep")?;
         }
         Ok(())
     }
 
     fn chain_joins_awake_table(&self) -> Outcome {
-        self.lab.pod.nft("add table netdev q\nadd chain netdev q mine { type filter hook ingress device eth0 priority -500; }")?;
+        self.lab.pod.nft(
+            "add table netdev q\nadd chain netdev q mine { type filter hook ingress device eth0 priority -500; }",
+        )?;
         self.expect_in(true)?;
-        self.lab.pod.nft("add chain netdev q more { type filter hook ingress device eth0 priority -499; policy drop; }")?;
+        self.lab
+            .pod
+            .nft("add chain netdev q more { type filter hook ingress device eth0 priority -499; policy drop; }")?;
         self.expect_in(false)?;
         self.lab.pod.nft("delete chain netdev q more")?;
         self.expect_in(true)
@@ -233,20 +167,13 @@ impl Facts {
     }
 
     fn toggle_with_chain_is_refused(&self) -> Outcome {
-        self.lab
-            .pod
-            .nft("add table netdev q { flags dormant; }\nadd chain netdev q plain")?;
+        self.lab.pod.nft("add table netdev q { flags dormant; }\nadd chain netdev q plain")?;
         let both = "add table netdev q\nadd chain netdev q c { type filter hook ingress device eth0 priority -500; policy drop; }";
         ensure!(self.lab.pod.nft(both).is_err(), "accepted");
-        ensure!(
-            self.lab.pod.rules()?.contains("flags dormant"),
-            "the table has woken nonetheless"
-        );
+        ensure!(self.lab.pod.rules()?.contains("flags dormant"), "the table has woken nonetheless");
         self.expect_in(true)?;
         // With rules and regular chains a toggle may share a batch.
-        self.lab
-            .pod
-            .nft("add chain netdev q more\nadd rule netdev q plain counter\nadd table netdev q")
+        self.lab.pod.nft("add chain netdev q more\nadd rule netdev q plain counter\nadd table netdev q")
     }
 
     /// The message that fails is the last one, when the toggles before it have been prepared.
@@ -254,20 +181,13 @@ impl Facts {
         let failing = "add rule netdev q absent counter";
         self.lab.pod.nft(&self.pair("flags dormant;"))?;
         let wake = format!("add table inet q\nadd table netdev q\n{failing}");
-        ensure!(
-            self.lab.pod.nft(&wake).is_err(),
-            "the failing batch is accepted"
-        );
+        ensure!(self.lab.pod.nft(&wake).is_err(), "the failing batch is accepted");
         self.expect(false, "a failed wake")?;
         self.lab.pod.nft("add table inet q\nadd table netdev q")?;
         self.expect(true, "awake")?;
-        let sleep = format!(
-            "add table inet q {{ flags dormant; }}\nadd table netdev q {{ flags dormant; }}\n{failing}"
-        );
-        ensure!(
-            self.lab.pod.nft(&sleep).is_err(),
-            "the failing batch is accepted"
-        );
+        let sleep =
+            format!("add table inet q {{ flags dormant; }}\nadd table netdev q {{ flags dormant; }}\n{failing}");
+        ensure!(self.lab.pod.nft(&sleep).is_err(), "the failing batch is accepted");
         self.expect(true, "a failed sleep")
     }
 
@@ -276,14 +196,8 @@ impl Facts {
             for after in ["flags dormant;", ""] {
                 self.flush()?;
                 self.lab.pod.nft(&self.pair(before))?;
-                self.lab.pod.nft(&format!(
-                    "delete table inet q\ndelete table netdev q\n{}",
-                    self.pair(after)
-                ))?;
-                self.expect(
-                    after.is_empty(),
-                    &format!("[{before}] replaced by [{after}]"),
-                )?;
+                self.lab.pod.nft(&format!("delete table inet q\ndelete table netdev q\n{}", self.pair(after)))?;
+                self.expect(after.is_empty(), &format!("[{before}] replaced by [{after}]"))?;
             }
         }
         Ok(())
@@ -297,10 +211,7 @@ impl Facts {
             match self.lab.pod.nft(&absent) {
                 Ok(()) => return Err(format!("accepted in silence with [{flags}]").into()),
                 Err(complaint) => {
-                    ensure!(
-                        complaint.to_string().contains("No such file or directory"),
-                        "no ENOENT: {complaint}"
-                    );
+                    ensure!(complaint.to_string().contains("No such file or directory"), "no ENOENT: {complaint}");
                 }
             }
         }
@@ -316,12 +227,7 @@ impl Facts {
 
     fn renamed(&self) -> Outcome {
         let out_by = |interface: &str| {
-            frames(
-                Frame::Unknown,
-                (&self.lab.pod, interface),
-                (&self.lab.peer, "eth0", PEER_MAC),
-                SHORT,
-            )
+            frames(Frame::Unknown, (&self.lab.pod, interface), (&self.lab.peer, "eth0", PEER_MAC), SHORT)
         };
         for dormant in [false, true] {
             self.lab.pod.nft(&self.pair(""))?;
@@ -330,25 +236,17 @@ impl Facts {
                 self.lab.pod.nft("add table netdev q { flags dormant; }")?;
             }
             self.lab.rename("eth0", "eth9")?;
-            self.lab.pod.ip(&format!(
-                "neigh replace {PEER4} lladdr 02:00:00:00:09:03 dev eth9 nud permanent"
-            ))?;
+            self.lab.pod.ip(&format!("neigh replace {PEER4} lladdr 02:00:00:00:09:03 dev eth9 nud permanent"))?;
             if dormant {
                 self.lab.pod.nft("add table netdev q")?;
             }
             let rules = self.lab.pod.rules()?;
-            ensure!(
-                rules.contains("hook ingress device \"eth9\""),
-                "the chain is not listed by the new name: {rules}"
-            );
+            ensure!(rules.contains("hook ingress device \"eth9\""), "the chain is not listed by the new name: {rules}");
             // The inet chains, which go by name, are not what is asked about here.
             self.lab.pod.nft("delete table inet q")?;
             if self.egress {
                 let out = out_by("eth9")?;
-                ensure!(
-                    out == 0,
-                    "{out} frames left by the renamed interface (dormant: {dormant})"
-                );
+                ensure!(out == 0, "{out} frames left by the renamed interface (dormant: {dormant})");
             }
             self.expect_in(false)?;
             self.lab.rename("eth9", "eth0")?;
@@ -373,10 +271,7 @@ impl Facts {
             let again = self.lab.pod.nft(&table);
             self.lab.pod.ip("link del d0")?;
             self.flush()?;
-            ensure!(
-                gone.contains("chain plain") && !gone.contains("hook ingress"),
-                "after the device went: {gone}"
-            );
+            ensure!(gone.contains("chain plain") && !gone.contains("hook ingress"), "after the device went: {gone}");
             ensure!(!back.contains("hook ingress"), "after it came back: {back}");
             again?;
         }
@@ -389,9 +284,7 @@ impl Facts {
         for (name, _) in matches {
             text += &format!("counter {name} {{ }}\n");
         }
-        text += &format!(
-            "chain c {{ type filter hook {hook} device eth0 priority -500; policy accept;\n"
-        );
+        text += &format!("chain c {{ type filter hook {hook} device eth0 priority -500; policy accept;\n");
         for (name, expression) in matches {
             text += &format!("{expression} counter name {name}\n");
         }
@@ -409,10 +302,7 @@ impl Facts {
         if self.egress {
             self.lab.pod.nft(&Self::counters("egress", &matches))?;
         }
-        for (netns, address) in [
-            (&self.lab.pod, "10.55.0.2/24"),
-            (&self.lab.peer, "10.55.0.3/24"),
-        ] {
+        for (netns, address) in [(&self.lab.pod, "10.55.0.2/24"), (&self.lab.peer, "10.55.0.3/24")] {
             netns.ip("link add link eth0 name eth0.5 type vlan id 5")?;
             netns.ip(&format!("addr add {address} dev eth0.5"))?;
             netns.ip("link set eth0.5 up")?;
@@ -422,23 +312,13 @@ impl Facts {
             netns.ip("link del eth0.5")?;
         }
         ensure!(arrived? == FRAMES, "the VLAN does not work");
-        let sides = if self.egress {
-            vec![&self.lab.peer, &self.lab.pod]
-        } else {
-            vec![&self.lab.peer]
-        };
+        let sides = if self.egress { vec![&self.lab.peer, &self.lab.pod] } else { vec![&self.lab.peer] };
         for netns in sides {
             let packets = |name: &str| packets(netns, "netdev w", name);
             let (link, link_ip) = (packets("tagged")?, packets("untagged")?);
             let (meta, ip) = (packets("inner")?, packets("udp4")?);
-            ensure!(
-                link >= FRAMES && link_ip == 0,
-                "ether type: {link} of 0x8100, {link_ip} of ip"
-            );
-            ensure!(
-                meta == FRAMES && ip == FRAMES,
-                "looked through the tag: meta protocol {meta}, ip protocol {ip}"
-            );
+            ensure!(link >= FRAMES && link_ip == 0, "ether type: {link} of 0x8100, {link_ip} of ip");
+            ensure!(meta == FRAMES && ip == FRAMES, "looked through the tag: meta protocol {meta}, ip protocol {ip}");
         }
         Ok(())
     }
@@ -457,23 +337,12 @@ impl Facts {
         let arrived = datagrams(&self.lab.pod, (&self.lab.peer, PEER4), LONG);
         self.lab.fix_neighbours()?;
         ensure!(arrived? > 0, "nothing arrived after ARP");
-        let (all, fit) = (
-            packets(&self.lab.peer, "netdev w", "every")?,
-            packets(&self.lab.peer, "netdev w", "in28")?,
-        );
-        ensure!(
-            all > 0 && all == fit,
-            "ingress: {fit} of {all} are 28 bytes long"
-        );
+        let (all, fit) = (packets(&self.lab.peer, "netdev w", "every")?, packets(&self.lab.peer, "netdev w", "in28")?);
+        ensure!(all > 0 && all == fit, "ingress: {fit} of {all} are 28 bytes long");
         if self.egress {
-            let (all, fit) = (
-                packets(&self.lab.pod, "netdev w", "every")?,
-                packets(&self.lab.pod, "netdev w", "out42")?,
-            );
-            ensure!(
-                all > 0 && all == fit,
-                "egress: {fit} of {all} are 42 bytes long"
-            );
+            let (all, fit) =
+                (packets(&self.lab.pod, "netdev w", "every")?, packets(&self.lab.pod, "netdev w", "out42")?);
+            ensure!(all > 0 && all == fit, "egress: {fit} of {all} are 42 bytes long");
         }
         Ok(())
     }
@@ -488,10 +357,7 @@ impl Facts {
         )?;
         self.expect_in(true)?;
         let rules = self.lab.pod.rules()?;
-        ensure!(
-            rules.contains(&format!("{PEER4} counter packets {FRAMES} ")),
-            "not counted: {rules}"
-        );
+        ensure!(rules.contains(&format!("{PEER4} counter packets {FRAMES} ")), "not counted: {rules}");
         Ok(())
     }
 
@@ -499,38 +365,19 @@ impl Facts {
         if !self.egress {
             note("no egress hook: raw frames leave the pod whatever its own tables say");
         }
-        for kind in [
-            Frame::Unknown,
-            Frame::Bypass,
-            Frame::Tagged,
-            Frame::Broadcast,
-        ] {
+        for kind in [Frame::Unknown, Frame::Bypass, Frame::Tagged, Frame::Broadcast] {
             self.flush()?;
             let control = self.raw(kind, true)?;
-            ensure!(
-                control == FRAMES,
-                "{kind:?}: only {control} of {FRAMES} arrive without rules"
-            );
+            ensure!(control == FRAMES, "{kind:?}: only {control} of {FRAMES} arrive without rules");
             self.lab.pod.nft(&self.pair(""))?;
-            let (arrived, wanted) = (
-                self.raw(kind, !self.egress)?,
-                if self.egress { 0 } else { FRAMES },
-            );
-            ensure!(
-                arrived == wanted,
-                "{kind:?}: {arrived} arrived, expected {wanted}"
-            );
+            let (arrived, wanted) = (self.raw(kind, !self.egress)?, if self.egress { 0 } else { FRAMES });
+            ensure!(arrived == wanted, "{kind:?}: {arrived} arrived, expected {wanted}");
         }
         Ok(())
     }
 
     /// Loads counters for TCP towards the pod into a chain on the node, connects, and counts what the chain attributed to root.
-    fn attributed(
-        &self,
-        family: &str,
-        hook: &str,
-        only: &str,
-    ) -> Result<[(usize, usize); 2], Box<dyn Error>> {
+    fn attributed(&self, family: &str, hook: &str, only: &str) -> Result<[(usize, usize); 2], Box<dyn Error>> {
         let mut seen = Vec::new();
         for from in [&self.lab.node, &self.lab.peer] {
             self.lab.node.nft("flush ruleset")?;
@@ -539,72 +386,35 @@ impl Facts {
                  {only} meta skuid 0 ip daddr {POD4} ip protocol tcp counter name mine\n\
                  {only} ip daddr {POD4} tcp flags & (syn | ack) == syn counter name opened\n}}\n}}"
             ))?;
-            let mut flow = Flow::establish(from, (&self.lab.pod, POD4))?;
-            ensure!(
-                flow.carries(LONG)? == (true, true),
-                "the connection carries nothing"
-            );
+            let mut flow = Flow::establish(from, (&self.lab.pod, POD4), LONG)?;
+            ensure!(flow.carries(LONG)? == (true, true), "the connection carries nothing");
             let table = format!("{family} w");
-            seen.push((
-                packets(&self.lab.node, &table, "mine")?,
-                packets(&self.lab.node, &table, "opened")?,
-            ));
+            seen.push((packets(&self.lab.node, &table, "mine")?, packets(&self.lab.node, &table, "opened")?));
         }
         Ok([seen[0], seen[1]])
     }
 
     fn socket_user(&self) -> Outcome {
         if !self.egress {
-            note(
-                "no egress hook: the host's end of the veth can't be guarded towards the pod in family netdev",
-            );
+            note("no egress hook: the host's end of the veth can't be guarded towards the pod in family netdev");
             return Ok(());
         }
         let [node, peer] = self.attributed("netdev", "egress device vpod", "")?;
-        ensure!(
-            node.1 == 1 && node.0 >= 3,
-            "from the node {NODE4}: {} attributed, {} opened",
-            node.0,
-            node.1
-        );
-        ensure!(
-            peer.1 == 1 && peer.0 == 0,
-            "from the peer: {} attributed, {} opened",
-            peer.0,
-            peer.1
-        );
+        ensure!(node.1 == 1 && node.0 >= 3, "from the node {NODE4}: {} attributed, {} opened", node.0, node.1);
+        ensure!(peer.1 == 1 && peer.0 == 0, "from the peer: {} attributed, {} opened", peer.0, peer.1);
         Ok(())
     }
 
     fn bridge_family(&self) -> Outcome {
         let [node, peer] = self.attributed("bridge", "postrouting", "oifname vpod")?;
-        ensure!(
-            node.1 == 1 && node.0 >= 3,
-            "from the node: {} attributed, {} opened",
-            node.0,
-            node.1
-        );
-        ensure!(
-            peer.1 == 1 && peer.0 == 0,
-            "from the peer: {} attributed, {} opened",
-            peer.0,
-            peer.1
-        );
-        let inward = |kind, patience| {
-            frames(
-                kind,
-                (&self.lab.peer, "eth0"),
-                (&self.lab.pod, "eth0", POD_MAC),
-                patience,
-            )
-        };
+        ensure!(node.1 == 1 && node.0 >= 3, "from the node: {} attributed, {} opened", node.0, node.1);
+        ensure!(peer.1 == 1 && peer.0 == 0, "from the peer: {} attributed, {} opened", peer.0, peer.1);
+        let inward =
+            |kind, patience| frames(kind, (&self.lab.peer, "eth0"), (&self.lab.pod, "eth0", POD_MAC), patience);
         for kind in [Frame::Unknown, Frame::Tagged, Frame::Broadcast] {
             self.lab.node.nft("flush ruleset")?;
             let control = inward(kind, LONG)?;
-            ensure!(
-                control == FRAMES,
-                "{kind:?}: only {control} come in without rules"
-            );
+            ensure!(control == FRAMES, "{kind:?}: only {control} come in without rules");
             self.lab.node.nft(
                 "table bridge w {\nchain c { type filter hook postrouting priority -500; policy drop; oifname != vpod accept; drop; }\n}",
             )?;
@@ -613,22 +423,41 @@ impl Facts {
         }
         Ok(())
     }
+
+    /// What a host guard can do without the netdev egress hook: inet output notes the flows that root opens, inet
+    /// ingress on the host's end lets only their replies in, netdev ingress before it stops what is no IP.
+    fn inet_ingress(&self) -> Outcome {
+        self.lab.node.nft(&format!(
+            "table inet w {{\n\
+             set flows {{ type inet_proto . ipv4_addr . inet_service . inet_service; flags dynamic,timeout; timeout 2m; size 64; }}\n\
+             chain output {{ type filter hook output priority -400; policy accept;\n\
+             meta skuid 0 ip daddr {POD4} tcp flags & (fin | syn | rst | ack) == syn update @flows {{ ip protocol . ip daddr . tcp dport . tcp sport }}\n\
+             }}\n\
+             chain from {{ type filter hook ingress device vpod priority -499; policy drop;\n\
+             ip protocol . ip saddr . tcp sport . tcp dport @flows accept\ndrop\n\
+             }}\n\
+             }}\n\
+             table netdev w {{\n\
+             chain from {{ type filter hook ingress device vpod priority -500; policy drop;\nether type {{ ip, ip6, arp }} accept\ndrop\n}}\n\
+             }}"
+        ))?;
+        let mut flow = Flow::establish(&self.lab.node, (&self.lab.pod, POD4), LONG)?;
+        ensure!(flow.carries(LONG)? == (true, true), "the node's connection carries nothing");
+        let stranger = Flow::establish(&self.lab.peer, (&self.lab.pod, POD4), SHORT);
+        ensure!(stranger.is_err(), "the peer's connection is answered");
+        for kind in [Frame::Unknown, Frame::Tagged] {
+            let arrived = self.raw(kind, false)?;
+            ensure!(arrived == 0, "{kind:?}: {arrived} frames left the pod");
+        }
+        let arrived = datagrams(&self.lab.pod, (&self.lab.peer, PEER4), SHORT)?;
+        ensure!(arrived == 0, "{arrived} datagrams left the pod");
+        Ok(())
+    }
 }
 
 /// What a named counter has counted.
 fn packets(netns: &Netns, table: &str, counter: &str) -> Result<usize, Box<dyn Error>> {
-    let listed = netns.command(
-        "nft",
-        &["-f", "-"],
-        &format!("list counter {table} {counter}"),
-    )?;
-    let after = listed
-        .split("packets ")
-        .nth(1)
-        .ok_or("the counter has no packets")?;
-    Ok(after
-        .split_whitespace()
-        .next()
-        .unwrap_or_default()
-        .parse()?)
+    let listed = netns.command("nft", &["-f", "-"], &format!("list counter {table} {counter}"))?;
+    let after = listed.split("packets ").nth(1).ok_or("the counter has no packets")?;
+    Ok(after.split_whitespace().next().unwrap_or_default().parse()?)
 }

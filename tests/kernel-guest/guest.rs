@@ -37,10 +37,7 @@ fn check(group: &str, name: &str, run: impl FnOnce() -> Outcome) {
         Ok(()) => ("pass", String::new()),
         Err(error) => ("FAIL", error.to_string().replace(['\n', '\t'], " ")),
     };
-    println!(
-        "check\t{group}\t{name}\t{verdict}\t{} ms\t{detail}",
-        start.elapsed().as_millis()
-    );
+    println!("check\t{group}\t{name}\t{verdict}\t{} ms\t{detail}", start.elapsed().as_millis());
 }
 
 /// Prints a line that is no check: something that was measured, or that differs from kernel to kernel.

@@ -33,30 +33,19 @@ pub(crate) struct Netns {
 
 impl Netns {
     /// Runs a closure on a thread that has entered the namespace; sockets that it opens stay there.
-    pub(crate) fn run<T: Send>(
-        &self,
-        work: impl FnOnce() -> T + Send,
-    ) -> Result<T, Box<dyn Error>> {
+    pub(crate) fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, Box<dyn Error>> {
         let file = File::open(&self.path)?;
         thread::scope(|scope| {
             let thread = scope.spawn(move || {
                 setns(file, CloneFlags::CLONE_NEWNET)?;
                 Ok::<T, nix::Error>(work())
             });
-            thread
-                .join()
-                .map_err(|_| "a thread panicked")?
-                .map_err(Into::into)
+            thread.join().map_err(|_| "a thread panicked")?.map_err(Into::into)
         })
     }
 
     /// Runs a program in the namespace; its output, or its complaint.
-    pub(crate) fn command(
-        &self,
-        program: &str,
-        arguments: &[&str],
-        input: &str,
-    ) -> Result<String, Box<dyn Error>> {
+    pub(crate) fn command(&self, program: &str, arguments: &[&str], input: &str) -> Result<String, Box<dyn Error>> {
         let output = self.run(|| {
             let mut child = Command::new(program)
                 .args(arguments)
@@ -65,18 +54,11 @@ impl Netns {
                 .stderr(Stdio::piped())
                 .spawn()?;
             // A program that doesn't read its input is no error here.
-            let _ = child
-                .stdin
-                .take()
-                .map(|mut stdin| stdin.write_all(input.as_bytes()));
+            let _ = child.stdin.take().map(|mut stdin| stdin.write_all(input.as_bytes()));
             child.wait_with_output()
         })??;
         let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
-        ensure!(
-            output.status.success(),
-            "{program} {}: {complaint}",
-            arguments.join(" ")
-        );
+        ensure!(output.status.success(), "{program} {}: {complaint}", arguments.join(" "));
         Ok(String::from_utf8(output.stdout)?)
     }
 
@@ -104,29 +86,20 @@ pub(crate) struct Lab {
 impl Lab {
     pub(crate) fn new() -> Result<Self, Box<dyn Error>> {
         let lab = Self {
-            node: Netns {
-                path: "/proc/1/ns/net".into(),
-            },
-            pod: Netns {
-                path: "/run/netns/pod".into(),
-            },
-            peer: Netns {
-                path: "/run/netns/peer".into(),
-            },
+            node: Netns { path: "/proc/1/ns/net".into() },
+            pod: Netns { path: "/run/netns/pod".into() },
+            peer: Netns { path: "/run/netns/peer".into() },
         };
         lab.node.ip("link add br0 type bridge")?;
         lab.node.ip(&format!("addr add {NODE4}/24 dev br0"))?;
         lab.node.ip(&format!("addr add {NODE6}/64 dev br0 nodad"))?;
         lab.node.ip("link set br0 up")?;
-        for (name, netns, mac, v4, v6) in [
-            ("pod", &lab.pod, POD_MAC, POD4, POD6),
-            ("peer", &lab.peer, PEER_MAC, PEER4, PEER6),
-        ] {
+        for (name, netns, mac, v4, v6) in
+            [("pod", &lab.pod, POD_MAC, POD4, POD6), ("peer", &lab.peer, PEER_MAC, PEER4, PEER6)]
+        {
             let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
             lab.node.ip(&format!("netns add {name}"))?;
-            lab.node.ip(&format!(
-                "link add v{name} type veth peer name eth0 address {mac} netns {name}"
-            ))?;
+            lab.node.ip(&format!("link add v{name} type veth peer name eth0 address {mac} netns {name}"))?;
             lab.node.ip(&format!("link set v{name} master br0 up"))?;
             netns.ip("link set lo up")?;
             netns.ip(&format!("addr add {v4}/24 dev eth0"))?;
@@ -138,15 +111,9 @@ impl Lab {
 
     /// Neighbour entries that need no ARP, for checks that are not about it.
     pub(crate) fn fix_neighbours(&self) -> Result<(), Box<dyn Error>> {
-        self.pod.ip(&format!(
-            "neigh replace {PEER4} lladdr 02:00:00:00:09:03 dev eth0 nud permanent"
-        ))?;
-        self.peer.ip(&format!(
-            "neigh replace {POD4} lladdr 02:00:00:00:09:02 dev eth0 nud permanent"
-        ))?;
-        self.node.ip(&format!(
-            "neigh replace {POD4} lladdr 02:00:00:00:09:02 dev br0 nud permanent"
-        ))?;
+        self.pod.ip(&format!("neigh replace {PEER4} lladdr 02:00:00:00:09:03 dev eth0 nud permanent"))?;
+        self.peer.ip(&format!("neigh replace {POD4} lladdr 02:00:00:00:09:02 dev eth0 nud permanent"))?;
+        self.node.ip(&format!("neigh replace {POD4} lladdr 02:00:00:00:09:02 dev br0 nud permanent"))?;
         Ok(())
     }
 
@@ -155,8 +122,7 @@ impl Lab {
         self.pod.ip(&format!("link set {from} down"))?;
         self.pod.ip(&format!("link set {from} name {to}"))?;
         self.pod.ip(&format!("link set {to} up"))?;
-        self.pod
-            .ip(&format!("addr replace {POD6}/64 dev {to} nodad"))?;
+        self.pod.ip(&format!("addr replace {POD6}/64 dev {to} nodad"))?;
         Ok(())
     }
 }

@@ -42,26 +42,14 @@ pub(crate) struct PacketSocket {
 }
 
 impl PacketSocket {
-    pub(crate) fn open(
-        netns: &Netns,
-        interface: &str,
-        bypass: bool,
-    ) -> Result<Self, Box<dyn Error>> {
-        netns
-            .run(|| Self::open_here(interface, bypass))?
-            .map_err(Into::into)
+    pub(crate) fn open(netns: &Netns, interface: &str, bypass: bool) -> Result<Self, Box<dyn Error>> {
+        netns.run(|| Self::open_here(interface, bypass))?.map_err(Into::into)
     }
 
     fn open_here(interface: &str, bypass: bool) -> nix::Result<Self> {
         let protocol = (libc::ETH_P_ALL as u16).to_be();
         // SAFETY: no memory is handed over.
-        let raw = unsafe {
-            libc::socket(
-                libc::AF_PACKET,
-                libc::SOCK_RAW | libc::SOCK_CLOEXEC,
-                c_int::from(protocol),
-            )
-        };
+        let raw = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, c_int::from(protocol)) };
         Errno::result(raw)?;
         // SAFETY: the descriptor is new and nobody else's.
         let socket = unsafe { OwnedFd::from_raw_fd(raw) };
@@ -75,13 +63,7 @@ impl PacketSocket {
             sll_addr: [0; 8],
         };
         // SAFETY: the address lives across the call and its length is its own.
-        let bound = unsafe {
-            libc::bind(
-                raw,
-                (&raw const address).cast(),
-                size_of_val(&address) as u32,
-            )
-        };
+        let bound = unsafe { libc::bind(raw, (&raw const address).cast(), size_of_val(&address) as u32) };
         Errno::result(bound)?;
         if bypass {
             let on: c_int = 1;
@@ -102,11 +84,7 @@ impl PacketSocket {
 
     fn send(&self, frame: &[u8]) {
         // A hook that drops tells a bypassing sender ENOBUFS: what arrives is what counts.
-        let _ = nix::sys::socket::send(
-            self.socket.as_raw_fd(),
-            frame,
-            nix::sys::socket::MsgFlags::empty(),
-        );
+        let _ = nix::sys::socket::send(self.socket.as_raw_fd(), frame, nix::sys::socket::MsgFlags::empty());
     }
 
     /// Counts frames that carry the mark, until all are there or the patience is over.
@@ -117,24 +95,14 @@ impl PacketSocket {
         let mut buffer = [0; 2048];
         let mut arrived = 0;
         while arrived < expected {
-            let left = PollTimeout::try_from(end.saturating_duration_since(Instant::now()))
-                .unwrap_or(PollTimeout::ZERO);
-            if !matches!(
-                poll(
-                    &mut [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)],
-                    left
-                ),
-                Ok(1..)
-            ) {
+            let left =
+                PollTimeout::try_from(end.saturating_duration_since(Instant::now())).unwrap_or(PollTimeout::ZERO);
+            if !matches!(poll(&mut [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)], left), Ok(1..)) {
                 break;
             }
             let flags = nix::sys::socket::MsgFlags::MSG_DONTWAIT;
-            let length =
-                nix::sys::socket::recv(self.socket.as_raw_fd(), &mut buffer, flags).unwrap_or(0);
-            if buffer[..length]
-                .windows(mark.len())
-                .any(|window| window == mark)
-            {
+            let length = nix::sys::socket::recv(self.socket.as_raw_fd(), &mut buffer, flags).unwrap_or(0);
+            if buffer[..length].windows(mark.len()).any(|window| window == mark) {
                 arrived += 1;
             }
         }
@@ -153,11 +121,7 @@ pub(crate) fn frames(
     let mark = format!("frame-{:08}.", SERIAL.fetch_add(1, Ordering::Relaxed)).into_bytes();
     let receiver = PacketSocket::open(to.0, to.1, false)?;
     let sender = PacketSocket::open(from.0, from.1, kind == Frame::Bypass)?;
-    let mut frame = if kind == Frame::Broadcast {
-        vec![0xff; 6]
-    } else {
-        to.2.to_vec()
-    };
+    let mut frame = if kind == Frame::Broadcast { vec![0xff; 6] } else { to.2.to_vec() };
     frame.extend([2, 0, 0, 0, 9, 0xee]);
     if kind == Frame::Tagged {
         frame.extend([0x81, 0x00, 0x00, 0x05]);
@@ -173,16 +137,11 @@ pub(crate) fn frames(
 }
 
 /// Sends UDP datagrams to an address of another namespace and counts those that its socket there gets.
-pub(crate) fn datagrams(
-    from: &Netns,
-    to: (&Netns, &str),
-    patience: Duration,
-) -> Result<usize, Box<dyn Error>> {
+pub(crate) fn datagrams(from: &Netns, to: (&Netns, &str), patience: Duration) -> Result<usize, Box<dyn Error>> {
     let address: IpAddr = to.1.parse()?;
     let receiver = to.0.run(|| UdpSocket::bind((address, 0)))??;
     let target = receiver.local_addr()?;
-    let sender =
-        from.run(|| UdpSocket::bind((if address.is_ipv4() { "0.0.0.0" } else { "::" }, 0)))??;
+    let sender = from.run(|| UdpSocket::bind((if address.is_ipv4() { "0.0.0.0" } else { "::" }, 0)))??;
     for _ in 0..FRAMES {
         // An unreachable neighbour shows up as an error on a later send: what arrives is what counts.
         let _ = sender.send_to(b"datagram", target);
@@ -208,11 +167,11 @@ pub(crate) struct Flow {
 
 impl Flow {
     /// Connects from one namespace to an address of another.
-    pub(crate) fn establish(from: &Netns, to: (&Netns, &str)) -> Result<Self, Box<dyn Error>> {
+    pub(crate) fn establish(from: &Netns, to: (&Netns, &str), patience: Duration) -> Result<Self, Box<dyn Error>> {
         let address: IpAddr = to.1.parse()?;
         let listener = to.0.run(|| TcpListener::bind((address, 0)))??;
         let target = listener.local_addr()?;
-        let client = from.run(|| TcpStream::connect_timeout(&target, LONG))??;
+        let client = from.run(|| TcpStream::connect_timeout(&target, patience))??;
         let (server, _) = listener.accept()?;
         Ok(Self { client, server })
     }
@@ -225,18 +184,12 @@ impl Flow {
     }
 }
 
-fn carry(
-    from: &mut TcpStream,
-    to: &mut TcpStream,
-    patience: Duration,
-) -> Result<bool, Box<dyn Error>> {
+fn carry(from: &mut TcpStream, to: &mut TcpStream, patience: Duration) -> Result<bool, Box<dyn Error>> {
     from.write_all(b"x")?;
     to.set_read_timeout(Some(patience))?;
     match to.read(&mut [0; 256]) {
         Ok(length) => Ok(length > 0),
-        Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-            Ok(false)
-        }
+        Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => Ok(false),
         Err(error) => Err(error.into()),
     }
 }
