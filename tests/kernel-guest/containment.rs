@@ -7,6 +7,9 @@
 use std::error::Error;
 use std::fs;
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::lab::{Lab, NODE4, NODE6, Netns, PEER_MAC, PEER4, PEER6, POD_MAC, POD4, POD6};
 use crate::wire::{FRAMES, Flow, Frame, LONG, SHORT, datagrams, frames, probe, serve};
@@ -43,6 +46,7 @@ pub(crate) fn check_all() -> Outcome {
         ("renaming the interface opens nothing", Containment::rename),
         ("flushing the pod's rules opens nothing, and sync puts them back", Containment::flush),
         ("a device that appears later is shut", Containment::late_device),
+        ("the agent isolates, repairs, shuts a new device and releases", Containment::agent),
         ("status says of this kernel what the attacks have shown", Containment::verdict),
         ("DEL takes the host guard away", Containment::del),
     ];
@@ -193,7 +197,7 @@ impl Containment {
         Ok(())
     }
 
-    fn inward(&self, kind: Frame, patience: std::time::Duration) -> Result<usize, Box<dyn Error>> {
+    fn inward(&self, kind: Frame, patience: Duration) -> Result<usize, Box<dyn Error>> {
         frames(kind, (&self.lab.peer, "eth0"), (&self.lab.pod, "eth0", POD_MAC), patience)
     }
 
@@ -203,15 +207,13 @@ impl Containment {
             ensure!(control == FRAMES, "{kind:?}: {control} reach a released pod");
             self.isolate()?;
             let arrived = self.inward(kind, SHORT)?;
-            let verdict = self.status()?.0;
-            self.release()?;
             if arrived > 0 {
                 ensure!(!self.egress, "{kind:?}: {arrived} reach an isolated pod");
-                note(&format!(
-                    "{kind:?} frames reach a packet socket in the isolated pod ({arrived} of {FRAMES}): {verdict}"
-                ));
+                let (verdict, _) = self.status()?;
                 ensure!(verdict == "partial", "{kind:?}: {arrived} reach a pod that is said to be {verdict}");
+                note(&format!("{kind:?} frames reach a packet socket in the isolated pod, said to be {verdict}"));
             }
+            self.release()?;
         }
         Ok(())
     }
@@ -303,8 +305,6 @@ impl Containment {
         }
         let arrived = datagrams(&self.lab.pod, (&self.lab.peer, PEER4), SHORT)?;
         ensure!(arrived == 0, "{arrived} datagrams leave past the host guard");
-        let (verdict, _) = self.status()?;
-        ensure!(verdict != "contained", "without the pod side it is said to be {verdict}");
         self.quarantine(&["sync"])?;
         let after = self.lab.pod.rules()?;
         for family in ["inet", "netdev"] {
@@ -316,27 +316,32 @@ impl Containment {
         self.probe(&self.lab.node, POD4, None, true)
     }
 
+    /// Gives the pod a second interface, eth1, which the host's end `vlate` joins to the bridge.
+    fn plug(&self) -> Outcome {
+        let (pod, node) = (&self.lab.pod, &self.lab.node);
+        node.ip("link add vlate type veth peer name eth1 netns pod")?;
+        node.ip("link set vlate master br0 up")?;
+        pod.ip("link set eth1 up")?;
+        pod.ip("addr add 10.9.0.12/24 dev eth1")?;
+        pod.ip(&format!("neigh replace {PEER4} lladdr 02:00:00:00:09:03 dev eth1 nud permanent"))?;
+        // Past eth0, which has the same network.
+        pod.ip(&format!("route replace {PEER4}/32 dev eth1 src 10.9.0.12")).map(drop)
+    }
+
+    fn unplug(&self) -> Outcome {
+        self.lab.node.ip("link del vlate").map(drop)
+    }
+
     /// A second veth that comes while the pod is isolated, as from an attacker's tool on the node or another CNI.
     fn late_device(&self) -> Outcome {
-        let (pod, node) = (&self.lab.pod, &self.lab.node);
-        let plug = || -> Outcome {
-            node.ip("link add vlate type veth peer name eth1 netns pod")?;
-            node.ip("link set vlate master br0 up")?;
-            pod.ip("link set eth1 up")?;
-            pod.ip("addr add 10.9.0.12/24 dev eth1")?;
-            pod.ip(&format!("neigh replace {PEER4} lladdr 02:00:00:00:09:03 dev eth1 nud permanent"))?;
-            // Past eth0, which has the same network.
-            pod.ip(&format!("route replace {PEER4}/32 dev eth1 src 10.9.0.12")).map(drop)
-        };
-        let unplug = || node.ip("link del vlate").map(drop);
-
-        plug()?;
+        let pod = &self.lab.pod;
+        self.plug()?;
         let control = (self.out(Frame::Unknown, "eth1", true)?, datagrams(pod, (&self.lab.peer, PEER4), LONG)?);
-        unplug()?;
+        self.unplug()?;
         ensure!(control == (FRAMES, FRAMES), "the second device of a released pod does not work: {control:?}");
 
         self.isolate()?;
-        plug()?;
+        self.plug()?;
         let attacked = (|| -> Outcome {
             let arrived = datagrams(pod, (&self.lab.peer, PEER4), SHORT)?;
             ensure!(arrived == 0, "{arrived} datagrams left before anyone looked");
@@ -349,11 +354,55 @@ impl Containment {
             }
             Ok(())
         })();
-        unplug()?;
+        self.unplug()?;
         attacked?;
         // The chains of a device that went are gone with it: that must be no reason to fail.
         self.quarantine(&["sync"])?;
         self.expect_out(false, "after the device went")
+    }
+
+    /// With the agent nobody calls sync: it sees the marks, the tampering and the devices that appear.
+    fn agent(&self) -> Outcome {
+        let state = self.state.display().to_string();
+        let log = ["--log", "stderr"];
+        let mut agent = self.lab.node.run(|| {
+            Command::new("quarantine")
+                .args(["agent", "--state-dir", &state])
+                .args(log)
+                .stdin(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+        })??;
+        let outcome = self.watched();
+        agent.kill()?;
+        agent.wait()?;
+        outcome
+    }
+
+    fn watched(&self) -> Outcome {
+        let guarded = || Ok(self.lab.node.rules()?.contains("quarantine"));
+        self.expect_out(true, "with the agent")?;
+        fs::write(self.mark(), "")?;
+        eventually("a host guard stands", guarded)?;
+        let awake = || Ok(!self.lab.pod.rules()?.contains("dormant"));
+        eventually("the pod's tables are awake", awake)?;
+        self.expect_out(false, "marked, with the agent")?;
+
+        self.lab.pod.nft("flush ruleset")?;
+        let repaired = || Ok(self.lab.pod.rules()?.contains("table netdev quarantine"));
+        eventually("the pod's tables are back", repaired)?;
+
+        self.plug()?;
+        let seen = || Ok(self.lab.node.rules()?.contains("\"vlate\""));
+        let shut = eventually("the host's end of the new device is guarded", seen)
+            .and_then(|()| self.out(Frame::Unknown, "eth1", false));
+        self.unplug()?;
+        let arrived = shut?;
+        ensure!(arrived == 0, "{arrived} frames left by the new device");
+
+        fs::remove_file(self.mark())?;
+        eventually("the host guard is gone", || Ok(!guarded()?))?;
+        self.expect_out(true, "released, with the agent")
     }
 
     /// The verdict, and the whole of what `status` prints.
@@ -397,4 +446,14 @@ impl Containment {
         fs::remove_file(carried)?;
         Ok(())
     }
+}
+
+/// Waits until something has become so. There is no event of the guest's own for what the agent does.
+fn eventually(what: &str, so: impl Fn() -> Result<bool, Box<dyn Error>>) -> Outcome {
+    let end = Instant::now() + LONG;
+    while !so()? {
+        ensure!(Instant::now() < end, "not within {LONG:?}: {what}");
+        thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
 }
