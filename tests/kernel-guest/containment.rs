@@ -154,7 +154,6 @@ impl Containment {
             self.expect_out(true, "released")?;
             self.isolate()?;
             self.expect_out(false, "isolated")?;
-            self.probe(&self.lab.node, POD4, None, true)?;
             self.release()?;
             ensure!(!self.lab.node.rules()?.contains("quarantine"), "the host guard stays after the release");
         }
@@ -312,8 +311,7 @@ impl Containment {
             ensure!(before.contains(&table) && after.contains(&table), "{table} is not back: {after}");
         }
         ensure!(!after.contains("flags dormant"), "put back, but dormant: {after}");
-        self.expect_out(false, "after the repair")?;
-        self.probe(&self.lab.node, POD4, None, true)
+        self.expect_out(false, "after the repair")
     }
 
     /// Gives the pod a second interface, eth1, which the host's end `vlate` joins to the bridge.
