@@ -8,6 +8,7 @@ pub mod cni;
 pub mod config;
 pub mod containment;
 pub mod enforce;
+pub mod install;
 pub mod json;
 pub mod link;
 pub mod logging;
