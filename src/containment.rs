@@ -65,8 +65,8 @@ pub struct Node {
     pub addresses: Vec<IpAddr>,
     /// Its Ethernet address on that link, where the link is its own.
     pub mac: Option<Mac>,
-    /// Other next hops on that link that the node knows.
-    pub neighbours: Vec<(IpAddr, Mac)>,
+    /// Other next hops on that link that the node asked for, and what they answered.
+    pub neighbours: Vec<(IpAddr, Option<Mac>)>,
 }
 
 /// An interface of a sandbox with what is known about it.

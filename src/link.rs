@@ -1,15 +1,16 @@
 //! Interfaces, addresses, routes and what hangs on an interface, over rtnetlink, in one netns.
 //!
-//! Only questions; nothing here changes anything. Addresses and routes are read with `netlink-packet-route`; the
+//! Only questions; nothing here changes anything but what the kernel remembers of a neighbour. Addresses and routes are read with `netlink-packet-route`; the
 //! attributes of links and filters are walked by hand, because names in them come from whoever is root in the pod, and
 //! one that is no UTF-8 must not make an interface invisible.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::os::fd::AsRawFd;
+use std::time::Duration;
 
 use ipnetwork::IpNetwork;
-use netlink_packet_core::{Emitable, Parseable};
+use netlink_packet_core::{Emitable, NLM_F_CREATE, NLM_F_REPLACE, Parseable};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
@@ -36,6 +37,10 @@ const RTEXT_FILTER_SKIP_STATS: u32 = 8;
 /// `struct ifinfomsg` and `struct tcmsg`.
 const LINK_HEADER: usize = 16;
 const FILTER_HEADER: usize = 20;
+/// `struct ndmsg`.
+const NEIGHBOUR_HEADER: usize = 12;
+/// Has the kernel resolve an entry as if a packet waited for it.
+const NTF_USE: u8 = 1;
 const TCA_KIND: u16 = 1;
 const TCA_ACT_KIND: u16 = 1;
 const TCA_ACT_OPTIONS: u16 = 2;
@@ -63,12 +68,11 @@ pub struct Link {
 }
 
 impl Link {
-    /// Whether frames can leave the netns by it: everything whose lower device is not in the same netns. What stands
-    /// on another interface of this netns sends through that one.
+    /// Whether frames can leave the netns by it: a device of its own, or one whose other end or lower device is in
+    /// another netns. What is made of software, or stands on another interface of this netns, sends through that one.
     #[must_use]
     pub fn leads_outside(&self) -> bool {
-        const INSIDE: [&[u8]; 8] = [b"dummy", b"bridge", b"bond", b"team", b"ifb", b"tun", b"vrf", b"nlmon"];
-        !self.is_loopback && (self.other_netns.is_some() || self.other.is_none()) && !INSIDE.contains(&&self.kind[..])
+        self.is_physical() || (!self.is_loopback && self.other_netns.is_some())
     }
 
     /// Whether it is a device of its own, on nothing else.
@@ -215,23 +219,41 @@ impl Links {
         }
     }
 
-    /// The Ethernet address of a neighbour, where this netns knows it.
+    /// The Ethernet address of a neighbour. Where this netns does not know it, it asks, and waits a little for the
+    /// answer.
     ///
     /// # Errors
     /// See [`NetlinkError`].
-    pub fn neighbour(&mut self, index: u32, address: IpAddr) -> Result<Option<Mac>, NetlinkError> {
-        const NDA_DST: u16 = 1;
-        const NDA_LLADDR: u16 = 2;
-        /// `struct ndmsg`.
-        const NEIGHBOUR_HEADER: usize = 12;
-        let mut body = vec![0; NEIGHBOUR_HEADER];
-        body[0] = if address.is_ipv6() { libc::AF_INET6 } else { libc::AF_INET }.to_ne_bytes()[0];
-        body[4..8].copy_from_slice(&index.to_ne_bytes());
-        match address {
-            IpAddr::V4(address) => put(&mut body, NDA_DST, &address.octets()),
-            IpAddr::V6(address) => put(&mut body, NDA_DST, &address.octets()),
+    pub fn resolve(&mut self, index: u32, neighbour: IpAddr) -> Result<Option<Mac>, NetlinkError> {
+        /// How often, and after how long each, an answer is looked for: a neighbour on a bridge answers at once.
+        const LOOKS: u32 = 20;
+        const PAUSE: Duration = Duration::from_millis(1);
+        if let Some(mac) = self.neighbour(index, neighbour)? {
+            return Ok(Some(mac));
         }
-        match self.socket.ask("look up a neighbour", libc::RTM_GETNEIGH, &body) {
+        let flags = NLM_F_CREATE | NLM_F_REPLACE;
+        match self.socket.change(
+            "ask for a neighbour",
+            libc::RTM_NEWNEIGH,
+            flags,
+            &neighbour_body(index, neighbour, NTF_USE),
+        ) {
+            Ok(()) => {}
+            Err(NetlinkError::Refused { .. }) => return Ok(None),
+            Err(error) => return Err(error),
+        }
+        for _ in 0..LOOKS {
+            std::thread::sleep(PAUSE);
+            if let Some(mac) = self.neighbour(index, neighbour)? {
+                return Ok(Some(mac));
+            }
+        }
+        Ok(None)
+    }
+
+    fn neighbour(&mut self, index: u32, neighbour: IpAddr) -> Result<Option<Mac>, NetlinkError> {
+        const NDA_LLADDR: u16 = 2;
+        match self.socket.ask("look up a neighbour", libc::RTM_GETNEIGH, &neighbour_body(index, neighbour, 0)) {
             Ok(answer) => Ok(answer
                 .and_then(|payload| attribute(payload.get(NEIGHBOUR_HEADER..)?, NDA_LLADDR)?.try_into().ok().map(Mac))),
             Err(NetlinkError::Refused { .. }) => Ok(None),
@@ -334,6 +356,19 @@ pub fn has_bpf_links(index: u32) -> bool {
         let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_QUERY, &raw mut query, size_of::<Query>()) };
         result == 0 && query.program_count > 0
     })
+}
+
+fn neighbour_body(index: u32, neighbour: IpAddr, flags: u8) -> Vec<u8> {
+    const NDA_DST: u16 = 1;
+    let mut body = vec![0; NEIGHBOUR_HEADER];
+    body[0] = if neighbour.is_ipv6() { libc::AF_INET6 } else { libc::AF_INET } as u8;
+    body[4..8].copy_from_slice(&index.to_ne_bytes());
+    body[10] = flags;
+    match neighbour {
+        IpAddr::V4(neighbour) => put(&mut body, NDA_DST, &neighbour.octets()),
+        IpAddr::V6(neighbour) => put(&mut body, NDA_DST, &neighbour.octets()),
+    }
+    body
 }
 
 fn link_body(index: u32) -> Vec<u8> {

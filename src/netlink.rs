@@ -101,8 +101,20 @@ impl Socket {
     /// # Errors
     /// See [`NetlinkError`].
     pub fn ask(&mut self, what: &str, kind: u16, body: &[u8]) -> Result<Option<Vec<u8>>, NetlinkError> {
+        self.request(what, kind, 0, body)
+    }
+
+    /// Sends one change and waits until it is done.
+    ///
+    /// # Errors
+    /// See [`NetlinkError`].
+    pub fn change(&mut self, what: &str, kind: u16, flags: u16, body: &[u8]) -> Result<(), NetlinkError> {
+        self.request(what, kind, flags, body).map(drop)
+    }
+
+    fn request(&mut self, what: &str, kind: u16, flags: u16, body: &[u8]) -> Result<Option<Vec<u8>>, NetlinkError> {
         let sequence = self.next_sequence();
-        self.send(&[IoSlice::new(&message(kind, NLM_F_REQUEST | NLM_F_ACK, sequence, body))])?;
+        self.send(&[IoSlice::new(&message(kind, NLM_F_REQUEST | NLM_F_ACK | flags, sequence, body))])?;
         let mut answer = None;
         self.receive(what, sequence, |_, payload| answer = Some(payload.to_vec()))?;
         Ok(answer)

@@ -243,7 +243,7 @@ fn del(config: &Config, attachment: &AttachmentId, pod: &Pod) -> Result<(), Fail
     let state = match StateDir::open(&config.state_dir) {
         Ok(state) => state,
         // Nothing was ever added here, or all was lost.
-        Err(StateError::Absent { .. }) => return Ok(()),
+        Err(StateError::Absent { .. } | StateError::NotADirectory { .. }) => return Ok(()),
         Err(error) => return Err(failure(Code::Io, &error)),
     };
     let _lock = state.lock(&attachment.container_id).map_err(|error| failure(Code::Io, &error))?;
@@ -289,7 +289,7 @@ fn gc(config: &Config, network: &Network) -> Result<(), Failure> {
     let Some(valid) = network.valid_attachments()? else { return Ok(()) };
     let state = match StateDir::open(&config.state_dir) {
         Ok(state) => state,
-        Err(StateError::Absent { .. }) => return Ok(()),
+        Err(StateError::Absent { .. } | StateError::NotADirectory { .. }) => return Ok(()),
         Err(error) => return Err(failure(Code::State, &error)),
     };
     let sandboxes = state.sandboxes().map_err(|error| failure(Code::State, &error))?;

@@ -331,11 +331,7 @@ impl<'a> Sandbox<'a> {
         if self.host_guard() != HostGuard::Require {
             return Ok(());
         }
-        let unguarded = wanted
-            .survey
-            .interfaces
-            .iter()
-            .filter(|interface| interface.host_end.is_none() && interface.link.leads_outside());
+        let unguarded = wanted.survey.unguarded().filter(|interface| !interface.leads_elsewhere());
         match unguarded.map(|interface| &interface.link.name).chain(&wanted.survey.missing).next() {
             None => Ok(()),
             Some(interface) => Err(SandboxError::NoHostPeer { interface: interface.to_string() }),
@@ -387,17 +383,19 @@ impl<'a> Sandbox<'a> {
             } else if !guard_differences.is_empty() {
                 Guard::Missing(format!("the host guard is not in place ({})", guard_differences.join(", ")))
             } else {
-                let passed_by = jumps_past_guard(&mut self.host.links, link, scan)?;
+                let passed_by = jumps_past_guard(self.host, &guard_table(self.container_id), link, scan)?;
                 Guard::Holds { passed_by, both_ways: wanted.egress == EgressHook::Netdev }
             };
             let inside = wanted.survey.interfaces.iter().find(|interface| interface.host_end == Some(link.index));
             exposures.push(self.exposure(&guarded.name, guard, inside.map(|interface| &interface.link))?);
         }
-        for interface in &wanted.survey.interfaces {
-            if interface.host_end.is_none() && interface.link.leads_outside() {
-                let guard = if is_off { off() } else { Guard::Missing(no_peer(&interface.link.kind)) };
-                exposures.push(self.exposure(&interface.link.name, guard, Some(&interface.link))?);
-            }
+        for interface in wanted.survey.unguarded() {
+            let guard = match interface {
+                interface if interface.leads_elsewhere() => Guard::Elsewhere,
+                _ if is_off => off(),
+                interface => Guard::Missing(no_peer(&interface.link.kind)),
+            };
+            exposures.push(self.exposure(&interface.link.name, guard, Some(&interface.link))?);
         }
         for name in &wanted.survey.missing {
             exposures.push(self.exposure(

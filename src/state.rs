@@ -46,9 +46,15 @@ pub enum StateError {
         mode: u32,
     },
     /// There is no such directory.
-    #[error("{path} is no directory; is quarantine installed on this node, and this its state directory?")]
+    #[error("{path} does not exist; is quarantine installed on this node, and this its state directory?")]
     Absent {
         /// The directory.
+        path: String,
+    },
+    /// There is something else.
+    #[error("{path} is no directory; name another state directory, or make room for it")]
+    NotADirectory {
+        /// What should be a directory.
         path: String,
     },
     /// A file or directory could not be read or written.
@@ -431,13 +437,16 @@ fn create_private(path: &Path) -> Result<(), StateError> {
 fn require_sound(path: &Path) -> Result<(), StateError> {
     let metadata: Metadata = match fs::metadata(path) {
         Ok(metadata) => metadata,
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return Err(StateError::Absent { path: path.display().to_string() });
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
+            return Err(StateError::NotADirectory { path: path.display().to_string() });
         }
         Err(error) => return Err(failed("read", path)(error)),
     };
     if !metadata.is_dir() {
-        return Err(StateError::Absent { path: path.display().to_string() });
+        return Err(StateError::NotADirectory { path: path.display().to_string() });
     }
     let mode = metadata.mode() & 0o7777;
     if metadata.uid() == 0 && mode & 0o022 == 0 {

@@ -21,11 +21,12 @@ pub(super) fn sync(state_dir: &Path) -> Result<Exit, Failure> {
     for (container_id, result) in sandboxes.iter().zip(results) {
         match result {
             Ok(_) => {}
-            Err(Fault { isolated: false, error: EnforceError::Sandbox(error) }) if error.is_gone() => {
-                print(&format!("{container_id}: gone, and not marked: {}\n", chain(&error)));
+            // Nothing is left of it to isolate; its record stays for the runtime's DEL or GC.
+            Err(EnforceError::Sandbox(error)) if error.is_gone() => {
+                print(&format!("{container_id}: gone: {}\n", chain(&error)));
             }
-            Err(fault) => {
-                let _ = writeln!(std::io::stderr(), "quarantine: {container_id}: {}", chain(&fault.error));
+            Err(error) => {
+                let _ = writeln!(std::io::stderr(), "quarantine: {container_id}: {}", chain(&error));
                 exit = Exit::NotSo;
             }
         }
@@ -33,22 +34,9 @@ pub(super) fn sync(state_dir: &Path) -> Result<Exit, Failure> {
     Ok(exit)
 }
 
-/// Why a sandbox could not be brought to what is wanted.
-pub(super) struct Fault {
-    /// Whether a mark holds for it, or it is not known that none does.
-    pub(super) isolated: bool,
-    pub(super) error: EnforceError,
-}
-
 /// Brings one sandbox to what its marks want, under its lock.
-pub(super) fn bring(state: &StateDir, host: &mut Side, container_id: &ContainerId) -> Result<Outcome, Fault> {
-    let unsure = |error: EnforceError| Fault { isolated: true, error };
-    let _lock = state.lock(container_id).map_err(|error| unsure(error.into()))?;
+pub(super) fn bring(state: &StateDir, host: &mut Side, container_id: &ContainerId) -> Result<Outcome, EnforceError> {
+    let _lock = state.lock(container_id)?;
     let (records, _) = state.records_of(container_id);
-    enforce::apply(state, host, container_id, &records, Scan::Node).map_err(|error| {
-        let pod = enforce::pod_of(&records);
-        let isolated =
-            enforce::desired(state, container_id, &pod, &records).map_or(true, |desired| desired.is_isolated());
-        Fault { isolated, error }
-    })
+    enforce::apply(state, host, container_id, &records, Scan::Node)
 }

@@ -18,6 +18,8 @@ pub(super) struct Hop {
     pub(super) mac: Option<Mac>,
     /// Whether the node itself answers there.
     pub(super) is_node: bool,
+    /// Whether it was asked for its Ethernet address and did not answer.
+    pub(super) is_silent: bool,
 }
 
 /// The node as a next hop: its own addresses, and the pod's next hop towards each. In a Calico-style pod the way back
@@ -26,7 +28,7 @@ pub(super) fn node_hops(interface: &SandboxInterface, node: &Node) -> Vec<Hop> {
     let gateways = node.addresses.iter().filter_map(|&address| best_route(&interface.routes, address.into())?.gateway);
     let mut hops: Vec<Hop> = Vec::new();
     for address in node.addresses.iter().copied().chain(gateways) {
-        let hop = Hop { network: address.into(), mac: node.mac, is_node: true };
+        let hop = Hop { network: address.into(), mac: node.mac, is_node: true, is_silent: false };
         if !hops.contains(&hop) {
             hops.push(hop);
         }
@@ -51,9 +53,12 @@ pub(super) fn hops_to(peer: IpNetwork, interface: &SandboxInterface, node: &Node
                 None => route.destination,
             };
             let as_node = node_hops.iter().find(|hop| hop.network == network);
-            let as_neighbour = || node.neighbours.iter().find(|(address, _)| IpNetwork::from(*address) == network);
-            let mac = as_node.map_or_else(|| as_neighbour().map(|(_, mac)| *mac), |hop| hop.mac);
-            Hop { network, mac, is_node: as_node.is_some() }
+            let as_neighbour = node.neighbours.iter().find(|(address, _)| IpNetwork::from(*address) == network);
+            match (as_node, as_neighbour) {
+                (Some(hop), _) => hop.clone(),
+                (None, Some((_, mac))) => Hop { network, mac: *mac, is_node: false, is_silent: mac.is_none() },
+                (None, None) => Hop { network, mac: None, is_node: false, is_silent: false },
+            }
         })
         .collect()
 }

@@ -69,6 +69,9 @@ struct View<'a> {
     hops: Vec<Hop>,
 }
 
+/// A peer's station did not answer.
+struct Silent;
+
 impl View<'_> {
     /// How much longer a frame is than its packet, inbound and outbound: a packet has its Ethernet header on it
     /// where it leaves a device, and has lost it where it comes in.
@@ -201,15 +204,18 @@ impl View<'_> {
                 push_new(inbound, flow(self.sent_to(own, None), inbound_key(v6)));
             }
             // Each peer's flows go to its own next hop: together they could go to each other's.
-            let mut statements = self.sent_by(own, self.receiver_for(allow.peer));
-            statements.extend(to_peer(allow.peer));
-            push_new(outbound, flow(statements, outbound_key(v6)));
+            if let Ok(receiver) = self.receiver_for(allow.peer) {
+                let mut statements = self.sent_by(own, receiver);
+                statements.extend(to_peer(allow.peer));
+                push_new(outbound, flow(statements, outbound_key(v6)));
+            }
         }
         for allow in &allow {
             for &range in allow.ports.ranges() {
                 let statements = match allow.direction {
                     Direction::Egress => {
-                        let mut statements = self.sent_by(own, self.receiver_for(allow.peer));
+                        let Ok(receiver) = self.receiver_for(allow.peer) else { continue };
+                        let mut statements = self.sent_by(own, receiver);
                         statements.extend(to_peer(allow.peer));
                         statements.extend(opening(v6, allow.protocol, range));
                         statements.extend(open_flow(outbound_key(v6), set));
@@ -239,8 +245,9 @@ impl View<'_> {
             Protocol::Tcp => vec![Some(TCP_ACK), Some(TCP_RST)],
             Protocol::Udp => vec![None],
         };
+        let Ok(receiver) = self.receiver_for(allow.peer) else { return Vec::new() };
         let rule = |flag: Option<u8>| {
-            let mut statements = self.sent_by(own, self.receiver_for(allow.peer));
+            let mut statements = self.sent_by(own, receiver);
             statements.extend(to_peer(allow.peer));
             statements.push(is(protocol_field(own.is_ipv6()), vec![allow.protocol.number()]));
             statements.push(in_ports(Field::SourcePort, range));
@@ -251,11 +258,16 @@ impl View<'_> {
         flags.into_iter().map(rule).collect()
     }
 
-    /// The Ethernet address that packets to a peer must go to, where all of its next hops have one and the same.
-    fn receiver_for(&self, peer: IpNetwork) -> Option<Mac> {
+    /// The Ethernet address that packets to a peer must go to, where all of its next hops have one and the same; any
+    /// one station where that cannot be known. `Err` where the peer's station was asked for and did not answer: then
+    /// nothing may leave for it, since whoever got it would be somebody else.
+    fn receiver_for(&self, peer: IpNetwork) -> Result<Option<Mac>, Silent> {
         let hops = hops_to(peer, self.identity, self.node);
-        let first = hops.first()?.mac?;
-        hops.iter().all(|hop| hop.mac == Some(first)).then_some(first)
+        if !hops.is_empty() && hops.iter().all(|hop| hop.is_silent) {
+            return Err(Silent);
+        }
+        let first = hops.first().and_then(|hop| hop.mac);
+        Ok(first.filter(|_| hops.iter().all(|hop| hop.mac == first)))
     }
 
     /// ARP and neighbour discovery between the pod's address `own` and the next hops.
@@ -281,6 +293,9 @@ impl View<'_> {
         for hop in self.hops.iter().filter(|hop| hop.network.is_ipv4()) {
             let mut statements: Vec<_> =
                 hop.mac.map(|mac| is(Field::EtherSource, mac.0.to_vec())).into_iter().collect();
+            if hop.is_node {
+                statements = self.spoken_by_node(statements);
+            }
             statements.extend(arp(longer_in));
             statements.extend(hop.mac.map(|mac| is(Field::ArpSenderEther, mac.0.to_vec())));
             statements.extend([

@@ -6,6 +6,7 @@ use std::fmt;
 
 use nix::errno::Errno;
 
+use crate::attachment::IfName;
 use crate::containment::is_flow_set;
 use crate::netlink::{NetlinkError, attribute, attributes, be32, put_text, text};
 use crate::ruleset::{Chain, Family, Hook, KeyType, Set, Table};
@@ -174,6 +175,23 @@ impl Nft {
             Err(NetlinkError::Changing { .. }) => Ok((vec![Difference::Restless], None)),
             Err(error) => Err(error),
         }
+    }
+
+    /// The tables, other than `own`, that have a netdev chain on `device` which sees frames no later than ours do.
+    ///
+    /// # Errors
+    /// See [`NetlinkError`].
+    pub fn tables_in_front(&mut self, device: &IfName, own: &str) -> Result<Vec<String>, NetlinkError> {
+        let ours = Hook::Ingress(device.clone()).priority();
+        let body = header(Family::Netdev);
+        self.socket.dump_all_seen("list the chains", kernel::SUBSYSTEM | kernel::MSG_GETCHAIN, &body, |payload| {
+            let chain = behind_header(payload);
+            let table = String::from_utf8_lossy(text(attribute(chain, kernel::CHAIN_TABLE)?)).into_owned();
+            attribute(chain, kernel::CHAIN_HOOK)?;
+            let base = read_chain(chain);
+            let is_on_it = base.devices.iter().any(|name| name == device.as_bytes());
+            (is_on_it && base.priority <= ours && table != own).then_some(table)
+        })
     }
 
     /// The elements of a set, none where the set is not there.

@@ -46,6 +46,20 @@ pub(super) struct Survey {
     pub(super) missing: Vec<IfName>,
 }
 
+impl Surveyed {
+    /// Whether it is one end of a pair that no ADD made, and whose other end is not on the host.
+    pub(super) fn leads_elsewhere(&self) -> bool {
+        self.guarded.known.is_none() && self.link.is_pair() && self.host_end.is_none()
+    }
+}
+
+impl Survey {
+    /// The interfaces that lead out of the sandbox without an end on the host.
+    pub(super) fn unguarded(&self) -> impl Iterator<Item = &Surveyed> {
+        self.interfaces.iter().filter(|interface| interface.host_end.is_none() && interface.link.leads_outside())
+    }
+}
+
 /// Looks at a sandbox.
 pub(super) fn survey(
     host: &mut Side,
@@ -215,9 +229,8 @@ fn node_seen_from(host: &mut Links, interface: &SandboxInterface, policy: &Polic
         node.addresses.extend(host.addresses_of(index)?.into_iter().filter(is_link_local));
     }
     for neighbour in neighbours_needed(policy, interface, &node) {
-        if let Some(mac) = host.neighbour(index, neighbour)? {
-            node.neighbours.push((neighbour, mac));
-        }
+        let answer = host.resolve(index, neighbour)?;
+        node.neighbours.push((neighbour, answer));
     }
     Ok(node)
 }
@@ -236,9 +249,15 @@ pub enum Scan {
 }
 
 /// What takes packets past the hooks on the host's end of an interface, in words.
-pub(super) fn jumps_past_guard(host: &mut Links, end: &Link, scan: Scan) -> Result<Vec<String>, NetlinkError> {
+pub(super) fn jumps_past_guard(
+    side: &mut Side,
+    guard: &str,
+    end: &Link,
+    scan: Scan,
+) -> Result<Vec<String>, NetlinkError> {
     let mut found = Vec::new();
     let device = &end.name;
+    let host = &mut side.links;
     if end.has_xdp {
         found.push(format!("an XDP program on {device}"));
     }
@@ -257,6 +276,9 @@ pub(super) fn jumps_past_guard(host: &mut Links, end: &Link, scan: Scan) -> Resu
                 let from = host.by_index(index)?.map_or_else(|| index.to_string(), |link| link.name.to_string());
                 found.push(format!("a tc redirect from {from} to {device}"));
             }
+        }
+        for table in side.nft.tables_in_front(device, guard)? {
+            found.push(format!("nftables table netdev {table} in front of the guard on {device}"));
         }
     }
     Ok(found)

@@ -61,6 +61,9 @@ pub(super) enum Guard {
     },
     /// Not in place.
     Missing(String),
+    /// An interface that came after ADD and leads to a netns that is neither the sandbox's nor the host's: one below,
+    /// if root in the pod made it, since it could make no other.
+    Elsewhere,
 }
 
 /// Verdict and reasons.
@@ -82,6 +85,11 @@ pub(super) fn judge(pod_side_holds: bool, exposures: &[Exposure]) -> (Verdict, V
             }
             Guard::Holds { passed_by, .. } => format!("{} takes packets past the host guard", passed_by.join(", ")),
             Guard::Missing(why) => why.clone(),
+            Guard::Elsewhere => {
+                verdict = verdict.max(Verdict::Partial);
+                reasons.push(format!("{interface}: it came after ADD and leads to another network namespace; that one is below the pod, or the host made it, which cannot be told apart"));
+                continue;
+            }
         };
         let (worst, reason) = match behind {
             Ok(behind) => (Verdict::Partial, format!("{doubt}; {behind}")),
@@ -128,6 +136,7 @@ mod tests {
             (true, missing(), PassedBy, Partial),
             (true, missing(), Left, Open),
             (false, missing(), InTheWay, Open),
+            (false, Guard::Elsewhere, InTheWay, Partial),
         ] {
             assert_eq!(
                 verdict(pod_side_holds, guard.clone(), pod_side),
