@@ -125,7 +125,6 @@ fn holds_against(kind: Kind, trick: &Trick) {
     scene.play();
     scene.outward().assert_none_arrives();
     scene.inward().assert_none_arrives();
-    assert_ne!(sandbox.verdict(), "open", "the host guard stands");
     // A repair may succeed or say that it cannot; either way it must not let go of what holds.
     let sync = sandbox.quarantine(&["sync"]);
     for (way, leaks) in [("out", scene.outward().leaks()), ("in", scene.inward().leaks())] {
