@@ -1,6 +1,7 @@
 //! Plain sockets in both directions: every protocol, both families, established flows.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
 
 use serde_json::json;
 use socket2::{Domain, Socket, Type};
@@ -9,6 +10,7 @@ use crate::lab::topology::{PEER4, PEER6, POD4, POD6};
 use crate::lab::traffic::battery::{Attack, Battery};
 use crate::lab::traffic::observe::{OTHER_PROTOCOLS, Witnesses, port, tag};
 use crate::lab::traffic::packet::{self, ICMPV6};
+use crate::lab::traffic::server::{Server, http_probe};
 use crate::lab::traffic::sockets::{address, become_owner, raw_ip, udp_on};
 use crate::lab::traffic::stream::Flow;
 use crate::lab::{Kind, Netns, Sandbox, Topology};
@@ -198,4 +200,27 @@ fn established_flows_stop_on_calico() {
 #[test]
 fn established_flows_stop_on_macvlan() {
     flows_stop(Kind::Macvlan);
+}
+
+/// A pod has addresses of both families, the node of one: it is isolated in both, and probed in the one.
+#[test]
+fn a_node_of_one_family_isolates_both() {
+    for lost in ["-6", "-4"] {
+        let topology = Topology::bridge();
+        let sandbox = Sandbox::add(&topology);
+        let server = Server::start(&topology.pod, 8080);
+        let pod = Sender { name: "pod", netns: &topology.pod, device: "eth0", owner: 0 };
+        let mut out = Battery::new(
+            socket_attacks(pod, &[PEER4.into(), PEER6.into()]),
+            Witnesses::default().frames(&topology.peer, "eth0"),
+        );
+        out.assert_all_arrive();
+        topology.node.sh(&format!("ip {lost} addr flush dev br0"));
+        sandbox.isolate("");
+        out.assert_none_arrives();
+        let left = if lost == "-6" { IpAddr::from(POD4) } else { POD6.into() };
+        assert!(http_probe(&topology.node, left, 8080, Duration::from_secs(5)), "{lost} lost: probe of {left}");
+        assert_eq!(sandbox.verdict(), "contained");
+        drop(server);
+    }
 }
