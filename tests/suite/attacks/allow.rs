@@ -1,6 +1,6 @@
 //! The allow-list: exactly what is listed passes, and nothing beside it.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -208,24 +208,32 @@ fn what_leaves_the_list_stops() {
 /// An allowed packet in a frame for somebody else: on a bridge the Ethernet address decides who gets it.
 #[test]
 fn an_allowed_packet_reaches_no_other_station() {
+    an_allowed_packet_astray(&[(POD4.into(), [192, 0, 2, 7].into())]);
+}
+
+/// The same where the allowed peer is a neighbour itself.
+#[test]
+fn an_allowed_packet_for_a_neighbour_reaches_no_other_station() {
+    an_allowed_packet_astray(&[
+        (POD4.into(), [10, 77, 0, 4].into()),
+        (POD6.into(), Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 4).into()),
+    ]);
+}
+
+fn an_allowed_packet_astray(targets: &[(IpAddr, IpAddr)]) {
     let topology = Topology::bridge();
-    let allow = [("10.77.0.4/32", "udp"), ("fd77::4/128", "udp"), ("192.0.2.7/32", "udp")]
-        .map(|(peer, protocol)| rule("egress", peer, protocol, &json!([53])));
+    let host = |to: IpAddr| format!("{to}/{}", if to.is_ipv4() { 32 } else { 128 });
+    let allow: Vec<Value> = targets.iter().map(|(_, to)| rule("egress", &host(*to), "udp", &json!([53]))).collect();
     let sandbox = Sandbox::add_with(&topology, &json!({ "policy": { "allow": allow } }));
     let socket = std::sync::Arc::new(PacketSocket::open(&topology.pod, "eth0"));
-    let targets: [(IpAddr, IpAddr); 3] = [
-        (POD4.into(), [10, 77, 0, 4].into()),
-        (POD6.into(), "fd77::4".parse().unwrap()),
-        (POD4.into(), [192, 0, 2, 7].into()),
-    ];
-    let attack = |(from, to): (IpAddr, IpAddr)| {
+    let attack = |&(from, to): &(IpAddr, IpAddr)| {
         let socket = socket.clone();
         Attack::new(format!("to {to} at the peer's MAC"), &topology.pod, move |number| {
             let udp = packet::udp(from, to, (40_000, 53), &tag(number));
             let _ = socket.send(&packet::ip_frame((PEER_MAC, POD_MAC), (to, from), packet::UDP, &udp));
         })
     };
-    let attacks = targets.map(attack).into();
+    let attacks = targets.iter().map(attack).collect();
     let mut battery = Battery::new(attacks, Witnesses::default().frames(&topology.peer, "eth0"));
     battery.assert_all_arrive();
     sandbox.isolate("");

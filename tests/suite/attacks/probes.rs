@@ -383,6 +383,16 @@ fn the_flows_of_an_earlier_isolation_are_not_open_in_the_next() {
 /// An accomplice on the same segment pretends to be the node: in ARP, in neighbour discovery, in a probe's own tuple.
 #[test]
 fn nobody_speaks_for_the_node() {
+    nobody_speaks_for_the_node_from(|_| PEER_MAC);
+}
+
+/// The same with the node's own Ethernet address in front.
+#[test]
+fn nobody_speaks_for_the_node_with_its_mac() {
+    nobody_speaks_for_the_node_from(|topology| topology.node_mac);
+}
+
+fn nobody_speaks_for_the_node_from(source: impl Fn(&Topology) -> Mac) {
     let topology = Topology::bridge();
     let sandbox = Sandbox::add(&topology);
     let listener = topology.pod.run(|| TcpListener::bind(SocketAddr::from(([0; 16], 8080))).unwrap());
@@ -394,38 +404,36 @@ fn nobody_speaks_for_the_node() {
         })
     };
     let socket = std::sync::Arc::new(PacketSocket::open(&topology.peer, "eth0"));
-    let (node4, node6) = (topology.node4, topology.node6);
+    let (node4, node6, source) = (topology.node4, topology.node6, source(&topology));
     let battery = |probes: &[TcpStream; 2]| {
         let mut attacks = Vec::new();
-        for (name, source) in [("", PEER_MAC), (" with the node's MAC", topology.node_mac)] {
-            for (probe, pod) in probes.iter().zip(POD) {
-                let (node, socket) = (probe.local_addr().unwrap(), socket.clone());
-                attacks.push(Attack::new(format!("data to {pod}{name}"), &topology.peer, move |number| {
-                    let segment = Segment { flags: packet::PSH_ACK, sequence: 7, acknowledgement: 7 };
-                    let tcp = packet::tcp(node.ip(), pod, (node.port(), 8080), segment, &tag(number));
-                    let _ = socket.send(&packet::ip_frame((POD_MAC, source), (pod, node.ip()), packet::TCP, &tcp));
-                }));
-            }
-            let secret = *b"secret";
-            let arp =
-                |operation, sender, target| Arp { operation, sender: (sender, node4), target: (target, POD4) }.bytes();
-            let advert = |mac: Mac| {
-                let option = packet::link_layer_option(2, mac);
-                let bytes = packet::neighbour(136, node6, POD6, node6, [0x60, 0, 0, 0], &option);
-                packet::ipv6(node6, POD6, packet::ICMPV6, &bytes)
-            };
-            let mut exact = |what: &str, ethertype, payload: Vec<u8>| {
-                let frame = packet::ethernet(POD_MAC, source, ethertype, &payload);
-                let (socket, seen) = (socket.clone(), frame.clone());
-                let attack = Attack::new(format!("{what}{name}"), &topology.peer, move |_| drop(socket.send(&frame)));
-                attacks.push(attack.seen_as(move |frame| frame == seen));
-            };
-            exact("arp reply: the node is here", packet::ETH_ARP, arp(2, PEER_MAC, POD_MAC));
-            exact("arp request with data for a sender", packet::ETH_ARP, arp(1, secret, [0; 6]));
-            exact("arp request with data for a target", packet::ETH_ARP, arp(1, source, secret));
-            exact("advertisement: the node is here", packet::ETH_IPV6, advert(PEER_MAC));
-            exact("advertisement with data", packet::ETH_IPV6, advert(secret));
+        for (probe, pod) in probes.iter().zip(POD) {
+            let (node, socket) = (probe.local_addr().unwrap(), socket.clone());
+            attacks.push(Attack::new(format!("data to {pod}"), &topology.peer, move |number| {
+                let segment = Segment { flags: packet::PSH_ACK, sequence: 7, acknowledgement: 7 };
+                let tcp = packet::tcp(node.ip(), pod, (node.port(), 8080), segment, &tag(number));
+                let _ = socket.send(&packet::ip_frame((POD_MAC, source), (pod, node.ip()), packet::TCP, &tcp));
+            }));
         }
+        let secret = *b"secret";
+        let arp =
+            |operation, sender, target| Arp { operation, sender: (sender, node4), target: (target, POD4) }.bytes();
+        let advert = |mac: Mac| {
+            let option = packet::link_layer_option(2, mac);
+            let bytes = packet::neighbour(136, node6, POD6, node6, [0x60, 0, 0, 0], &option);
+            packet::ipv6(node6, POD6, packet::ICMPV6, &bytes)
+        };
+        let mut exact = |what: &str, ethertype, payload: Vec<u8>| {
+            let frame = packet::ethernet(POD_MAC, source, ethertype, &payload);
+            let (socket, seen) = (socket.clone(), frame.clone());
+            let attack = Attack::new(what, &topology.peer, move |_| drop(socket.send(&frame)));
+            attacks.push(attack.seen_as(move |frame| frame == seen));
+        };
+        exact("arp reply: the node is here", packet::ETH_ARP, arp(2, PEER_MAC, POD_MAC));
+        exact("arp request with data for a sender", packet::ETH_ARP, arp(1, secret, [0; 6]));
+        exact("arp request with data for a target", packet::ETH_ARP, arp(1, source, secret));
+        exact("advertisement: the node is here", packet::ETH_IPV6, advert(PEER_MAC));
+        exact("advertisement with data", packet::ETH_IPV6, advert(secret));
         Battery::new(attacks, Witnesses::default().frames(&topology.pod, "eth0"))
     };
     battery(&connect()).assert_all_arrive();
