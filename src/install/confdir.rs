@@ -44,6 +44,14 @@ fn names(dir: &Path) -> Result<Vec<PathBuf>, InstallError> {
     Ok(names)
 }
 
+/// The directory that a file is in.
+pub(super) fn dir_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    }
+}
+
 /// Where the original of `path` is kept.
 pub(super) fn backup_of(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();

@@ -136,7 +136,7 @@ pub fn plan_uninstall(options: &UninstallOptions) -> Result<Plan, InstallError> 
     let mut plan = Plan::locking(conf_dir)?;
     let chains = match &options.conflist {
         Some(path) => vec![current_name(path)],
-        None => confdir::backups(conf_dir)?.iter().map(|backup| edited_name(&backup.with_extension(""))).collect(),
+        None => edited_chains(conf_dir)?,
     };
     for chain in &chains {
         take_entry_out(&mut plan, chain)?;
@@ -151,11 +151,7 @@ pub fn plan_uninstall(options: &UninstallOptions) -> Result<Plan, InstallError> 
 }
 
 fn conf_dir<'o>(layout: &'o Layout, conflist: Option<&'o Path>) -> &'o Path {
-    match conflist.and_then(Path::parent) {
-        Some(dir) if dir.as_os_str().is_empty() => Path::new("."),
-        Some(dir) => dir,
-        None => &layout.conf_dir,
-    }
+    conflist.map_or(&layout.conf_dir, confdir::dir_of)
 }
 
 fn put_program(plan: &mut Plan, options: &InstallOptions) -> Result<(), InstallError> {
@@ -196,7 +192,7 @@ fn append_entry(plan: &mut Plan, options: &InstallOptions) -> Result<(), Install
     let text = Text::read(&path)?;
     let chain = text.chain()?;
     let refuse = |source| InstallError::Conflist { path: path.clone(), source };
-    let extension = conf_dir(&options.layout, Some(&path)).join(chain.name());
+    let extension = confdir::dir_of(&path).join(chain.name());
     if chain.extensible() && extension.is_dir() {
         return Err(InstallError::ExtendedElsewhere { path: path.clone(), dir: extension });
     }
@@ -204,6 +200,10 @@ fn append_entry(plan: &mut Plan, options: &InstallOptions) -> Result<(), Install
         plan.note(format!("{}: {warning}", path.display()));
     }
     let Some(edited) = chain.with(&options.entry).map_err(refuse)? else {
+        if let Some(single) = made_of(&path)? {
+            let backup = confdir::backup_of(&single);
+            plan.add(Step::Move { from: single, to: backup });
+        }
         let after = chain.after_ours();
         if !after.is_empty() {
             let after = after.join(", ");
@@ -235,7 +235,7 @@ fn append_entry(plan: &mut Plan, options: &InstallOptions) -> Result<(), Install
 /// Refuses where the runtime would take another file after a change of name.
 fn keeps_its_rank(old: &Path, new: &Path) -> Result<(), InstallError> {
     let before = |name: &Path, file: &PathBuf| file.as_path() != old && file.as_path() != new && file.as_path() < name;
-    let files = confdir::configurations(conf_dir(&Layout::default(), Some(old)))?;
+    let files = confdir::configurations(confdir::dir_of(old))?;
     match files.iter().find(|file| before(old, file) != before(new, file)) {
         Some(between) => Err(InstallError::Rank { old: old.to_owned(), new: new.to_owned(), between: between.clone() }),
         None => Ok(()),
@@ -257,6 +257,31 @@ fn edited_name(original: &Path) -> PathBuf {
     }
 }
 
+/// The chains that an installation has edited or made.
+fn edited_chains(dir: &Path) -> Result<Vec<PathBuf>, InstallError> {
+    let backups = confdir::backups(dir)?.into_iter().map(|backup| edited_name(&backup.with_extension("")));
+    let mut chains: Vec<PathBuf> = backups.collect();
+    for list in confdir::configurations(dir)? {
+        if confdir::form(&list) == Some(Form::List) && !chains.contains(&list) && made_of(&list)?.is_some() {
+            chains.push(list);
+        }
+    }
+    Ok(chains)
+}
+
+/// The single plugin's configuration that stands beside the chain that was made of it: where an installation, or its undoing,
+/// was killed half-way.
+fn made_of(list: &Path) -> Result<Option<PathBuf>, InstallError> {
+    let Ok(text) = Text::read(list) else { return Ok(None) };
+    let Ok(Some(stripped)) = text.chain()?.without() else { return Ok(None) };
+    for single in originals_of(list) {
+        if single != list && single.exists() && is_unchanged(&stripped, &single, &single)? {
+            return Ok(Some(single));
+        }
+    }
+    Ok(None)
+}
+
 /// Takes the entry out of the chain in `path`, by putting the original back where nothing else was changed since.
 fn take_entry_out(plan: &mut Plan, path: &Path) -> Result<(), InstallError> {
     let shown = path.display();
@@ -267,6 +292,13 @@ fn take_entry_out(plan: &mut Plan, path: &Path) -> Result<(), InstallError> {
             let backup = backup.display();
             plan.note(format!("{shown} is gone; what it was before the installation is left in {backup}."));
         }
+        return Ok(());
+    }
+    if let Some(single) = made_of(path)? {
+        let single = single.display();
+        plan.note(format!("{single} is what {shown} was made of, and unchanged; it stays."));
+        plan.add(Step::Remove(path.to_owned()));
+        plan.extend(backup.map(Step::Remove));
         return Ok(());
     }
     let text = Text::read(path)?;
@@ -317,7 +349,8 @@ fn originals_of(chain: &Path) -> [PathBuf; 3] {
 /// Whether a chain without our entry is what the installation found.
 fn is_unchanged(stripped: &str, original: &Path, backup: &Path) -> Result<bool, InstallError> {
     confdir::trusted_file(backup)?;
-    let kept = fs::read_to_string(backup).map_err(|source| InstallError::io("read", backup, source))?;
+    let kept = fs::read(backup).map_err(|source| InstallError::io("read", backup, source))?;
+    let kept = String::from_utf8_lossy(&kept);
     Ok(match confdir::form(original) {
         Some(Form::Single) => conflist::listed(&kept).is_ok_and(|listed| listed == stripped),
         _ => kept == stripped,
@@ -399,3 +432,6 @@ fn entries(dir: &Path) -> Result<Vec<String>, InstallError> {
         listed => listed.map_err(|source| InstallError::io("list", dir, source)),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
 
-use super::{InstallError, diff};
+use super::{InstallError, confdir, diff};
 
 /// What is going to be done, and what the operator should know about it.
 #[derive(Debug)]
@@ -69,11 +69,9 @@ impl NewFile {
     }
 
     fn put(&self) -> io::Result<()> {
-        let (Some(dir), Some(name)) = (self.path.parent(), self.path.file_name()) else {
-            return Err(io::ErrorKind::InvalidFilename.into());
-        };
+        let name = self.path.file_name().ok_or(io::ErrorKind::InvalidFilename)?;
         // The lock makes it ours: what a killed run left there may go. No runtime reads a file of this suffix.
-        let temporary = dir.join(format!(".{}.quarantine-new", name.to_string_lossy()));
+        let temporary = self.path.with_file_name(format!(".{}.quarantine-new", name.to_string_lossy()));
         match fs::remove_file(&temporary) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -114,6 +112,14 @@ impl Plan {
 
     pub(super) fn note(&mut self, note: impl Into<String>) {
         self.notes.push(note.into());
+    }
+
+    /// How many steps there are, and the plan with only the first so many of them: as if it was killed then.
+    #[cfg(test)]
+    pub(super) fn killed_after(mut self, steps: usize) -> (usize, Self) {
+        let all = self.steps.len();
+        self.steps.truncate(steps);
+        (all, self)
     }
 
     /// Whether there is nothing to do.
@@ -207,5 +213,5 @@ impl Step {
 }
 
 fn sync_dir_of(path: &Path) -> io::Result<()> {
-    path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
+    File::open(confdir::dir_of(path))?.sync_all()
 }
