@@ -160,6 +160,20 @@ pub enum InstallError {
         /// The path.
         path: PathBuf,
     },
+    /// A state directory that the plugin would refuse.
+    #[error("{path} can't be the state directory; name it from the root, in UTF-8")]
+    StateDir {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A policy that the plugin would refuse.
+    #[error("the policy in {path} {reason}")]
+    Policy {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
     /// The state directory still says something.
     #[error(
         "{dir} is in use: {} isolated ({}), {sandboxes} sandboxes attached; release and end them first, or add --yes to lose \

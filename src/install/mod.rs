@@ -7,6 +7,7 @@
 //!
 //! Not its business: starting anything. What systemd should do is said, and left to the operator.
 
+pub mod command;
 pub mod conflist;
 
 mod confdir;
