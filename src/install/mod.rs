@@ -139,14 +139,18 @@ pub fn plan_uninstall(options: &UninstallOptions) -> Result<Plan, InstallError> 
         Some(path) => vec![current_name(path)],
         None => edited_chains(conf_dir)?,
     };
+    let mut state_dirs = vec![layout.state_dir.clone()];
     for chain in &chains {
+        state_dirs.extend(state_dir(chain));
         take_entry_out(&mut plan, chain)?;
     }
+    state_dirs.sort();
+    state_dirs.dedup();
     let others = still_naming(conf_dir, &chains)?;
     units::remove(&mut plan, layout)?;
-    remove_program(&mut plan, options, &others)?;
+    remove_program(&mut plan, options, &others, &state_dirs)?;
     if options.purge {
-        purge(&mut plan, options)?;
+        state_dirs.iter().try_for_each(|dir| purge(&mut plan, dir, options.yes))?;
     }
     Ok(plan)
 }
@@ -256,6 +260,12 @@ fn edited_name(original: &Path) -> PathBuf {
         Some(Form::Single) => confdir::listed_name(original),
         _ => original.to_owned(),
     }
+}
+
+/// The state directory that our entry in a chain names.
+fn state_dir(chain: &Path) -> Option<PathBuf> {
+    let text = Text::read(chain).ok()?;
+    Some(text.chain().ok()?.entry()?.get("stateDir")?.as_str()?.into())
 }
 
 /// The chains that an installation has edited or made.
@@ -368,7 +378,13 @@ fn still_naming(dir: &Path, done: &[PathBuf]) -> Result<Vec<PathBuf>, InstallErr
     Ok(files)
 }
 
-fn remove_program(plan: &mut Plan, options: &UninstallOptions, others: &[PathBuf]) -> Result<(), InstallError> {
+fn remove_program(
+    plan: &mut Plan,
+    options: &UninstallOptions,
+    others: &[PathBuf],
+    state_dirs: &[PathBuf],
+) -> Result<(), InstallError> {
+    let attached = state_dirs.iter().map(|dir| sandboxes(dir)).collect::<Result<Vec<_>, _>>()?.concat().len();
     let path = options.layout.program();
     let shown = path.display();
     match existing_program(&path) {
@@ -383,7 +399,7 @@ fn remove_program(plan: &mut Plan, options: &UninstallOptions, others: &[PathBuf
         Ok(Some(_)) if options.layout.packaged(&path) => {
             plan.note(format!("{shown} stays: it is the Debian package's; remove that with apt."));
         }
-        Ok(Some(_)) => match (sandboxes(&options.layout.state_dir)?.len(), options.yes) {
+        Ok(Some(_)) => match (attached, options.yes) {
             (0, _) | (_, true) => plan.add(Step::Remove(path)),
             (count, false) => plan.note(format!(
                 "{shown} stays for now: {count} running sandboxes were made with it, and CRI-O and podman call it once more \
@@ -394,15 +410,14 @@ fn remove_program(plan: &mut Plan, options: &UninstallOptions, others: &[PathBuf
     Ok(())
 }
 
-fn purge(plan: &mut Plan, options: &UninstallOptions) -> Result<(), InstallError> {
-    let dir = &options.layout.state_dir;
+fn purge(plan: &mut Plan, dir: &Path, yes: bool) -> Result<(), InstallError> {
     if !dir.exists() {
         return Ok(());
     }
     confdir::trusted_dir(dir)?;
-    let (marks, sandboxes) = (entries(&dir.join("isolated"))?, sandboxes(dir)?);
-    if !options.yes && (!marks.is_empty() || !sandboxes.is_empty()) {
-        return Err(InstallError::InUse { dir: dir.clone(), marks, sandboxes: sandboxes.len() });
+    let (marks, sandboxes) = (entries(&dir.join("isolated"))?, sandboxes(dir)?.len());
+    if !yes && (!marks.is_empty() || sandboxes > 0) {
+        return Err(InstallError::InUse { dir: dir.to_owned(), marks, sandboxes });
     }
     // Only what is known to be the plugin's, in case the directory is another one.
     for part in STATE {
@@ -413,7 +428,7 @@ fn purge(plan: &mut Plan, options: &UninstallOptions) -> Result<(), InstallError
             Err(_) => {}
         }
     }
-    plan.add(Step::RemoveEmpty(dir.clone()));
+    plan.add(Step::RemoveEmpty(dir.to_owned()));
     Ok(())
 }
 

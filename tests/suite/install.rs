@@ -410,6 +410,17 @@ fn the_program_stays_while_sandboxes_may_need_it() {
 }
 
 #[test]
+fn the_state_directory_that_the_entry_names_is_the_one_that_counts() {
+    let node = Node::with("10-a.conflist", plain());
+    let entry = Entry::new([("stateDir".into(), json!(node.path("elsewhere")))]);
+    done(plan_install(&InstallOptions { entry, ..node.installing() }));
+    fs::create_dir_all(node.path("elsewhere/attachments/abc")).unwrap();
+    assert!(plan_uninstall(&UninstallOptions { purge: true, ..node.uninstalling() }).is_err());
+    node.uninstall();
+    assert!(node.path("bin/quarantine").exists());
+}
+
+#[test]
 fn changes_that_others_made_in_between_stay() {
     let node = Node::with("10-a.conflist", plain());
     node.install();
