@@ -523,6 +523,27 @@ fn units_come_and_go() {
 }
 
 #[test]
+fn units_are_sound_and_confined() {
+    let node = Node::with("10-a.conflist", plain());
+    set_mode(&node.path("program"), 0o755);
+    done(plan_install(&InstallOptions { systemd: true, ..node.installing() }));
+    let analyze = |arguments: &[&str], units: &[&str]| {
+        let units = units.iter().map(|unit| node.path(&format!("systemd/{unit}")));
+        let output = Command::new("systemd-analyze").args(arguments).args(units).output();
+        let output = output.expect("systemd-analyze is needed (Debian: systemd)");
+        let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap()).concat();
+        assert!(output.status.success(), "{text}");
+        text
+    };
+    let units =
+        ["quarantine-agent.service", "quarantine-sync.service", "quarantine-sync.path", "quarantine-sync.timer"];
+    assert_eq!(analyze(&["verify", "--man=no"], &units), "", "systemd has nothing to say");
+    // Exposure in tenths, of 100 for a service with no protection at all.
+    analyze(&["security", "--offline=true", "--threshold=25"], &units[..1]);
+    analyze(&["security", "--offline=true", "--threshold=25"], &units[1..2]);
+}
+
+#[test]
 fn the_state_directory_goes_only_when_asked_and_unused() {
     let node = Node::with("10-a.conflist", plain());
     let before = node.tree();
