@@ -372,7 +372,7 @@ fn is_unchanged(stripped: &str, original: &Path, backup: &Path) -> Result<bool, 
 fn still_naming(dir: &Path, done: &[PathBuf]) -> Result<Vec<PathBuf>, InstallError> {
     let mut files = confdir::configurations(dir)?;
     files.retain(|file| {
-        let text = fs::read(file).unwrap_or_default();
+        let text = if file.is_file() { fs::read(file).unwrap_or_default() } else { Vec::new() };
         !done.contains(file) && conflist::mentions_plugin(&String::from_utf8_lossy(&text))
     });
     Ok(files)

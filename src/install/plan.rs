@@ -76,7 +76,13 @@ impl NewFile {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        let written = self.put_as(&temporary).and_then(|()| fs::rename(&temporary, &self.path));
+        let written = self.put_as(&temporary).and_then(|()| {
+            // Its writer may just have written it anew. (Between this and the rename it still may: nothing locks it out.)
+            match &self.before {
+                Some(before) if fs::read(&self.path)? != *before => Err(io::Error::other("it was changed meanwhile")),
+                _ => fs::rename(&temporary, &self.path),
+            }
+        });
         if written.is_err() {
             // The first error is the one to tell.
             let _ = fs::remove_file(&temporary);

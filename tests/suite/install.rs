@@ -571,6 +571,22 @@ fn the_state_directory_goes_only_when_asked_and_unused() {
 }
 
 #[test]
+fn a_file_that_is_written_anew_while_it_is_edited_is_not_overwritten() {
+    let node = Node::with("10-a.conflist", plain());
+    let plan = plan_install(&node.installing()).unwrap();
+    let anew = plain().replace("bridge", "ptp");
+    node.write("net.d/10-a.conflist", &anew);
+    let error = plan.apply().unwrap_err().to_string();
+    assert!(error.contains("changed meanwhile") && error.contains("run the same command again"), "{error}");
+    drop(plan);
+    assert_eq!(node.read("net.d/10-a.conflist"), anew);
+    node.install();
+    node.uninstall();
+    assert_eq!(node.read("net.d/10-a.conflist"), anew);
+    assert!(!node.tree().keys().any(|path| path.to_string_lossy().contains("quarantine-new")));
+}
+
+#[test]
 fn two_at_once_do_not_mix() {
     let node = Node::with("10-a.conflist", plain());
     let first = plan_install(&node.installing()).unwrap();
