@@ -82,6 +82,7 @@ fn an_installation_killed_between_steps_can_be_gone_on_with_and_undone() {
                 node.install().apply().unwrap();
                 node.works();
                 assert!(node.install().is_empty(), "{file} after {killed_after}");
+                assert_eq!(confdir::configurations(&node.layout().conf_dir).unwrap().len(), 1, "{file}");
             }
             node.uninstall().apply().unwrap();
             assert_eq!(node.files(), before, "{file} after {killed_after}");
