@@ -21,6 +21,7 @@ use nix::errno::Errno;
 use nix::unistd::{User, geteuid};
 
 use crate::agent::{self, AgentError};
+use crate::install::InstallError;
 use crate::logging;
 use crate::netlink::NetlinkError;
 use crate::plugin::chain;
@@ -78,6 +79,12 @@ impl From<AgentError> for Failure {
     }
 }
 
+impl From<InstallError> for Failure {
+    fn from(error: InstallError) -> Self {
+        Self::new(Exit::NotSo, error.to_string())
+    }
+}
+
 impl From<SelectError> for Failure {
     fn from(error: SelectError) -> Self {
         Self::new(Exit::Usage, error.to_string())
@@ -108,6 +115,9 @@ fn dispatch(arguments: &Arguments) -> Result<Exit, Failure> {
     match &arguments.command {
         Command::Completions { shell } => return Ok(manual::completions(*shell)),
         Command::Man { out } => return manual::man(out.as_deref()),
+        // Whose files these are they find out themselves, and a dry run needs no root.
+        Command::Install(arguments) => return Ok(arguments.run(state_dir, &mut io::stdout()).map(|()| Exit::So)?),
+        Command::Uninstall(arguments) => return Ok(arguments.run(state_dir, &mut io::stdout()).map(|()| Exit::So)?),
         _ => {}
     }
     logging::start(arguments.global.log_config());
@@ -125,7 +135,7 @@ fn dispatch(arguments: &Arguments) -> Result<Exit, Failure> {
         Command::List(arguments) => status::list(state_dir, arguments),
         Command::Sync => sync::sync(state_dir),
         Command::Agent => agent::run(state_dir).map(|()| Exit::So).map_err(Failure::from),
-        Command::Completions { .. } | Command::Man { .. } => Ok(Exit::So),
+        Command::Completions { .. } | Command::Man { .. } | Command::Install(_) | Command::Uninstall(_) => Ok(Exit::So),
     }
 }
 

@@ -8,6 +8,7 @@ use clap_complete::Shell;
 use log::LevelFilter;
 
 use crate::config::{DEFAULT_STATE_DIR, LogConfig, LogTarget, parse_level};
+use crate::install::command::{InstallArgs, UninstallArgs};
 use crate::policy::{Allow, Policy, Ports, Probes};
 
 const EXIT_CODES: &str = "\
@@ -96,6 +97,8 @@ pub(super) enum Command {
     /// pod. SIGHUP has it look at everything again, SIGTERM ends it; what is isolated stays isolated.
     #[command(after_help = EXIT_CODES)]
     Agent,
+    Install(InstallArgs),
+    Uninstall(UninstallArgs),
     /// Print a completion script for a shell
     #[command(after_help = "Example:\n  quarantine completions bash >/etc/bash_completion.d/quarantine")]
     Completions {

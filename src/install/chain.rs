@@ -15,7 +15,7 @@ pub(super) fn append_entry(plan: &mut Plan, options: &InstallOptions) -> Result<
     };
     let text = Text::read(&path)?;
     let chain = text.chain()?;
-    let refuse = |source| InstallError::Conflist { path: path.clone(), source };
+    let refuse = |reason| InstallError::Conflist { path: path.clone(), reason };
     let extension = confdir::dir_of(&path).join(chain.name());
     if chain.extensible() && extension.is_dir() {
         return Err(InstallError::ExtendedElsewhere { path: path.clone(), dir: extension });
@@ -87,7 +87,7 @@ pub(super) fn take_entry_out(plan: &mut Plan, path: &Path) -> Result<(), Install
     }
     let text = Text::read(path)?;
     let stripped =
-        text.chain()?.without().map_err(|source| InstallError::Conflist { path: path.to_owned(), source })?;
+        text.chain()?.without().map_err(|reason| InstallError::Conflist { path: path.to_owned(), reason })?;
     match (stripped, original.zip(backup)) {
         (None, None) => {}
         (None, Some((original, backup))) if original == path => {
@@ -169,7 +169,7 @@ fn made_of(list: &Path) -> Result<Option<PathBuf>, InstallError> {
 /// Whether a chain without our entry is what the installation found.
 fn is_unchanged(stripped: &str, original: &Path, backup: &Path) -> Result<bool, InstallError> {
     confdir::trusted_file(backup)?;
-    let kept = fs::read(backup).map_err(|source| InstallError::io("read", backup, source))?;
+    let kept = fs::read(backup).map_err(|reason| InstallError::io("read", backup, reason))?;
     let kept = String::from_utf8_lossy(&kept);
     Ok(match confdir::form(original) {
         Some(Form::Single) => conflist::listed(&kept).is_ok_and(|listed| listed == stripped),

@@ -5,8 +5,11 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use serde_json::Value;
+
+use crate::config::Config;
+use crate::json::At;
 
 use super::{Entry, InstallError, InstallOptions, Layout, Plan, UninstallOptions, plan_install, plan_uninstall};
 
@@ -25,8 +28,8 @@ pub struct InstallArgs {
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
     /// Whether isolation is also enforced on the node's end of a pod's link
-    #[arg(long, value_enum, value_name = "WHEN")]
-    host_guard: Option<HostGuard>,
+    #[arg(long, value_name = "WHEN", value_parser = ["auto", "require", "off"])]
+    host_guard: Option<String>,
     /// Put the systemd units in place too
     #[arg(long)]
     systemd: bool,
@@ -64,32 +67,19 @@ struct Places {
     /// The runtime's plugins [default: /opt/cni/bin]
     #[arg(long, value_name = "DIR")]
     bin_dir: Option<PathBuf>,
-    /// The state directory [default: /var/lib/cni/quarantine]
-    #[arg(long, value_name = "DIR")]
-    state_dir: Option<PathBuf>,
     /// The administrator's systemd units [default: /etc/systemd/system]
     #[arg(long, value_name = "DIR")]
     unit_dir: Option<PathBuf>,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum HostGuard {
-    /// Where the pod has a link to the node
-    Auto,
-    /// Isolating fails where it has none
-    Require,
-    /// Never
-    Off,
-}
-
 impl Places {
-    fn layout(self) -> Layout {
+    fn layout(&self, state_dir: &Path) -> Layout {
         let standard = Layout::default();
         Layout {
-            conf_dir: self.conf_dir.unwrap_or(standard.conf_dir),
-            bin_dir: self.bin_dir.unwrap_or(standard.bin_dir),
-            state_dir: self.state_dir.unwrap_or(standard.state_dir),
-            unit_dir: self.unit_dir.unwrap_or(standard.unit_dir),
+            conf_dir: self.conf_dir.clone().unwrap_or(standard.conf_dir),
+            bin_dir: self.bin_dir.clone().unwrap_or(standard.bin_dir),
+            state_dir: state_dir.to_owned(),
+            unit_dir: self.unit_dir.clone().unwrap_or(standard.unit_dir),
             package: standard.package,
         }
     }
@@ -100,12 +90,12 @@ impl InstallArgs {
     ///
     /// # Errors
     /// When it is refused, or fails, or the report can't be written.
-    pub fn run(self, out: &mut impl Write) -> Result<(), InstallError> {
+    pub fn run(&self, state_dir: &Path, out: &mut impl Write) -> Result<(), InstallError> {
         let program =
-            env::current_exe().map_err(|source| InstallError::io("find", Path::new("/proc/self/exe"), source))?;
-        let layout = self.places.layout();
-        let entry = entry(&layout, self.policy.as_deref(), self.host_guard)?;
-        let options = InstallOptions { layout, conflist: self.conflist, entry, program, systemd: self.systemd };
+            env::current_exe().map_err(|reason| InstallError::io("find", Path::new("/proc/self/exe"), reason))?;
+        let layout = self.places.layout(state_dir);
+        let entry = entry(&layout, self.policy.as_deref(), self.host_guard.as_deref())?;
+        let options = InstallOptions { layout, conflist: self.conflist.clone(), entry, program, systemd: self.systemd };
         carry_out(&plan_install(&options)?, self.dry_run, "It is installed already; there is nothing to do.", out)
     }
 }
@@ -115,31 +105,36 @@ impl UninstallArgs {
     ///
     /// # Errors
     /// When it is refused, or fails, or the report can't be written.
-    pub fn run(self, out: &mut impl Write) -> Result<(), InstallError> {
-        let layout = self.places.layout();
-        let options = UninstallOptions { layout, conflist: self.conflist, purge: self.purge, yes: self.yes };
+    pub fn run(&self, state_dir: &Path, out: &mut impl Write) -> Result<(), InstallError> {
+        let layout = self.places.layout(state_dir);
+        let options = UninstallOptions { layout, conflist: self.conflist.clone(), purge: self.purge, yes: self.yes };
         carry_out(&plan_uninstall(&options)?, self.dry_run, "It is not installed; there is nothing to do.", out)
     }
 }
 
 /// The entry with what differs from the defaults.
-fn entry(layout: &Layout, policy: Option<&Path>, host_guard: Option<HostGuard>) -> Result<Entry, InstallError> {
+fn entry(layout: &Layout, policy: Option<&Path>, host_guard: Option<&str>) -> Result<Entry, InstallError> {
     let mut settings = Vec::new();
     if layout.state_dir != Layout::default().state_dir {
-        let dir = layout.state_dir.to_str().filter(|_| layout.state_dir.is_absolute());
-        let dir = dir.ok_or_else(|| InstallError::StateDir { path: layout.state_dir.clone() })?;
-        settings.push(("stateDir".to_owned(), Value::from(dir)));
+        let shown = Value::from(layout.state_dir.to_string_lossy());
+        let in_utf_8 = layout.state_dir.to_str().is_some();
+        let refused = || InstallError::Setting(At::new("--state-dir", &shown).unexpected("a path in UTF-8"));
+        in_utf_8.then_some(()).ok_or_else(refused)?;
+        settings.push(("stateDir".to_owned(), shown));
     }
     if let Some(path) = policy {
-        let text = fs::read_to_string(path).map_err(|source| InstallError::io("read", path, source))?;
-        let refuse = |reason: String| InstallError::Policy { path: path.to_owned(), reason };
-        let policy: Value = serde_json::from_str(&text).map_err(|error| refuse(error.to_string()))?;
-        settings.push(("policy".to_owned(), policy));
+        let text = fs::read_to_string(path).map_err(|reason| InstallError::io("read", path, reason))?;
+        let unreadable =
+            |error: serde_json::Error| InstallError::Policy { path: path.to_owned(), reason: error.to_string() };
+        settings.push(("policy".to_owned(), serde_json::from_str(&text).map_err(unreadable)?));
     }
-    if let Some(host_guard) = host_guard.as_ref().and_then(ValueEnum::to_possible_value) {
-        settings.push(("hostGuard".to_owned(), Value::from(host_guard.get_name())));
+    if let Some(host_guard) = host_guard {
+        settings.push(("hostGuard".to_owned(), Value::from(host_guard)));
     }
-    Ok(Entry::new(settings))
+    let entry = Entry::new(settings);
+    // The plugin would refuse at every ADD what is wrong here.
+    Config::read(&entry.to_json()).map_err(InstallError::Setting)?;
+    Ok(entry)
 }
 
 fn carry_out(plan: &Plan, dry_run: bool, nothing: &str, out: &mut impl Write) -> Result<(), InstallError> {
@@ -147,7 +142,7 @@ fn carry_out(plan: &Plan, dry_run: bool, nothing: &str, out: &mut impl Write) ->
         plan.apply()?;
     }
     report(plan, dry_run, nothing, out)
-        .map_err(|source| InstallError::io("write to", Path::new("standard output"), source))
+        .map_err(|reason| InstallError::io("write to", Path::new("standard output"), reason))
 }
 
 fn report(plan: &Plan, dry_run: bool, nothing: &str, out: &mut impl Write) -> io::Result<()> {

@@ -39,7 +39,7 @@ pub(super) fn backups(dir: &Path) -> Result<Vec<PathBuf>, InstallError> {
 
 fn names(dir: &Path) -> Result<Vec<PathBuf>, InstallError> {
     let list = || fs::read_dir(dir)?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>, std::io::Error>>();
-    let mut names = list().map_err(|source| InstallError::io("list", dir, source))?;
+    let mut names = list().map_err(|reason| InstallError::io("list", dir, reason))?;
     names.sort_by(|one, other| one.as_os_str().cmp(other.as_os_str()));
     Ok(names)
 }
@@ -72,8 +72,8 @@ pub(super) fn runtimes_choice(dir: &Path) -> Result<PathBuf, InstallError> {
         return Err(InstallError::NoConfiguration { dir: dir.to_owned() });
     };
     match (Text::read(first), others.first()) {
-        (Err(InstallError::Conflist { path, source }), Some(other)) => {
-            Err(InstallError::Doubtful { path, source, other: other.clone() })
+        (Err(InstallError::Conflist { path, reason }), Some(other)) => {
+            Err(InstallError::Doubtful { path, reason, other: other.clone() })
         }
         (Err(error), _) => Err(error),
         (Ok(_), _) => Ok(first.clone()),
@@ -93,8 +93,8 @@ impl Text {
     pub(super) fn read(path: &Path) -> Result<Self, InstallError> {
         let Some(form) = form(path) else { return Err(InstallError::Suffix { path: path.to_owned() }) };
         trusted_file(path)?;
-        let refuse = |source| InstallError::Conflist { path: path.to_owned(), source };
-        let bytes = fs::read(path).map_err(|source| InstallError::io("read", path, source))?;
+        let refuse = |reason| InstallError::Conflist { path: path.to_owned(), reason };
+        let bytes = fs::read(path).map_err(|reason| InstallError::io("read", path, reason))?;
         let text = String::from_utf8(bytes).map_err(|error| refuse(ConflistError::NotJson(error.to_string())))?;
         let list = match form {
             Form::List => text,
@@ -105,13 +105,13 @@ impl Text {
     }
 
     pub(super) fn chain(&self) -> Result<Conflist<'_>, InstallError> {
-        Conflist::parse(&self.list).map_err(|source| InstallError::Conflist { path: self.path.clone(), source })
+        Conflist::parse(&self.list).map_err(|reason| InstallError::Conflist { path: self.path.clone(), reason })
     }
 }
 
 /// Refuses a file that is none, or that someone else can change: what it says runs as root.
 pub(super) fn trusted_file(path: &Path) -> Result<(), InstallError> {
-    let metadata = fs::symlink_metadata(path).map_err(|source| InstallError::io("read", path, source))?;
+    let metadata = fs::symlink_metadata(path).map_err(|reason| InstallError::io("read", path, reason))?;
     match () {
         () if metadata.is_symlink() => Err(InstallError::Symlink { path: path.to_owned() }),
         () if !metadata.is_file() => Err(InstallError::NotAFile { path: path.to_owned() }),
@@ -121,7 +121,7 @@ pub(super) fn trusted_file(path: &Path) -> Result<(), InstallError> {
 
 /// Refuses a directory in which someone else can rename files.
 pub(super) fn trusted_dir(path: &Path) -> Result<(), InstallError> {
-    let metadata = fs::metadata(path).map_err(|source| InstallError::Directory { path: path.to_owned(), source })?;
+    let metadata = fs::metadata(path).map_err(|reason| InstallError::Directory { path: path.to_owned(), reason })?;
     match metadata.is_dir() {
         true => trusted(path, &metadata),
         false => Err(InstallError::NotADirectory { path: path.to_owned() }),

@@ -11,11 +11,10 @@ use serde::Serialize;
 use serde_json::ser::{PrettyFormatter, Serializer};
 use serde_json::{Map, Value};
 
+use crate::cni::VERSIONS;
+
 /// The plugin's name in a chain, which is its file name in the CNI bin directory.
 pub const PLUGIN: &str = "quarantine";
-
-/// The CNI versions whose chains this plugin can be part of.
-const CNI_VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 
 /// Why a text is not a network configuration that may be edited.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -50,7 +49,7 @@ pub enum ConflistError {
         holds: &'static str,
     },
     /// The version is one that this plugin does not speak, or chains can't be made of.
-    #[error("says \"cniVersion\": \"{0}\"; this plugin can be chained with {versions}", versions = CNI_VERSIONS.join(", "))]
+    #[error("says \"cniVersion\": \"{0}\"; this plugin can be chained with {versions}", versions = VERSIONS.join(", "))]
     Version(String),
     /// The network of `lo`, which no packet leaves.
     #[error("is the loopback network; name the pods' network with --conflist")]
@@ -342,7 +341,7 @@ fn versions(text: &str, one: Option<Range<usize>>, many: Option<Range<usize>>) -
     };
     for version in std::iter::once(one).chain(many) {
         match version.as_str() {
-            Some(version) if CNI_VERSIONS.contains(&version) => {}
+            Some(version) if VERSIONS.contains(&version) => {}
             Some(version) => return Err(ConflistError::Version(version.to_owned())),
             None => return Err(ConflistError::Version(version.to_string())),
         }

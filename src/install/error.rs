@@ -1,33 +1,35 @@
-//! Why nothing was installed, and what to do about it.
+//! Why nothing was installed, and what to do about it. Each message is whole: what to do comes after the cause, so the
+//! cause stands in it instead of behind it.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use super::conflist::ConflistError;
+use crate::json::Unexpected;
 
 /// Why an installation, or its undoing, was refused or failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum InstallError {
     /// A file or directory could not be used.
-    #[error("cannot {doing} {path}: {source}")]
+    #[error("cannot {doing} {path}: {reason}")]
     Io {
         /// What was tried.
         doing: &'static str,
         /// On what.
         path: PathBuf,
         /// Why it failed.
-        source: io::Error,
+        reason: io::Error,
     },
     /// A directory that must be there is not.
     #[error(
-        "cannot use the directory {path}: {source}; name the runtime's own directories with --conf-dir and --bin-dir"
+        "cannot use the directory {path}: {reason}; name the runtime's own directories with --conf-dir and --bin-dir"
     )]
     Directory {
         /// The directory.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        reason: io::Error,
     },
     /// Something else in a directory's place.
     #[error("{path} is not a directory")]
@@ -42,12 +44,12 @@ pub enum InstallError {
         dir: PathBuf,
     },
     /// A network configuration that is not understood.
-    #[error("{path} {source}")]
+    #[error("{path} {reason}")]
     Conflist {
         /// The file.
         path: PathBuf,
         /// What is the matter with it.
-        source: ConflistError,
+        reason: ConflistError,
     },
     /// No network configuration at all.
     #[error(
@@ -60,14 +62,14 @@ pub enum InstallError {
     },
     /// The first file is not valid, and runtimes differ in what they do then.
     #[error(
-        "{path} comes first, and {source} (containerd stops there, CRI-O goes on to {other}); repair or remove it, or say \
+        "{path} comes first, and {reason} (containerd stops there, CRI-O goes on to {other}); repair or remove it, or say \
          which file is meant with --conflist"
     )]
     Doubtful {
         /// The first file.
         path: PathBuf,
         /// What is the matter with it.
-        source: ConflistError,
+        reason: ConflistError,
         /// The next one.
         other: PathBuf,
     },
@@ -160,14 +162,11 @@ pub enum InstallError {
         /// The path.
         path: PathBuf,
     },
-    /// A state directory that the plugin would refuse.
-    #[error("{path} can't be the state directory; name it from the root, in UTF-8")]
-    StateDir {
-        /// The path.
-        path: PathBuf,
-    },
-    /// A policy that the plugin would refuse.
-    #[error("the policy in {path} {reason}")]
+    /// A setting that the plugin would refuse.
+    #[error("{0}")]
+    Setting(Unexpected),
+    /// A policy that is not JSON.
+    #[error("the policy in {path} is not JSON: {reason}")]
     Policy {
         /// The file.
         path: PathBuf,
@@ -189,19 +188,19 @@ pub enum InstallError {
         sandboxes: usize,
     },
     /// A step failed after everything had been decided.
-    #[error("cannot {step}: {source} ({done} steps before it are done; run the same command again to go on)")]
+    #[error("cannot {step}: {reason} ({done} steps before it are done; run the same command again to go on)")]
     Step {
         /// The step.
         step: String,
         /// How many were done before.
         done: usize,
         /// Why it failed.
-        source: io::Error,
+        reason: io::Error,
     },
 }
 
 impl InstallError {
-    pub(super) fn io(doing: &'static str, path: &Path, source: io::Error) -> Self {
-        Self::Io { doing, path: path.to_owned(), source }
+    pub(super) fn io(doing: &'static str, path: &Path, reason: io::Error) -> Self {
+        Self::Io { doing, path: path.to_owned(), reason }
     }
 }

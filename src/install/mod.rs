@@ -24,6 +24,8 @@ mod writers;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::config::DEFAULT_STATE_DIR;
+
 pub use conflist::{Entry, PLUGIN};
 pub use error::InstallError;
 pub use plan::Plan;
@@ -50,7 +52,7 @@ impl Default for Layout {
             conf_dir: "/etc/cni/net.d".into(),
             bin_dir: "/opt/cni/bin".into(),
             unit_dir: "/etc/systemd/system".into(),
-            state_dir: "/var/lib/cni/quarantine".into(),
+            state_dir: DEFAULT_STATE_DIR.into(),
             package: "/var/lib/dpkg/info/cni-quarantine.list".into(),
         }
     }

@@ -63,7 +63,7 @@ impl NewFile {
     /// A file that takes the owner and the mode of another.
     pub(super) fn like(path: PathBuf, content: Vec<u8>, model: &Path, what: String) -> Result<Self, InstallError> {
         let read = || Ok((fs::metadata(model)?, fs::read(&path).ok()));
-        let (metadata, before) = read().map_err(|source| InstallError::io("read", model, source))?;
+        let (metadata, before) = read().map_err(|reason| InstallError::io("read", model, reason))?;
         let owner = (metadata.uid(), metadata.gid());
         Ok(Self { path, content, before, mode: metadata.mode() & 0o7777, owner, what })
     }
@@ -102,7 +102,7 @@ impl NewFile {
 impl Plan {
     /// An empty plan that holds the lock of `dir`.
     pub(super) fn locking(dir: &Path) -> Result<Self, InstallError> {
-        let file = File::open(dir).map_err(|source| InstallError::io("open", dir, source))?;
+        let file = File::open(dir).map_err(|reason| InstallError::io("open", dir, reason))?;
         let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock)
             .map_err(|_| InstallError::Busy { dir: dir.to_owned() })?;
         Ok(Self { steps: Vec::new(), notes: Vec::new(), _lock: lock })
@@ -152,7 +152,7 @@ impl Plan {
     /// At the first step that fails; those before it are done, and running the same command again goes on from there.
     pub fn apply(&self) -> Result<(), InstallError> {
         for (index, step) in self.steps.iter().enumerate() {
-            step.apply().map_err(|source| InstallError::Step { step: step.to_string(), done: index, source })?;
+            step.apply().map_err(|reason| InstallError::Step { step: step.to_string(), done: index, reason })?;
         }
         Ok(())
     }

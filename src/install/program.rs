@@ -12,7 +12,7 @@ pub const MARK: &[u8] = b"\0cni-quarantine program\0";
 
 pub(super) fn put(plan: &mut Plan, options: &InstallOptions) -> Result<(), InstallError> {
     let target = options.layout.program();
-    let content = fs::read(&options.program).map_err(|source| InstallError::io("read", &options.program, source))?;
+    let content = fs::read(&options.program).map_err(|reason| InstallError::io("read", &options.program, reason))?;
     let what = match existing_program(&target)? {
         Some(before) if before == content => return Ok(()),
         Some(_) if options.layout.packaged(&target) => return Err(InstallError::Packaged { path: target }),
@@ -59,11 +59,11 @@ pub(super) fn remove(
 fn existing_program(path: &Path) -> Result<Option<Vec<u8>>, InstallError> {
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(InstallError::io("read", path, source)),
+        Err(reason) => return Err(InstallError::io("read", path, reason)),
         Ok(metadata) if !metadata.is_file() => return Err(InstallError::Foreign { path: path.to_owned() }),
         Ok(_) => {}
     }
-    let content = fs::read(path).map_err(|source| InstallError::io("read", path, source))?;
+    let content = fs::read(path).map_err(|reason| InstallError::io("read", path, reason))?;
     // The black box keeps the mark in the program as it is, instead of in the comparing instructions.
     let mark = std::hint::black_box(MARK);
     match content.windows(mark.len()).any(|window| window == mark) {

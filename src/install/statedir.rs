@@ -8,7 +8,7 @@ use super::plan::{Plan, Step};
 use super::{InstallError, confdir};
 
 /// What the plugin keeps in its state directory.
-const STATE: [&str; 2] = ["isolated", "attachments"];
+const STATE: [&str; 4] = ["isolated", "attachments", ".lock", ".agent.lock"];
 
 pub(super) fn purge(plan: &mut Plan, dir: &Path, yes: bool) -> Result<(), InstallError> {
     if !dir.exists() {
@@ -45,6 +45,6 @@ fn entries(dir: &Path) -> Result<Vec<String>, InstallError> {
     };
     match list() {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
-        listed => listed.map_err(|source| InstallError::io("list", dir, source)),
+        listed => listed.map_err(|reason| InstallError::io("list", dir, reason)),
     }
 }

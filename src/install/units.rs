@@ -101,7 +101,7 @@ fn existing(path: &Path) -> Result<Option<String>, InstallError> {
     match fs::read(path) {
         Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(InstallError::io("read", path, source)),
+        Err(reason) => Err(InstallError::io("read", path, reason)),
     }
 }
 

@@ -144,6 +144,18 @@ fn plain() -> &'static str {
 
 const SINGLE: &str = "{ \"cniVersion\": \"1.0.0\", \"name\": \"n\", \"type\": \"bridge\" }\n";
 
+/// Runs the product and returns whether it succeeded, and all that it said.
+fn quarantine(node: &Node, arguments: &[&str]) -> (bool, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_quarantine"));
+    command.args(arguments).env_remove("CNI_COMMAND");
+    for (flag, dir) in [("--conf-dir", "net.d"), ("--bin-dir", "bin"), ("--unit-dir", "systemd")] {
+        command.arg(flag).arg(node.path(dir));
+    }
+    let output = command.output().unwrap();
+    let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap()).concat();
+    (output.status.success(), text)
+}
+
 /// What `patch` makes of `old` by `diff`.
 fn patched(old: &str, diff: &str) -> String {
     let dir = tempfile::tempdir().unwrap();
@@ -594,4 +606,56 @@ fn two_at_once_do_not_mix() {
     first.apply().unwrap();
     drop(first);
     assert!(node.install().is_empty());
+}
+
+#[test]
+fn the_commands_install_themselves_and_go_again() {
+    let node = Node::with("10-a.conflist", plain());
+    let before = node.tree();
+    let (succeeded, said) = quarantine(&node, &["install", "--dry-run", "--host-guard", "require"]);
+    assert!(succeeded && said.contains("\n+    {\"type\":\"quarantine\",\"hostGuard\":\"require\"}\n"), "{said}");
+    assert!(node.tree() == before, "a dry run changed something");
+
+    let (succeeded, said) = quarantine(&node, &["install"]);
+    assert!(succeeded && said.contains("Pods that run already are not covered"), "{said}");
+    let version = Command::new(node.path("bin/quarantine")).arg("--version").output().unwrap();
+    assert!(version.status.success(), "what was installed runs");
+    let (succeeded, said) = quarantine(&node, &["install"]);
+    assert!(succeeded && said.contains("nothing to do"), "{said}");
+
+    let (succeeded, said) = quarantine(&node, &["install", "--host-guard", "off"]);
+    assert!(!succeeded && said.starts_with("quarantine: ") && said.contains("uninstall"), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+
+    let (succeeded, said) = quarantine(&node, &["uninstall"]);
+    assert!(succeeded, "{said}");
+    assert!(node.tree() == before, "something is left, or was changed");
+    let (succeeded, said) = quarantine(&node, &["uninstall"]);
+    assert!(succeeded && said.contains("nothing to do"), "{said}");
+}
+
+#[test]
+fn settings_that_the_plugin_would_refuse_are_refused() {
+    let node = Node::with("10-a.conflist", plain());
+    node.write("policy", r#"{ "probes": { "ports": [8080] } }"#);
+    let policy = node.path("policy");
+    let arguments = ["install", "--policy", policy.to_str().unwrap(), "--state-dir", "/srv/q"];
+    let (succeeded, said) = quarantine(&node, &arguments);
+    assert!(succeeded, "{said}");
+    let list: Value = serde_json::from_str(&node.read("net.d/10-a.conflist")).unwrap();
+    let wanted = json!({ "type": "quarantine", "stateDir": "/srv/q", "policy": { "probes": { "ports": [8080] } } });
+    assert_eq!(list["plugins"][1], wanted);
+    assert!(quarantine(&node, &["uninstall"]).0);
+
+    let before = node.tree();
+    node.write("policy", r#"{ "probe": true }"#);
+    let (succeeded, said) = quarantine(&node, &arguments);
+    assert!(!succeeded && said.contains("probe"), "{said}");
+    node.write("policy", "{");
+    let (succeeded, said) = quarantine(&node, &arguments);
+    assert!(!succeeded && said.contains("is not JSON"), "{said}");
+    let (succeeded, said) = quarantine(&node, &["install", "--state-dir", "relative"]);
+    assert!(!succeeded && said.contains("absolute"), "{said}");
+    node.write("policy", r#"{ "probes": { "ports": [8080] } }"#);
+    assert!(node.tree() == before);
 }
