@@ -47,8 +47,8 @@ pub(super) fn remove(
         Ok(Some(_)) => match (attached, options.yes) {
             (0, _) | (_, true) => plan.add(Step::Remove(path)),
             (count, false) => plan.note(format!(
-                "{shown} stays for now: {count} running sandboxes were made with it, and CRI-O and podman call it once more \
-                 when these end. Run `quarantine uninstall` again then, or add --yes.",
+                "{shown} stays for now: sandboxes that were made with it still run ({count}), and CRI-O and podman call it once \
+                 more when these end. Run `quarantine uninstall` again then, or add --yes.",
             )),
         },
     }

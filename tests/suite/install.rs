@@ -412,7 +412,7 @@ fn the_program_stays_while_sandboxes_may_need_it() {
     node.install();
     fs::create_dir_all(node.path("state/attachments/abc")).unwrap();
     let plan = node.uninstall();
-    assert!(plan.notes().iter().any(|note| note.contains("1 running sandbox")), "{:?}", plan.notes());
+    assert!(plan.notes().iter().any(|note| note.contains("still run (1)")), "{:?}", plan.notes());
     drop(plan);
     assert_eq!(node.read("net.d/10-a.conflist"), plain());
     assert!(node.path("bin/quarantine").exists());
