@@ -141,8 +141,11 @@ fn carry_out(plan: &Plan, dry_run: bool, nothing: &str, out: &mut impl Write) ->
     if !dry_run {
         plan.apply()?;
     }
-    report(plan, dry_run, nothing, out)
-        .map_err(|reason| InstallError::io("write to", Path::new("standard output"), reason))
+    match report(plan, dry_run, nothing, out) {
+        // What was to be done is done, whether or not anyone reads it to the end.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        reported => reported.map_err(|reason| InstallError::io("write to", Path::new("standard output"), reason)),
+    }
 }
 
 fn report(plan: &Plan, dry_run: bool, nothing: &str, out: &mut impl Write) -> io::Result<()> {
