@@ -418,7 +418,8 @@ impl Containment {
         ensure!(released == "open", "released, and said to be {released}");
         self.isolate()?;
         let (isolated, printed) = self.status()?;
-        note(&format!("isolated, the verdict is {isolated}"));
+        let reasons = serde_json::from_str::<serde_json::Value>(&printed)?["reasons"].take();
+        note(&format!("isolated, the verdict is {isolated}: {reasons}"));
         if self.egress {
             ensure!(isolated == "contained", "{isolated}: {printed}");
         } else {
@@ -426,7 +427,6 @@ impl Containment {
                 isolated != "open" && printed.contains("egress"),
                 "nothing is said of the missing egress hook: {printed}"
             );
-            note(&format!("status: {printed}"));
         }
         Ok(())
     }
