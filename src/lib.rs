@@ -27,21 +27,21 @@
 //!
 //! # Invariants
 //!
-//! - **Nothing in the pod is believed.** Addresses, routes and the host's end of each interface are written down at ADD,
-//!   before the pod's containers start. What may pass is decided by that and by what the host says, not by what is
-//!   found in the pod later.
+//! - **Nothing in the pod is believed.** Addresses, routes and the host's end of each interface are written down at
+//!   ADD, before the pod's containers start. What may pass is decided by that and by what the host says, not by what
+//!   is found in the pod later.
 //! - **What goes wrong in the pod does not keep the host guard from standing.** It comes first when a sandbox is
 //!   isolated and goes last when it is released; each side stops everything by itself, so there is no half state.
 //! - **In doubt it isolates.** A mark that cannot be understood seals; marks that cannot be listed release nobody.
-//! - **The record first, then the marks** in ADD; whoever handles a mark finds the record, or ADD finds the mark. Everything
-//!   that applies holds the sandbox's lock, and reads what is wanted under it.
-//! - **An awake table is never without its drops**: changed in place in one batch, and each base chain ends in an explicit
-//!   drop, because a policy alone does not hold while a table is replaced.
-//! - **No conntrack.** A flow is known only if an allowed packet opened it while the sandbox was isolated by this policy.
+//! - **The record first, then the marks** in ADD: whoever handles a mark finds the record, or ADD finds the mark.
+//!   Everything that applies holds the sandbox's lock, and reads what is wanted under it.
+//! - **An awake table is never without its drops.** It is changed in place in one batch, and each base chain ends in an
+//!   explicit drop, because a policy alone does not hold while a table is replaced.
+//! - **No conntrack.** A flow is known only if an allowed packet opened it while this policy isolated the sandbox.
 //! - **A claim is read back from the kernel**, never remembered from what was sent.
 //! - A released sandbox has no hook registered: its tables are dormant.
-//! - The plugin never acts in the host's own network namespace , starts no process, and writes nothing
-//!   but its one JSON document to standard output.
+//! - The plugin never acts in the host's own network namespace as a pod's, starts no process, and writes nothing but
+//!   its one JSON document to standard output.
 
 pub mod agent;
 pub mod attachment;
