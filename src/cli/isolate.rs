@@ -15,7 +15,7 @@ use crate::state::StateDir;
 use super::arguments::{Attribution, Isolate, Release, Target};
 use super::node::{Node, NodeSandbox};
 use super::selector::{Selection, select, select_uid};
-use super::sync::{Fault, bring};
+use super::sync::bring;
 use super::workers::on_each;
 use super::{Exit, Failure, actor, print};
 
@@ -141,7 +141,7 @@ fn isolate_chosen(state: &StateDir, node: &Node<'_>, chosen: &Chosen<'_>, mark: 
 }
 
 /// Says how it is; whether it is as it should be.
-fn say_isolated(text: &mut String, sandbox: &NodeSandbox, result: Result<Outcome, Fault>) -> bool {
+fn say_isolated(text: &mut String, sandbox: &NodeSandbox, result: Result<Outcome, EnforceError>) -> bool {
     let NodeSandbox { container_id, pod, .. } = sandbox;
     match result {
         Ok(Outcome { desired: Desired::Isolated { policy, fault, .. }, report }) => {
@@ -159,7 +159,7 @@ fn say_isolated(text: &mut String, sandbox: &NodeSandbox, result: Result<Outcome
             let _ = writeln!(text, "{container_id} ({pod}): open: somebody has removed the mark again");
             false
         }
-        Err(Fault { error: EnforceError::Sandbox(error), .. }) if error.is_gone() => {
+        Err(EnforceError::Sandbox(error)) if error.is_gone() => {
             let _ = writeln!(
                 text,
                 "{container_id} ({pod}): gone: {}; the mark stands for what comes after it",
@@ -171,7 +171,7 @@ fn say_isolated(text: &mut String, sandbox: &NodeSandbox, result: Result<Outcome
             let _ = writeln!(
                 text,
                 "{container_id} ({pod}): NOT isolated: {}; the mark stands, `quarantine release` removes it",
-                chain(&fault.error)
+                chain(&fault)
             );
             false
         }
@@ -229,8 +229,8 @@ fn release_chosen(state: &StateDir, node: &Node<'_>, chosen: &Chosen<'_>, by: &A
             (Ok(Outcome { desired: Desired::Isolated { .. }, .. }), _) => {
                 Err("isolated: somebody has marked it again".to_owned())
             }
-            (Err(Fault { error: EnforceError::Sandbox(error), .. }), _) if error.is_gone() => Ok("gone".to_owned()),
-            (Err(fault), _) => Err(format!("NOT released: {}", chain(&fault.error))),
+            (Err(EnforceError::Sandbox(error)), _) if error.is_gone() => Ok("gone".to_owned()),
+            (Err(fault), _) => Err(format!("NOT released: {}", chain(&fault))),
         };
         exit = if said.is_ok() { exit } else { Exit::NotSo };
         let (Ok(said) | Err(said)) = said;
