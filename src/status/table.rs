@@ -266,7 +266,8 @@ fn write_drops(text: &mut String, reading: &Reading, style: Style) {
     }
     text.push('\n');
     let mut rows = Rows::new(style, &["DROPPED", "LAYER", "INTERFACE", "PACKETS", "BYTES"]);
-    for drops in &reading.drops {
+    // The chains that are of no interface drop only what those of the interfaces let through.
+    for drops in reading.drops.iter().filter(|drops| drops.interface.is_some() || drops.packets > 0) {
         rows.push([
             plain(drops.direction.as_str()),
             plain(drops.layer.as_str()),
