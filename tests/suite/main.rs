@@ -4,6 +4,7 @@
 // What it offers is used module by module.
 mod attacks;
 mod cnitool;
+mod commands;
 mod install;
 #[allow(dead_code, unused_imports)]
 mod lab;

@@ -1,0 +1,113 @@
+//! Who is meant: container IDs and their beginnings, UIDs, names, and pods that are yet to come.
+
+use super::{Lab, Place, exits, pod, says};
+use crate::lab::Topology;
+use serde_json::json;
+
+const UID: &str = "0f9d6b52-6f0a-4a43-9d1c-0123456789ab";
+const OTHER_UID: &str = "1f9d6b52-6f0a-4a43-9d1c-0123456789ab";
+
+#[test]
+fn every_name_of_a_sandbox_isolates_it_and_the_mark_is_its_uid() {
+    let topology = Topology::bridge();
+    let lab = Lab::new(&topology);
+    lab.add("abc123", &pod("web", UID));
+    for word in ["abc123", "abc", UID, "shop/web"] {
+        let run = exits(lab.run(&["isolate", word]), 0);
+        says(&run.stdout, &["abc123", "shop/web", "contained"]);
+        assert_eq!(lab.marks(), [UID], "{word}");
+        assert_eq!(lab.status(word)["verdict"], "contained", "{word}");
+        says(&exits(lab.run(&["release", word]), 0).stdout, &[UID, "released"]);
+        assert_eq!(lab.marks(), [""; 0], "{word}");
+    }
+}
+
+#[test]
+fn a_sandbox_without_a_uid_is_marked_by_its_container_id() {
+    let topology = Topology::bridge();
+    let lab = Lab::new(&topology);
+    lab.add("abc123", "");
+    exits(lab.run(&["isolate", "abc"]), 0);
+    assert_eq!(lab.marks(), ["abc123"]);
+}
+
+#[test]
+fn an_ambiguous_beginning_lists_the_candidates_and_changes_nothing() {
+    let topology = Topology::bridge();
+    let lab = Lab::new(&topology);
+    lab.add("abc123", &pod("web", UID));
+    lab.invoke("ADD", Place::Peer, "abc1234", &pod("db", OTHER_UID), &json!({})).ok();
+    for verb in ["isolate", "release", "status"] {
+        let run = exits(lab.run(&[verb, "abc"]), 2);
+        says(&run.stderr, &["2 container IDs", "abc123  shop/web", "abc1234  shop/db"]);
+    }
+    assert_eq!(lab.marks(), [""; 0]);
+    // Exactly one's ID is that one's, although another begins with it.
+    exits(lab.run(&["isolate", "abc123"]), 0);
+    assert_eq!(lab.status("abc123")["state"], "isolated");
+    assert_eq!(lab.status("abc1234")["state"], "released");
+}
+
+#[test]
+fn a_word_that_means_nothing_is_refused_with_what_to_do() {
+    let topology = Topology::bridge();
+    let lab = Lab::new(&topology);
+    lab.add("abc123", &pod("web", UID));
+    for verb in ["isolate", "release", "status"] {
+        says(
+            &exits(lab.run(&[verb, "xyz"]), 2).stderr,
+            &["\"xyz\"", "quarantine list", "hostNetwork", "namespace/name"],
+        );
+        says(&exits(lab.run(&[verb, "web"]), 2).stderr, &["namespace", "shop/web"]);
+        for malformed in ["../x", "a b", "", "shop/"] {
+            says(&exits(lab.run(&[verb, malformed]), 2).stderr, &["names no sandbox"]);
+        }
+    }
+    assert_eq!(lab.marks(), [""; 0]);
+}
+
+#[test]
+fn a_pod_that_is_yet_to_come_is_isolated_before_its_first_packet() {
+    for (word, key) in [(UID, UID), ("shop/web", "shop_web")] {
+        let topology = Topology::bridge();
+        let lab = Lab::new(&topology);
+        lab.add("other", "");
+        let run = exits(lab.run(&["isolate", word, "--sealed"]), 0);
+        says(&run.stdout, &[key, "nothing on this node answers to it yet", "hostNetwork", "NOT reached"]);
+        assert_eq!(lab.marks(), [key]);
+        says(&exits(lab.run(&["status", word]), 0).stdout, &["nothing on this node answers", key, "sealed"]);
+        let node = lab.run(&["list", "-o", "json"]).json();
+        assert_eq!(node["unanswered"][0]["key"], key);
+        lab.invoke("ADD", Place::Peer, "new1", &pod("web", UID), &json!({})).ok();
+        let status = lab.status(word);
+        assert_eq!((&status["containerID"], &status["verdict"]), (&json!("new1"), &json!("contained")));
+    }
+}
+
+#[test]
+fn any_word_is_a_uid_when_it_is_said_to_be() {
+    let topology = Topology::bridge();
+    let lab = Lab::new(&topology);
+    lab.add("abc123", &pod("web", "uid-1"));
+    exits(lab.run(&["isolate", "abc", "--uid"]), 0);
+    assert_eq!(lab.marks(), ["abc"]);
+    assert_eq!(lab.status("abc123")["state"], "released");
+    // The mark stands, so that its name is known from now on.
+    says(&exits(lab.run(&["release", "abc", "--uid"]), 0).stdout, &["removed the mark abc"]);
+    exits(lab.run(&["isolate", "uid-1", "--uid"]), 0);
+    assert_eq!(lab.status("abc123")["verdict"], "contained");
+}
+
+#[test]
+fn all_sandboxes_of_a_pod_are_isolated_and_released_together() {
+    let topology = Topology::bridge();
+    let lab = Lab::new(&topology);
+    lab.add("old", &pod("web", UID));
+    lab.invoke("ADD", Place::Peer, "new", &pod("web", UID), &json!({})).ok();
+    let run = exits(lab.run(&["isolate", "old"]), 0);
+    says(&run.stdout, &["old (shop/web): contained", "new (shop/web): contained"]);
+    let both = lab.run(&["status", UID, "-o", "json"]).json();
+    assert_eq!(both["sandboxes"].as_array().unwrap().len(), 2);
+    let run = exits(lab.run(&["release", "new"]), 0);
+    says(&run.stdout, &["old (shop/web), which answered to the same mark: released", "new (shop/web): released"]);
+}
