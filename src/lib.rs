@@ -47,6 +47,7 @@ pub mod agent;
 pub mod attachment;
 pub mod audit;
 pub mod cli;
+pub mod closing;
 pub mod cni;
 pub mod config;
 pub mod containment;

@@ -24,6 +24,8 @@ nix::ioctl_none_bad!(
     nix::request_code_none!(0xb7, NS_GET_NSTYPE)
 );
 
+/// Stack of a thread that only opens sockets.
+const STACK: usize = 64 * 1024;
 /// The calling thread's own netns.
 const OWN: &str = "/proc/thread-self/ns/net";
 
@@ -117,7 +119,7 @@ impl Netns {
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, NetnsError> {
         let enter = |source| NetnsError::Enter { path: self.path.clone(), source };
         thread::scope(|scope| {
-            let inside = thread::Builder::new().name("netns".to_owned()).spawn_scoped(scope, || {
+            let inside = thread::Builder::new().name("netns".to_owned()).stack_size(STACK).spawn_scoped(scope, || {
                 setns(self.file.as_fd(), CloneFlags::CLONE_NEWNET).map_err(io::Error::from)?;
                 Ok(work())
             });

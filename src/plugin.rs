@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use crate::attachment::{AttachmentId, ContainerId, Pod};
 use crate::audit::Line;
+use crate::closing::leave_to_child;
 use crate::cni::{Call, Code, Failure, Network, Target, VERSIONS, versions};
 use crate::config::{Config, HostGuard};
 use crate::enforce::{self, EnforceError};
@@ -269,9 +270,15 @@ fn detach(state: &StateDir, attachment: &AttachmentId, said: &Pod) -> Result<(),
         }
         // The pod-side rules of an isolated sandbox go with its netns: clearing them would open a gap.
         if !own.is_empty() && !isolated {
-            match Sandbox::open(&mut host, container_id, &own).and_then(|mut sandbox| sandbox.clear()) {
-                Err(error) if !error.is_gone() => return Err(error.into()),
-                _ => {}
+            match Sandbox::open(&mut host, container_id, &own) {
+                Ok(mut sandbox) => {
+                    if let Err(error) = leave_to_child(&sandbox.nft_sockets()) {
+                        log::debug!("{}", Line::new("no-child").with("error", error));
+                    }
+                    sandbox.clear()?;
+                }
+                Err(error) if error.is_gone() => {}
+                Err(error) => return Err(error.into()),
             }
         }
         remove_guard(&mut host, container_id)?;

@@ -9,6 +9,8 @@ mod survey;
 mod transition;
 mod verdict;
 
+use std::os::fd::{AsFd, BorrowedFd};
+
 use nix::errno::Errno;
 use thiserror::Error;
 
@@ -245,6 +247,12 @@ impl<'a> Sandbox<'a> {
         self.pod.nft.delete(TABLE, &POD_FAMILIES)?;
         self.remove_guard()?;
         Ok(())
+    }
+
+    /// Its nf_tables sockets on both sides.
+    #[must_use]
+    pub fn nft_sockets(&self) -> [BorrowedFd<'_>; 2] {
+        [self.pod.nft.as_fd(), self.host.nft.as_fd()]
     }
 
     fn remove_guard(&mut self) -> Result<bool, NetlinkError> {
