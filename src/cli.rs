@@ -103,7 +103,7 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> u8 {
     let exit = match dispatch(&arguments) {
         Ok(exit) => exit,
         Err(failure) => {
-            let _ = writeln!(io::stderr(), "quarantine: {}", failure.message);
+            say_error(&failure.message);
             failure.exit
         }
     };
@@ -146,6 +146,11 @@ fn actor(said: Option<&str>) -> String {
         .or_else(|| ["SUDO_USER", "LOGNAME", "USER"].into_iter().find_map(variable))
         .or_else(|| User::from_uid(nix::unistd::getuid()).ok().flatten().map(|user| user.name))
         .unwrap_or_else(|| nix::unistd::getuid().to_string())
+}
+
+/// Says to the person what went wrong.
+fn say_error(message: &str) {
+    let _ = writeln!(io::stderr(), "quarantine: {message}");
 }
 
 /// Writes to standard output; false where nobody reads it any more.

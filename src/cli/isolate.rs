@@ -17,7 +17,7 @@ use super::node::{Node, NodeSandbox};
 use super::selector::{Selection, select, select_uid};
 use super::sync::bring;
 use super::workers::on_each;
-use super::{Exit, Failure, actor, print};
+use super::{Exit, Failure, actor, print, say_error};
 
 /// `quarantine isolate`.
 pub(super) fn isolate(state_dir: &Path, arguments: &Isolate) -> Result<Exit, Failure> {
@@ -98,15 +98,30 @@ impl<'a> Chosen<'a> {
 }
 
 fn isolate_chosen(state: &StateDir, node: &Node<'_>, chosen: &Chosen<'_>, mark: &Mark) -> Result<Exit, Failure> {
-    let keys: BTreeSet<Key> =
+    let names: BTreeSet<Key> =
         chosen.sandboxes.iter().map(|sandbox| sandbox.mark_key()).chain(chosen.absent.clone()).collect();
-    for key in &keys {
-        state.write_mark(key, mark)?;
-        log_mark("marked", key, mark);
+    let names: Vec<Key> = names.into_iter().collect();
+    let mut exit = Exit::So;
+    let mut keys = BTreeSet::new();
+    // Each is waited for until it is on the disk, so they are written side by side.
+    for (key, written) in names.iter().zip(on_each(&names, |_, key| state.write_mark(key, mark))?) {
+        match written {
+            Ok(()) => {
+                log_mark("marked", key, mark);
+                keys.insert(key.clone());
+            }
+            // The others are isolated all the same.
+            Err(error) if names.len() > 1 => {
+                say_error(&chain(&error));
+                exit = Exit::NotPermitted;
+            }
+            Err(error) => return Err(error.into()),
+        }
     }
     // Marks by container ID come before one by UID: what they said would go on to hold instead of what is asked now.
+    let marked = chosen.sandboxes.iter().filter(|sandbox| keys.contains(&sandbox.mark_key()));
     let shadowing: BTreeSet<Key> =
-        chosen.sandboxes.iter().flat_map(|sandbox| node.shadowing(sandbox)).filter(|key| !keys.contains(key)).collect();
+        marked.flat_map(|sandbox| node.shadowing(sandbox)).filter(|key| !keys.contains(key)).collect();
     for key in &shadowing {
         if state.remove_mark(key)? {
             log_mark("replaced", key, mark);
@@ -115,10 +130,9 @@ fn isolate_chosen(state: &StateDir, node: &Node<'_>, chosen: &Chosen<'_>, mark: 
     let node = Node::read(state)?;
     let answering: Vec<_> = node.answering(&keys);
     let results = on_each(&answering, |host, sandbox| bring(state, host, &sandbox.container_id))?;
-    let mut exit = Exit::So;
     let mut text = String::new();
     for (sandbox, result) in answering.iter().zip(results) {
-        if !say_isolated(&mut text, sandbox, result) {
+        if !say_isolated(&mut text, sandbox, result) && exit == Exit::So {
             exit = Exit::NotSo;
         }
     }
@@ -141,10 +155,15 @@ fn isolate_chosen(state: &StateDir, node: &Node<'_>, chosen: &Chosen<'_>, mark: 
 }
 
 /// Says how it is; whether it is as it should be.
-fn say_isolated(text: &mut String, sandbox: &NodeSandbox, result: Result<Outcome, EnforceError>) -> bool {
+fn say_isolated(text: &mut String, sandbox: &NodeSandbox, result: Result<Option<Outcome>, EnforceError>) -> bool {
     let NodeSandbox { container_id, pod, .. } = sandbox;
     match result {
-        Ok(Outcome { desired: Desired::Isolated { policy, fault, .. }, report }) => {
+        Ok(None) => {
+            let _ =
+                writeln!(text, "{container_id} ({pod}): deleted meanwhile; the mark stands for what comes after it");
+            true
+        }
+        Ok(Some(Outcome { desired: Desired::Isolated { policy, fault, .. }, report })) => {
             let _ = writeln!(text, "{container_id} ({pod}): {}, policy {policy}", report.verdict.as_str());
             if let Some(fault) = fault {
                 let _ = writeln!(text, "  sealed: a mark cannot be understood: {}", fault.escape_debug());
@@ -155,7 +174,7 @@ fn say_isolated(text: &mut String, sandbox: &NodeSandbox, result: Result<Outcome
             let required = sandbox.requires_host_guard();
             report.verdict == Verdict::Contained || report.verdict == Verdict::Partial && !required
         }
-        Ok(Outcome { desired: Desired::Released, .. }) => {
+        Ok(Some(Outcome { desired: Desired::Released, .. })) => {
             let _ = writeln!(text, "{container_id} ({pod}): open: somebody has removed the mark again");
             false
         }
@@ -185,59 +204,62 @@ fn release_chosen(state: &StateDir, node: &Node<'_>, chosen: &Chosen<'_>, by: &A
         let absent = chosen.absent.iter().filter(|key| node.has_mark(key)).cloned();
         chosen.sandboxes.iter().flat_map(|sandbox| node.keys_of(sandbox)).chain(absent).collect()
     };
-    let mut concerned: BTreeSet<&ContainerId> = node
-        .answering(&keys)
-        .into_iter()
-        .chain(chosen.sandboxes.iter().copied())
-        .map(|sandbox| &sandbox.container_id)
-        .collect();
-    let meant: BTreeSet<&ContainerId> = chosen.sandboxes.iter().map(|sandbox| &sandbox.container_id).collect();
     let mut text = String::new();
     let mark = Mark { policy: None, reason: by.reason.clone(), case: by.case.clone(), actor: by.actor.clone() };
-    for key in &keys {
-        if state.remove_mark(key)? {
-            log_mark("unmarked", key, &mark);
-            let _ = writeln!(text, "removed the mark {key}");
+    let names: Vec<&Key> = keys.iter().collect();
+    let mut exit = Exit::So;
+    for (key, removed) in names.iter().zip(on_each(&names, |_, key| state.remove_mark(key))?) {
+        match removed {
+            Ok(true) => {
+                log_mark("unmarked", key, &mark);
+                let _ = writeln!(text, "removed the mark {key}");
+            }
+            Ok(false) => {}
+            Err(error) => {
+                say_error(&chain(&error));
+                exit = Exit::NotPermitted;
+            }
         }
     }
     if let Some(absent) = &chosen.absent {
-        let marked = if keys.is_empty() { "there is no mark of this name either" } else { "the mark is removed" };
-        let _ = writeln!(text, "{absent}: nothing on this node answers to it; {marked}");
+        let found = if keys.is_empty() { "there is no mark of this name either" } else { "only the mark was there" };
+        let _ = writeln!(text, "{absent}: nothing on this node answers to it; {found}");
     }
-    let ids: Vec<&ContainerId> = std::mem::take(&mut concerned).into_iter().collect();
-    let results = on_each(&ids, |host, container_id| {
-        let result = bring(state, host, container_id);
-        // What is read back is whether anything of an isolation is left, whatever was applied.
-        let left = result.is_ok().then(|| left_behind(state, host, container_id));
-        (result, left)
-    })?;
-    let mut exit = Exit::So;
-    for (container_id, (result, left)) in ids.iter().zip(results) {
+    // What answered to a mark that had to go is released with it, whether it was meant or not.
+    let meant: BTreeSet<&ContainerId> = chosen.sandboxes.iter().map(|sandbox| &sandbox.container_id).collect();
+    let mut concerned = node.answering(&keys);
+    concerned.extend(chosen.sandboxes.iter().copied().filter(|sandbox| node.keys_of(sandbox).is_empty()));
+    let results = on_each(&concerned, |host, sandbox| release_one(state, host, &sandbox.container_id))?;
+    for (NodeSandbox { container_id, pod, .. }, result) in concerned.iter().zip(results) {
         let also = if meant.contains(container_id) { "" } else { ", which answered to the same mark" };
-        let pod = node.sandbox(container_id).map(|sandbox| sandbox.pod.to_string()).unwrap_or_default();
-        let said = match (result, left) {
-            (Ok(Outcome { desired: Desired::Released, .. }), Some(Ok(false))) => Ok("released".to_owned()),
-            (Ok(Outcome { desired: Desired::Released, .. }), Some(Err(error))) if error.is_gone() => {
-                Ok("gone".to_owned())
-            }
-            (Ok(Outcome { desired: Desired::Released, .. }), Some(Err(error))) => {
-                Err(format!("unknown: it cannot be read back: {}", chain(&error)))
-            }
-            (Ok(Outcome { desired: Desired::Released, .. }), _) => {
-                Err("NOT released: rules of an isolation are still there".to_owned())
-            }
-            (Ok(Outcome { desired: Desired::Isolated { .. }, .. }), _) => {
-                Err("isolated: somebody has marked it again".to_owned())
-            }
-            (Err(EnforceError::Sandbox(error)), _) if error.is_gone() => Ok("gone".to_owned()),
-            (Err(fault), _) => Err(format!("NOT released: {}", chain(&fault))),
-        };
-        exit = if said.is_ok() { exit } else { Exit::NotSo };
-        let (Ok(said) | Err(said)) = said;
+        if result.is_err() && exit == Exit::So {
+            exit = Exit::NotSo;
+        }
+        let (Ok(said) | Err(said)) = result;
         let _ = writeln!(text, "{container_id} ({pod}){also}: {said}");
     }
     print(&text);
     Ok(exit)
+}
+
+/// Releases one sandbox and says what it is then. That is read back from the kernel: whether anything of an isolation
+/// is left, whatever was applied.
+fn release_one(state: &StateDir, host: &mut Side, container_id: &ContainerId) -> Result<String, String> {
+    match bring(state, host, container_id) {
+        Ok(None) => return Ok("gone".to_owned()),
+        Ok(Some(Outcome { desired: Desired::Isolated { .. }, .. })) => {
+            return Err("isolated: a mark holds for it".to_owned());
+        }
+        Ok(Some(Outcome { desired: Desired::Released, .. })) => {}
+        Err(EnforceError::Sandbox(error)) if error.is_gone() => return Ok("gone".to_owned()),
+        Err(fault) => return Err(format!("NOT released: {}", chain(&fault))),
+    }
+    match left_behind(state, host, container_id) {
+        Ok(false) => Ok("released".to_owned()),
+        Ok(true) => Err("NOT released: rules of an isolation are still there".to_owned()),
+        Err(error) if error.is_gone() => Ok("gone".to_owned()),
+        Err(error) => Err(format!("unknown: it cannot be read back: {}", chain(&error))),
+    }
 }
 
 fn left_behind(state: &StateDir, host: &mut Side, container_id: &ContainerId) -> Result<bool, SandboxError> {

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::attachment::{ContainerId, Key, Pod, PodUid};
 use crate::config::HostGuard;
 use crate::enforce::pod_of;
-use crate::policy::{Desired, Mark, Policy};
+use crate::policy::{Desired, Mark, MarkContent, Policy};
 use crate::record::Record;
 use crate::state::{DamagedRecord, StateDir, StateError, answering_keys};
 use crate::status::{Listed, Marking, UnansweredMark};
@@ -21,6 +21,35 @@ pub(super) struct NodeSandbox {
 }
 
 impl NodeSandbox {
+    /// Reads one sandbox, and what holds for it now. `None` where it was deleted.
+    pub(super) fn read(state: &StateDir, container_id: &ContainerId) -> Result<Option<(Self, Listed)>, StateError> {
+        let (records, damaged) = state.records_of(container_id);
+        if records.is_empty() && damaged.is_empty() {
+            return Ok(None);
+        }
+        let sandbox = Self { container_id: container_id.clone(), pod: pod_of(&records), records };
+        let marks = state.marks_of(container_id, &sandbox.pod)?;
+        let listed = sandbox.listed(state, marks);
+        Ok(Some((sandbox, listed)))
+    }
+
+    fn listed(&self, state: &StateDir, marks: Vec<(Key, MarkContent)>) -> Listed {
+        let (keys, contents): (Vec<_>, Vec<_>) = marks.into_iter().unzip();
+        let marking = match Desired::by_marks(&contents, &self.configured_policy()) {
+            Desired::Released => None,
+            Desired::Isolated { policy, mark, fault } => {
+                let since = keys.iter().filter_map(|key| state.marked_since(key)).min();
+                Some(Marking { keys, policy, mark: *mark, fault, since })
+            }
+        };
+        Listed {
+            container_id: self.container_id.clone(),
+            pod: self.pod.clone(),
+            netns: self.records.first().map(|record| record.netns.clone()),
+            marking,
+        }
+    }
+
     /// The name under which it is marked: its pod's UID, which a recreated sandbox has too, else its own.
     pub(super) fn mark_key(&self) -> Key {
         self.pod.uid.as_ref().map_or_else(|| Key::from(&self.container_id), Key::from)
@@ -53,6 +82,10 @@ impl<'a> Node<'a> {
             Self { state, sandboxes: Vec::new(), damaged: Vec::new(), marks: BTreeSet::new(), uids: BTreeMap::new() };
         for container_id in state.sandboxes()? {
             let (records, damaged) = state.records_of(&container_id);
+            if records.is_empty() && damaged.is_empty() {
+                // It is being added or deleted.
+                continue;
+            }
             node.damaged.extend(damaged);
             let pod = pod_of(&records);
             if let Some(uid) = &pod.uid {
@@ -103,12 +136,9 @@ impl<'a> Node<'a> {
 
     /// What the marks want of a sandbox, and who wrote them.
     pub(super) fn listed(&self, sandbox: &NodeSandbox) -> Listed {
-        Listed {
-            container_id: sandbox.container_id.clone(),
-            pod: sandbox.pod.clone(),
-            netns: sandbox.records.first().map(|record| record.netns.clone()),
-            marking: self.marking(self.keys_of(sandbox), &sandbox.configured_policy()),
-        }
+        let keys = self.keys_of(sandbox).into_iter();
+        let marks = keys.filter_map(|key| self.state.read_mark(&key).map(|mark| (key, mark))).collect();
+        sandbox.listed(self.state, marks)
     }
 
     /// The marks that nothing on the node answers to.
@@ -126,13 +156,5 @@ impl<'a> Node<'a> {
             Err(fault) => (Mark::default(), Some(fault)),
         };
         Some(UnansweredMark { key: key.clone(), mark, fault, since })
-    }
-
-    fn marking(&self, keys: Vec<Key>, configured: &Policy) -> Option<Marking> {
-        let read: Vec<_> = keys.into_iter().filter_map(|key| Some((self.state.read_mark(&key)?, key))).collect();
-        let (contents, keys): (Vec<_>, Vec<_>) = read.into_iter().unzip();
-        let Desired::Isolated { policy, mark, fault } = Desired::by_marks(&contents, configured) else { return None };
-        let since = keys.iter().filter_map(|key| self.state.marked_since(key)).min();
-        Some(Marking { keys, policy, mark: *mark, fault, since })
     }
 }

@@ -15,8 +15,8 @@ use crate::ruleset::{Chain, Hook, Table};
 use crate::sandbox::{Report, Sandbox, SandboxError, Scan, Side, Verdict};
 use crate::state::StateDir;
 use crate::status::{
-    Attempt, AttemptProtocol, Damaged, Direction, Drops, Finding, Layer, Reading, SandboxStatus, Style, UnansweredMark,
-    list_table, merge_attempts, node_to_json, sandbox_text, status_table,
+    Attempt, AttemptProtocol, Damaged, Direction, Drops, Finding, Layer, Listed, Marking, Reading, SandboxStatus,
+    Style, UnansweredMark, list_table, merge_attempts, node_to_json, sandbox_text, status_table,
 };
 
 use super::arguments::{List, Output, Status};
@@ -130,37 +130,37 @@ fn damaged(node: &Node<'_>) -> Vec<Damaged> {
 }
 
 fn read_all(state: &StateDir, node: &Node<'_>, chosen: &[&NodeSandbox]) -> Result<Vec<SandboxStatus>, Failure> {
-    Ok(on_each(chosen, |host, sandbox| read(state, node, host, sandbox))?)
+    Ok(on_each(chosen, |host, sandbox| read(state, node, host, sandbox))?.into_iter().flatten().collect())
 }
 
 /// Reads a sandbox without its lock, so that a sandbox at which somebody is at work delays nobody; where that gives
-/// anything but what is wanted, again with the lock, because it may have been half done.
-fn read(state: &StateDir, node: &Node<'_>, host: &mut Side, sandbox: &NodeSandbox) -> SandboxStatus {
-    let status = SandboxStatus { listed: node.listed(sandbox), finding: find(host, node, sandbox) };
+/// anything but what is wanted, again with the lock, because it may have been half done. `None` where it was deleted
+/// meanwhile.
+fn read(state: &StateDir, node: &Node<'_>, host: &mut Side, sandbox: &NodeSandbox) -> Option<SandboxStatus> {
+    let status = find(host, sandbox, node.listed(sandbox));
     if status.is_as_marked() {
-        return status;
+        return Some(status);
     }
-    let Ok(_lock) = state.lock(&sandbox.container_id) else { return status };
-    let Ok(node) = Node::read(state) else { return status };
-    match node.sandbox(&sandbox.container_id) {
-        Some(sandbox) => SandboxStatus { listed: node.listed(sandbox), finding: find(host, &node, sandbox) },
-        None => status,
+    let Ok(_lock) = state.lock(&sandbox.container_id) else { return Some(status) };
+    match NodeSandbox::read(state, &sandbox.container_id) {
+        Ok(Some((sandbox, listed))) => Some(find(host, &sandbox, listed)),
+        Ok(None) => None,
+        Err(_) => Some(status),
     }
 }
 
 /// How the kernel is found.
-pub(super) fn find(host: &mut Side, node: &Node<'_>, sandbox: &NodeSandbox) -> Finding {
-    let desired = match node.listed(sandbox).marking {
+fn find(host: &mut Side, sandbox: &NodeSandbox, listed: Listed) -> SandboxStatus {
+    let desired = match listed.marking.clone() {
         None => Desired::Released,
-        Some(marking) => {
-            Desired::Isolated { policy: marking.policy, mark: Box::new(marking.mark), fault: marking.fault }
-        }
+        Some(Marking { policy, mark, fault, .. }) => Desired::Isolated { policy, mark: Box::new(mark), fault },
     };
-    match find_wanted(host, sandbox, &desired) {
+    let finding = match find_wanted(host, sandbox, &desired) {
         Ok(reading) => Finding::Read(reading),
         Err(error) if error.is_gone() => Finding::Gone(chain(&error)),
         Err(error) => Finding::Unknown(chain(&error)),
-    }
+    };
+    SandboxStatus { listed, finding }
 }
 
 fn find_wanted(host: &mut Side, sandbox: &NodeSandbox, desired: &Desired) -> Result<Reading, SandboxError> {

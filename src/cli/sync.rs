@@ -1,6 +1,5 @@
 //! `sync`: brings every sandbox of the node to what its marks want, once.
 
-use std::io::Write;
 use std::path::Path;
 
 use crate::attachment::ContainerId;
@@ -10,7 +9,7 @@ use crate::sandbox::{Scan, Side};
 use crate::state::StateDir;
 
 use super::workers::on_each;
-use super::{Exit, Failure, print};
+use super::{Exit, Failure, print, say_error};
 
 /// `quarantine sync`.
 pub(super) fn sync(state_dir: &Path) -> Result<Exit, Failure> {
@@ -26,7 +25,7 @@ pub(super) fn sync(state_dir: &Path) -> Result<Exit, Failure> {
                 print(&format!("{container_id}: gone: {}\n", chain(&error)));
             }
             Err(error) => {
-                let _ = writeln!(std::io::stderr(), "quarantine: {container_id}: {}", chain(&error));
+                say_error(&format!("{container_id}: {}", chain(&error)));
                 exit = Exit::NotSo;
             }
         }
@@ -34,9 +33,16 @@ pub(super) fn sync(state_dir: &Path) -> Result<Exit, Failure> {
     Ok(exit)
 }
 
-/// Brings one sandbox to what its marks want, under its lock.
-pub(super) fn bring(state: &StateDir, host: &mut Side, container_id: &ContainerId) -> Result<Outcome, EnforceError> {
+/// Brings one sandbox to what its marks want, under its lock. `None` where it was deleted meanwhile.
+pub(super) fn bring(
+    state: &StateDir,
+    host: &mut Side,
+    container_id: &ContainerId,
+) -> Result<Option<Outcome>, EnforceError> {
     let _lock = state.lock(container_id)?;
-    let (records, _) = state.records_of(container_id);
-    enforce::apply(state, host, container_id, &records, Scan::Node)
+    let (records, damaged) = state.records_of(container_id);
+    if records.is_empty() && damaged.is_empty() {
+        return Ok(None);
+    }
+    enforce::apply(state, host, container_id, &records, Scan::Node).map(Some)
 }

@@ -14,6 +14,8 @@ const SHORT_ID: usize = 12;
 /// The most lines of attempts on a sandbox's page.
 const ATTEMPTS_SHOWN: usize = 20;
 
+const NOT_REACHED: &str = "\nPods with hostNetwork, and pods that started before the plugin was in the conflist, have no record here and cannot be reached.\n";
+
 /// How it is to look.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Style {
@@ -333,4 +335,5 @@ fn write_rest(text: &mut String, unanswered: &[UnansweredMark], damaged: &[Damag
             let _ = writeln!(text, "{}: {}", printable(&record.path.to_string_lossy()), printable(&record.fault));
         }
     }
+    text.push_str(NOT_REACHED);
 }
