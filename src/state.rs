@@ -10,7 +10,7 @@
 //! Whoever can write here can release pods, so a directory that others than root can write is refused. Marks are
 //! durable where this program writes them; records outlive nothing that their pod does not, and are not.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -247,11 +247,23 @@ impl StateDir {
     /// # Errors
     /// [`StateError::Io`] where the marks cannot be listed: not to know is not to be released.
     pub fn marks_of(&self, container_id: &ContainerId, pod: &Pod) -> Result<Vec<(Key, MarkContent)>, StateError> {
-        let marks = self.marks()?;
-        Ok(answering_keys(container_id, pod, &marks, |key| self.uid_of(key))
-            .into_iter()
-            .filter_map(|key| self.read_mark(&key).map(|mark| (key, mark)))
-            .collect())
+        loop {
+            // Twice, around the records: a DEL that carries a mark over links it to the UID's name, unlinks the container
+            // ID's, and removes the record, in this order. Whichever of them a look misses, the other one sees.
+            let mut marks = self.marks()?;
+            // Most marks are by UID; what has no record is not looked for one by one.
+            let with_records: BTreeSet<Key> = self.sandboxes()?.iter().map(Key::from).collect();
+            let uids: BTreeMap<Key, PodUid> =
+                marks.intersection(&with_records).filter_map(|key| Some((key.clone(), self.uid_of(key)?))).collect();
+            marks.extend(self.marks()?);
+            let keys = answering_keys(container_id, pod, &marks, |key| uids.get(key).cloned());
+            let read: Option<Vec<_>> =
+                keys.into_iter().map(|key| self.read_mark(&key).map(|mark| (key, mark))).collect();
+            // One that is gone since was released, or carried over: look again.
+            if let Some(marks) = read {
+                return Ok(marks);
+            }
+        }
     }
 
     /// The pod UID of the sandbox that a mark names by its container ID.
@@ -533,5 +545,35 @@ mod tests {
         assert_eq!(keys, ["new", "old", "uid-1", "ns_n"].map(key));
         let nobody = answering_keys(&ContainerId::new("x").unwrap(), &Pod::default(), &marks, uid_of);
         assert_eq!(nobody, []);
+    }
+
+    /// What a DEL does to the mark of the old sandbox, while the ADD of the new one looks.
+    #[test]
+    fn a_mark_that_is_carried_over_is_never_missed() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDir::open_or_create(&directory.path().join("state")).unwrap();
+        let (old, new) = (ContainerId::new("old").unwrap(), ContainerId::new("new").unwrap());
+        let uid = PodUid::new("uid-1").unwrap();
+        let record = Record::read(
+            br#"{"network": "n", "containerID": "old", "ifname": "eth0", "netns": "/x", "netnsCookie": 1,
+                 "pod": {"uid": "uid-1"}, "policy": {}, "hostGuard": "auto", "interfaces": []}"#,
+        )
+        .unwrap();
+        let pod = Pod { uid: Some(uid.clone()), ..Pod::default() };
+        let mark = |key: &Key| fs::write(state.isolated().join(key.as_str()), "").unwrap();
+        for _ in 0..300 {
+            state.write_record(&record).unwrap();
+            mark(&Key::from(&old));
+            std::thread::scope(|scope| {
+                let deleted = scope.spawn(|| {
+                    assert!(state.carry_mark_over(&old, &uid).unwrap());
+                    state.remove_record(&record.id).unwrap();
+                });
+                while !deleted.is_finished() {
+                    assert!(!state.marks_of(&new, &pod).unwrap().is_empty());
+                }
+            });
+            assert!(state.remove_mark(&Key::from(&uid)).unwrap());
+        }
     }
 }
