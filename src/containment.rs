@@ -14,6 +14,8 @@
 
 mod hops;
 mod interface;
+#[cfg(test)]
+mod tests;
 mod words;
 
 use std::collections::BTreeSet;

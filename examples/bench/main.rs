@@ -148,8 +148,7 @@ fn measure(arguments: &Arguments, work: &Path) -> Outcome<Vec<Section>> {
             sections.push(measure(&node, &effort)?);
         }
     }
-    let wanted =
-        crowd::Wanted { growth: wants("growth"), last_packet: wants("last-packet"), burst: wants("burst") };
+    let wanted = crowd::Wanted { growth: wants("growth"), last_packet: wants("last-packet"), burst: wants("burst") };
     if wanted.growth || wanted.last_packet || wanted.burst {
         eprintln!("bench: growth, last-packet, burst");
         sections.extend(crowd::measure(&node, &effort, &wanted)?);

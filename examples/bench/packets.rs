@@ -134,7 +134,8 @@ pub(crate) fn flood(node: &Node, effort: &Effort) -> Outcome<Section> {
     let mut one = CpuSet::new();
     one.set(0)?;
     let measured = std::thread::scope(|scope| {
-        scope.spawn(|| flood_in_turn(node, effort, &droppers, one, &mut section).map_err(|error| error.to_string()))
+        scope
+            .spawn(|| flood_in_turn(node, effort, &droppers, one, &mut section).map_err(|error| error.to_string()))
             .join()
             .map_err(|_| "the flood panicked".to_owned())
     });
@@ -160,7 +161,8 @@ fn flood_in_turn(
     for _ in 0..effort.runs(30) {
         for (dropper, cannon) in droppers.iter().zip(&cannons) {
             let before = dropper.dropped(node)?;
-            let cpu = || -> Outcome<Duration> { Ok(cpu_time_of("/proc/thread-self/schedstat")? + cpu_time_of(&softirq)?) };
+            let cpu =
+                || -> Outcome<Duration> { Ok(cpu_time_of("/proc/thread-self/schedstat")? + cpu_time_of(&softirq)?) };
             let (started, cpu_before) = (Instant::now(), cpu()?);
             let mut sent = 0_u64;
             while started.elapsed() < Duration::from_millis(100) {
@@ -175,7 +177,12 @@ fn flood_in_turn(
                 return Err(format!("{}: {dropped} of {sent} frames dropped", dropper.name).into());
             }
             // By the CPU's time and not the clock's: whoever else runs takes nothing from the figure.
-            section.push("frames dropped in a second of CPU", dropper.name, "thousand", dropped as f64 / busy.as_secs_f64() / 1e3);
+            section.push(
+                "frames dropped in a second of CPU",
+                dropper.name,
+                "thousand",
+                dropped as f64 / busy.as_secs_f64() / 1e3,
+            );
             section.push("CPU for each", dropper.name, "ns", busy.as_nanos() as f64 / dropped as f64);
         }
     }

@@ -9,5 +9,6 @@ mod install;
 #[allow(dead_code, unused_imports)]
 mod lab;
 mod protocol;
+mod rulesets;
 mod runtimes;
 mod state;
