@@ -3,6 +3,7 @@
 //! A test builds a [`Topology`], puts a [`Sandbox`] on its pod, and looks at what passes. Everything made here is
 //! torn down by Drop, also when the test panics. Nothing here touches the machine's own network namespace.
 
+pub(crate) mod crowd;
 mod netns;
 pub(crate) mod node;
 mod product;
@@ -11,6 +12,7 @@ pub(crate) mod scene;
 pub(crate) mod topology;
 pub(crate) mod traffic;
 
+pub(crate) use crowd::Crowd;
 pub(crate) use netns::Netns;
 pub(crate) use node::Node;
 pub(crate) use product::{Invocation, Run, quarantine};
