@@ -19,7 +19,7 @@ use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::UdpSocket;
+use std::net::{Ipv4Addr, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -211,6 +211,16 @@ pub(crate) struct Pod {
 impl Pod {
     pub(crate) fn path(&self) -> PathBuf {
         self.netns.path()
+    }
+
+    /// The node's end of its veth.
+    pub(crate) fn host_end(&self) -> String {
+        format!("h{}", self.number)
+    }
+
+    /// The node's address on that end.
+    pub(crate) fn gateway(&self) -> Ipv4Addr {
+        Ipv4Addr::new(10, 77, self.number, 1)
     }
 
     /// What a main plugin would have given for this pod, in the newest version.

@@ -1,0 +1,220 @@
+//! The state directory: taken away, replaced, full, on file systems of every kind.
+
+use std::fs;
+use std::path::Path;
+
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+
+use super::{Agent, added, added_as, await_kernel, await_tables};
+use crate::protocol::{Node, Pod, Tables};
+
+fn isolated(node: &Node, pod: &Pod, why: &str) {
+    node.mark(&pod.id, "");
+    await_tables(pod, Tables::Isolated, why);
+}
+
+fn released(node: &Node, pod: &Pod, why: &str) {
+    fs::remove_file(node.mark_path(&pod.id)).unwrap();
+    await_tables(pod, Tables::Released, why);
+}
+
+/// All marks are gone with their directory; those in a new one hold.
+#[test]
+fn isolated_is_deleted_and_made_anew() {
+    let node = Node::new();
+    let pod = added(&node);
+    let _agent = Agent::on(&node);
+    for round in 0..5 {
+        isolated(&node, &pod, "marked");
+        fs::remove_dir_all(node.state_dir().join("isolated")).unwrap();
+        await_tables(&pod, Tables::Released, &format!("deleted, {round}"));
+    }
+    isolated(&node, &pod, "in the new one");
+    assert!(pod.is_cut_off_from(&node));
+    released(&node, &pod, "in the new one");
+}
+
+/// A directory with marks is put in the other one's place.
+#[test]
+fn isolated_is_replaced() {
+    let node = Node::new();
+    let (one, two) = (added(&node), added(&node));
+    let _agent = Agent::on(&node);
+    isolated(&node, &one, "in the first");
+    let path = node.state_dir().join("isolated");
+    let (away, prepared) = (node.state_dir().join("away"), node.state_dir().join("prepared"));
+    fs::create_dir(&prepared).unwrap();
+    fs::write(prepared.join(&two.id), "").unwrap();
+    fs::rename(&path, &away).unwrap();
+    // The agent may have made one meanwhile; an empty directory can be renamed over.
+    fs::rename(&prepared, &path).unwrap();
+    await_tables(&two, Tables::Isolated, "in the second");
+    await_tables(&one, Tables::Released, "no more marked");
+    isolated(&node, &one, "in the second");
+    released(&node, &two, "in the second");
+    // What happens in the one that was taken away is nothing to it.
+    fs::remove_file(away.join(&one.id)).unwrap();
+    released(&node, &one, "at last");
+}
+
+/// Who has no record any more stays as it is; with its records it is found again.
+#[test]
+fn attachments_are_replaced() {
+    let node = Node::new();
+    let (one, two) = (added_as(&node, "uid-1"), added(&node));
+    let agent = Agent::on(&node);
+    isolated(&node, &one, "before");
+    let (path, away) = (node.state_dir().join("attachments"), node.state_dir().join("away"));
+    fs::rename(&path, &away).unwrap();
+    // The agent makes a new one; ADD writes there.
+    assert!(await_kernel(|| path.exists()), "{:#?}", agent.lines());
+    let three = added(&node);
+    isolated(&node, &three, "added meanwhile");
+    assert_eq!(one.tables(), Tables::Isolated, "no record is no release");
+    fs::rename(path.join(&three.id), away.join(&three.id)).unwrap();
+    fs::rename(&path, node.state_dir().join("empty")).unwrap();
+    let _ = fs::remove_dir(&path);
+    fs::rename(&away, &path).unwrap();
+    isolated(&node, &two, "the records are back");
+    for pod in [&one, &two, &three] {
+        released(&node, pod, "the records are back");
+    }
+}
+
+/// The whole state directory goes and comes back; meanwhile nobody is released.
+#[test]
+fn the_state_directory_is_taken_away() {
+    let node = Node::new();
+    let (one, two) = (added(&node), added(&node));
+    let agent = Agent::on(&node);
+    isolated(&node, &one, "before");
+    let away = node.state_dir().with_extension("away");
+    fs::rename(node.state_dir(), &away).unwrap();
+    // It finds that it is gone, and makes one, or waits.
+    let marker = added_elsewhere(&node, &agent);
+    assert!(marker, "{:#?}", agent.lines());
+    assert_eq!(one.tables(), Tables::Isolated);
+    let _ = fs::remove_dir_all(node.state_dir());
+    fs::rename(&away, node.state_dir()).unwrap();
+    isolated(&node, &two, "it is back");
+    released(&node, &one, "it is back");
+}
+
+/// The agent has noticed that the state directory is not there.
+fn added_elsewhere(node: &Node, agent: &Agent) -> bool {
+    await_kernel(|| node.state_dir().join("isolated").exists() || agent.count(&["event=state-directory-lost"]) > 0)
+}
+
+/// Runs `body` with a node whose state directory is a file system of its own, in a mount namespace of its own.
+fn on_file_system(make: impl FnOnce(&Path) + Send, body: impl FnOnce(&Node) + Send) {
+    let outcome = std::thread::scope(|scope| {
+        let inside = scope.spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNS).unwrap();
+            // What others unmount goes here too; what is mounted here stays here.
+            mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_SLAVE, None::<&str>).unwrap();
+            let node = Node::new();
+            make(node.state_dir());
+            body(&node);
+        });
+        inside.join()
+    });
+    outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+}
+
+fn tmpfs(at: &Path, options: &str) {
+    let options = format!("mode=0700,{options}");
+    mount(Some("quarantine"), at, Some("tmpfs"), MsFlags::empty(), Some(options.as_str())).unwrap();
+}
+
+fn marks_are_obeyed(node: &Node) {
+    let pod = added_as(node, "uid-1");
+    assert!(pod.reaches_node(node), "the control");
+    let _agent = Agent::on(node);
+    for key in ["uid-1", "shop_web", pod.id.as_str()] {
+        for text in ["", r#"{"reason": "x"}"#] {
+            node.mark(key, text);
+            await_tables(&pod, Tables::Isolated, key);
+            assert!(pod.is_cut_off_from(node), "{key}");
+            fs::remove_file(node.mark_path(key)).unwrap();
+            await_tables(&pod, Tables::Released, key);
+        }
+    }
+    fs::remove_dir_all(node.state_dir().join("isolated")).unwrap();
+    await_kernel(|| node.state_dir().join("isolated").exists());
+    isolated(node, &pod, "in a new directory");
+}
+
+#[test]
+fn on_tmpfs() {
+    on_file_system(|at| tmpfs(at, "size=1m"), marks_are_obeyed);
+}
+
+#[test]
+fn on_overlayfs() {
+    let overlay = |at: &Path| {
+        // Its layers have to lie on a file system that can bear them; the lower one has the directories already.
+        tmpfs(at, "size=4m");
+        let layer = |name: &str| {
+            let path = at.join(name);
+            fs::create_dir(&path).unwrap();
+            path
+        };
+        let (lower, upper, work) = (layer("lower"), layer("upper"), layer("work"));
+        for name in ["isolated", "attachments"] {
+            fs::create_dir(lower.join(name)).unwrap();
+        }
+        for path in [&lower, &upper, &lower.join("isolated"), &lower.join("attachments")] {
+            fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+        }
+        let options = format!("lowerdir={},upperdir={},workdir={}", lower.display(), upper.display(), work.display());
+        mount(Some("overlay"), at, Some("overlay"), MsFlags::empty(), Some(options.as_str())).unwrap();
+    };
+    on_file_system(overlay, marks_are_obeyed);
+}
+
+/// Nothing can be written any more: a mark that could be made isolates, also an empty one of which no byte got through,
+/// and what could not be made is said plainly.
+#[test]
+fn on_a_full_disk() {
+    on_file_system(
+        |at| tmpfs(at, "size=256k,nr_inodes=64"),
+        |node| {
+            let (one, two) = (added(node), added(node));
+            assert!(one.reaches_node(node) && two.reaches_node(node), "the control");
+            let agent = Agent::on(node);
+            isolated(node, &one, "before it is full");
+            released(node, &one, "before it is full");
+            let fill = || {
+                let mut number = 0;
+                // First the bytes, then the names.
+                let _ = fs::write(node.state_dir().join("ballast"), vec![0; 1 << 20]);
+                while fs::write(node.state_dir().join(format!("ballast{number}")), "").is_ok() {
+                    number += 1;
+                }
+            };
+            fill();
+            // One name is left: `touch` works, and what is written to it does not get there.
+            fs::remove_file(node.state_dir().join("ballast0")).unwrap();
+            assert!(
+                fs::write(node.mark_path(&one.id), r#"{"policy": {"probes": false}}"#).is_err(),
+                "the control: full"
+            );
+            await_tables(&one, Tables::Isolated, "a mark of which nothing could be written");
+            assert!(one.is_cut_off_from(node));
+            // No name is left.
+            fs::write(node.mark_path(&two.id), "").unwrap_err();
+            let state_dir = node.state_dir().to_str().unwrap();
+            let run = crate::lab::quarantine(&node.netns, &["isolate", &two.id, "--state-dir", state_dir]);
+            assert!(!run.status.success(), "{run:?}");
+            assert!(run.stderr.contains("No space left"), "{run:?}");
+            assert_eq!(two.tables(), Tables::Released);
+            // The agent is started anew on the full disk, and releases and isolates.
+            agent.kill();
+            let _agent = Agent::on(node);
+            assert_eq!(one.tables(), Tables::Isolated);
+            released(node, &one, "on a full disk");
+            isolated(node, &two, "by the name that is free now");
+        },
+    );
+}

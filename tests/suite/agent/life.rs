@@ -1,0 +1,125 @@
+//! The process itself: one on each node, its signals, what it tells the service manager, and that it rests.
+
+use std::fs;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use super::{Agent, added, await_kernel, await_tables};
+use crate::protocol::{Node, Tables, tables};
+
+#[test]
+fn a_second_one_says_who_is_first() {
+    let node = Node::new();
+    let pod = added(&node);
+    let first = Agent::on(&node);
+    let (status, lines) = Agent::spawn(&node.netns, node.state_dir(), &[]).wait();
+    assert_eq!(status.code(), Some(3), "{lines:#?}");
+    let says = |word: &str| lines.iter().any(|line| line.contains(word));
+    assert!(says("running") && says(&first.pid().to_string()), "{lines:#?}");
+    // The first is not disturbed.
+    node.mark(&pod.id, "");
+    await_tables(&pod, Tables::Isolated, "by the first");
+    // The lock ends with the process, however that ends.
+    first.kill();
+    let _third = Agent::on(&node);
+    fs::remove_file(node.mark_path(&pod.id)).unwrap();
+    await_tables(&pod, Tables::Released, "by the third");
+}
+
+#[test]
+fn sigterm_ends_it_and_releases_nobody() {
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let node = Node::new();
+        let pod = added(&node);
+        let agent = Agent::on(&node);
+        node.mark(&pod.id, "");
+        await_tables(&pod, Tables::Isolated, "before");
+        agent.signal(signal);
+        agent.await_notification("STOPPING=1");
+        let (status, lines) = agent.wait();
+        assert!(status.success(), "{signal}: {status}, {lines:#?}");
+        assert!(lines.iter().any(|line| line.contains("event=agent-stopped")), "{lines:#?}");
+        assert_eq!(pod.tables(), Tables::Isolated, "{signal}");
+        assert!(pod.is_cut_off_from(&node), "{signal}");
+    }
+}
+
+/// What changed without a word to the agent is found: here in a pod that is released, to which it does not listen.
+#[test]
+fn sighup_looks_at_everything() {
+    let node = Node::new();
+    let pod = added(&node);
+    let agent = Agent::on(&node);
+    // So that the look at everything with which it starts is over.
+    node.mark(&pod.id, "");
+    await_tables(&pod, Tables::Isolated, "before");
+    fs::remove_file(node.mark_path(&pod.id)).unwrap();
+    await_tables(&pod, Tables::Released, "before");
+    agent.await_line(&["event=released"]);
+    pod.netns.sh("nft 'delete table inet quarantine; delete table netdev quarantine'");
+    assert_eq!(tables(&pod.netns), Tables::Absent);
+    agent.signal(Signal::SIGHUP);
+    await_tables(&pod, Tables::Released, "after SIGHUP");
+}
+
+#[test]
+fn the_watchdog_is_told() {
+    let node = Node::new();
+    let agent = Agent::spawn(&node.netns, node.state_dir(), &[("WATCHDOG_USEC", "300000")]);
+    agent.await_notification("READY=1");
+    for _ in 0..5 {
+        agent.await_notification("WATCHDOG=1");
+    }
+}
+
+/// A state directory that others can write is refused by name, not used.
+#[test]
+fn an_unsound_state_directory_is_refused() {
+    let node = Node::new();
+    added(&node);
+    let isolated = node.mark_path("x").parent().unwrap().to_owned();
+    fs::set_permissions(&isolated, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    let (status, lines) = Agent::spawn(&node.netns, node.state_dir(), &[]).wait();
+    assert_eq!(status.code(), Some(3), "{lines:#?}");
+    assert!(lines.iter().any(|line| line.contains(isolated.to_str().unwrap()) && line.contains("0777")), "{lines:#?}");
+}
+
+/// How often its threads have been woken.
+fn wakeups(agent: &Agent) -> u64 {
+    let tasks = fs::read_dir(format!("/proc/{}/task", agent.pid())).unwrap();
+    tasks
+        .map(|task| {
+            let status = fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+            let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")).unwrap();
+            line.trim().parse::<u64>().unwrap()
+        })
+        .sum()
+}
+
+/// Nothing is polled: while nothing happens it does not run at all, and what it opened for isolated pods it closes.
+#[test]
+fn it_rests_and_keeps_nothing() {
+    let node = Node::new();
+    // Before there is anything to look at.
+    let agent = Agent::on(&node);
+    let before = agent.descriptors();
+    let pods: Vec<_> = (0..10).map(|_| added(&node)).collect();
+    let all_are = |wanted| pods.iter().for_each(|pod| await_tables(pod, wanted, "all"));
+    for round in 0..3 {
+        pods.iter().for_each(|pod| node.mark(&pod.id, ""));
+        all_are(Tables::Isolated);
+        assert!(agent.descriptors() > before, "the control: isolated pods are listened to");
+        if round == 2 {
+            // Quiet is what is measured, so there is nothing to wait for.
+            std::thread::sleep(Duration::from_millis(500));
+            let woken = wakeups(&agent);
+            std::thread::sleep(Duration::from_secs(3));
+            let woken = wakeups(&agent) - woken;
+            assert!(woken <= 2, "woken {woken} times while nothing happened");
+        }
+        pods.iter().for_each(|pod| fs::remove_file(node.mark_path(&pod.id)).unwrap());
+        all_are(Tables::Released);
+        assert!(await_kernel(|| agent.descriptors() == before), "{} instead of {before}", agent.descriptors());
+    }
+}
