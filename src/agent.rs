@@ -43,12 +43,15 @@ const REOPEN: Duration = Duration::from_secs(1);
 /// The wait after the first failure of a sandbox; it doubles each time, up to the longest.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_LONGEST: Duration = Duration::from_secs(60);
-/// The wait before a second repair of the same sandbox; it doubles each time, up to the longest. The host guard holds
-/// meanwhile.
-const REPAIR_PAUSE_FIRST: Duration = Duration::from_millis(5);
-const REPAIR_PAUSE_LONGEST: Duration = Duration::from_millis(250);
-/// After so long without a repair the next one is a first one again.
-const REPAIR_FORGOTTEN: Duration = Duration::from_secs(10);
+/// The wait between two looks at the same sandbox that events in it ask for; it doubles each time, up to the longest,
+/// whether there was something to repair or not: whoever makes events in a loop gets no more of the processor. The host
+/// guard holds meanwhile.
+const LOOK_PAUSE_FIRST: Duration = Duration::from_millis(5);
+const LOOK_PAUSE_LONGEST: Duration = Duration::from_millis(250);
+/// After so long without such a look the next one is a first one again.
+const LOOKS_FORGOTTEN: Duration = Duration::from_secs(10);
+/// Of those who were seen changing rules, so many are named.
+const STRANGERS_MAX: usize = 4;
 const EVENT_BUFFER: usize = 64 * 1024;
 
 const WATCH: u64 = 0;
@@ -117,8 +120,35 @@ struct Listened {
     events: PodEvents,
     number: u64,
     strangers: Vec<String>,
-    repairs: u32,
-    last_repair: Option<Instant>,
+    looks: u32,
+    last_look: Option<Instant>,
+    /// Whether the next look is due already.
+    is_due: bool,
+}
+
+impl Listened {
+    fn saw(&mut self, stranger: String) {
+        if self.strangers.len() < STRANGERS_MAX && !self.strangers.contains(&stranger) {
+            self.strangers.push(stranger);
+        }
+    }
+
+    /// When the look that events ask for now is to be.
+    fn next_look(&mut self, now: Instant) -> Instant {
+        let when = match self.last_look {
+            Some(last) if now < last + LOOKS_FORGOTTEN => {
+                let pause = LOOK_PAUSE_FIRST.saturating_mul(1 << self.looks.min(16)).min(LOOK_PAUSE_LONGEST);
+                self.looks = self.looks.saturating_add(1);
+                now.max(last + pause)
+            }
+            _ => {
+                self.looks = 0;
+                now
+            }
+        };
+        self.last_look = Some(when);
+        when
+    }
 }
 
 /// Which sandboxes a resync looks at.
@@ -225,6 +255,9 @@ impl Agent {
                 && when <= now
             {
                 self.due.pop_first();
+                if let Some(listened) = self.listened.get_mut(&container_id) {
+                    listened.is_due = false;
+                }
                 self.dispatch(&container_id);
             }
             if next_resync <= now {
@@ -383,13 +416,13 @@ impl Agent {
             let again = self.at_work.remove(&container_id).unwrap_or(false);
             let mut is_settled = true;
             match outcome {
-                Outcome::Isolated { events, was_altered, has_interfaces } => {
+                Outcome::Isolated { events, has_interfaces } => {
                     self.failures.remove(&container_id);
                     self.applied.insert(container_id.clone(), answer);
                     if let Some(events) = events {
                         self.listen(&container_id, events);
                     }
-                    self.repaired(&container_id, was_altered);
+                    self.listen_again(&container_id);
                     if !has_interfaces {
                         // It is being taken down, and our sockets must not be what keeps it.
                         self.stop_listening(&container_id);
@@ -431,7 +464,7 @@ impl Agent {
             }
         }
         self.by_number.insert(number, container_id.clone());
-        let listened = Listened { events, number, strangers: Vec::new(), repairs: 0, last_repair: None };
+        let listened = Listened { events, number, strangers: Vec::new(), looks: 0, last_look: None, is_due: false };
         self.listened.insert(container_id.clone(), listened);
     }
 
@@ -462,37 +495,21 @@ impl Agent {
             self.listen_again(&container_id);
             return;
         }
-        listened.strangers = heard.strangers;
-        listened.strangers.dedup();
-        listened.strangers.truncate(4);
+        heard.strangers.into_iter().for_each(|stranger| listened.saw(stranger));
+        if listened.is_due {
+            return;
+        }
         let now = Instant::now();
-        let pause = match listened.last_repair {
-            Some(last) if now < last + REPAIR_FORGOTTEN => {
-                let pause = REPAIR_PAUSE_FIRST.saturating_mul(1 << listened.repairs.min(16)).min(REPAIR_PAUSE_LONGEST);
-                (last + pause).saturating_duration_since(now)
-            }
-            _ => Duration::ZERO,
-        };
-        if pause.is_zero() {
+        let when = listened.next_look(now);
+        if when <= now {
             self.dispatch(&container_id);
         } else {
-            self.due.insert((now + pause, container_id));
+            listened.is_due = true;
+            self.due.insert((when, container_id));
         }
     }
 
-    /// A sandbox was looked at: it may be listened to again.
-    fn repaired(&mut self, container_id: &ContainerId, was_altered: bool) {
-        if let Some(listened) = self.listened.get_mut(container_id) {
-            let now = Instant::now();
-            if was_altered {
-                let is_recent = listened.last_repair.is_some_and(|last| now < last + REPAIR_FORGOTTEN);
-                listened.repairs = if is_recent { listened.repairs.saturating_add(1) } else { 0 };
-                listened.last_repair = Some(now);
-            }
-            self.listen_again(container_id);
-        }
-    }
-
+    /// After it was looked at.
     fn listen_again(&self, container_id: &ContainerId) {
         let Some(listened) = self.listened.get(container_id) else { return };
         for fd in listened.events.descriptors() {
@@ -506,7 +523,14 @@ impl Agent {
         let touched: BTreeSet<_> = if lost {
             self.listened.keys().cloned().collect()
         } else {
-            touched.into_iter().filter(|container_id| self.listened.contains_key(container_id)).collect()
+            let mut concerned = BTreeSet::new();
+            for (container_id, stranger) in touched {
+                if let Some(listened) = self.listened.get_mut(&container_id) {
+                    listened.saw(stranger);
+                    concerned.insert(container_id);
+                }
+            }
+            concerned
         };
         for container_id in touched {
             self.dispatch(&container_id);

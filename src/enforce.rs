@@ -148,9 +148,10 @@ fn log_applied(
     match desired {
         Desired::Isolated { policy, mark, fault } if applied.changed => {
             let event = match (applied.was_isolated, cause) {
-                (false, _) => "isolated",
+                (false, Cause::Asked) => "isolated",
                 (true, Cause::Asked) => "updated",
-                (true, Cause::Disturbed) => "repaired",
+                // Whether anything was left of the isolation or not.
+                (_, Cause::Disturbed) => "repaired",
             };
             let line = subject(event, container_id, pod)
                 .with("verdict", applied.report.verdict.as_str())
@@ -161,7 +162,7 @@ fn log_applied(
                 .with_some("sealed_because", fault.as_ref())
                 .with_some(
                     "changed",
-                    (!applied.altered.is_empty() && applied.was_isolated).then(|| applied.altered.join(", ")),
+                    (event != "isolated" && !applied.altered.is_empty()).then(|| applied.altered.join(", ")),
                 )
                 .with_some("open", (!applied.report.reasons.is_empty()).then(|| applied.report.reasons.join("; ")))
                 .with("ms", milliseconds);

@@ -101,7 +101,7 @@ pub struct Applied {
     pub changed: bool,
     /// Whether it was awake before: it had been isolated already.
     pub was_isolated: bool,
-    /// What somebody else had changed in rules that had been in place.
+    /// In what the rules differed from what is wanted.
     pub altered: Vec<String>,
     /// What was read back afterwards.
     pub report: Report,
@@ -194,9 +194,7 @@ impl<'a> Sandbox<'a> {
     fn applied(&mut self, desired: &Desired, wanted: &Wanted, done: Done, scan: Scan) -> Result<Applied, SandboxError> {
         let mut altered = Vec::new();
         for (side, transition) in [("pod", &done.pod), ("host", &done.guard)] {
-            if transition.was_there || done.was_isolated {
-                altered.extend(transition.differences.iter().map(|difference| format!("{side} {difference}")));
-            }
+            altered.extend(transition.differences.iter().map(|difference| format!("{side} {difference}")));
         }
         Ok(Applied {
             changed: done.pod.changed || done.guard.changed,

@@ -101,14 +101,15 @@ impl HostEvents {
         Ok(Self { rules })
     }
 
-    /// Takes what waits: the sandboxes whose host guard somebody else changed, and whether events were lost.
-    pub(super) fn drain(&self, buffer: &mut [u8], own: &OwnThreads) -> (Vec<ContainerId>, bool) {
+    /// Takes what waits: the sandboxes whose host guard somebody else changed, with who did, and whether events were
+    /// lost.
+    pub(super) fn drain(&self, buffer: &mut [u8], own: &OwnThreads) -> (Vec<(ContainerId, String)>, bool) {
         let (mut touched, mut pending) = (Vec::new(), Vec::new());
         let drained = self.rules.drain(buffer, |kind, payload| {
             if kind == NFT_MSG_NEWGEN {
                 // Each transaction ends with one, and only it says whose it was.
-                if stranger(kind, payload, own).is_some() {
-                    touched.append(&mut pending);
+                if let Some(stranger) = stranger(kind, payload, own) {
+                    touched.extend(pending.drain(..).map(|container_id| (container_id, stranger.clone())));
                 }
                 pending.clear();
             } else if let Some(container_id) = guarded_sandbox(payload)

@@ -52,8 +52,6 @@ pub(super) enum Outcome {
     Isolated {
         /// The events of its netns, where they were not listened to.
         events: Option<PodEvents>,
-        /// Whether somebody had changed its rules.
-        was_altered: bool,
         /// Whether it has an interface besides `lo`.
         has_interfaces: bool,
     },
@@ -188,11 +186,11 @@ fn apply(state: &StateDir, host: &mut Side, job: &Job) -> Result<Outcome, Enforc
     if !desired.is_isolated() {
         return Ok(Outcome::Released);
     }
-    let was_altered = applied.was_isolated && !applied.altered.is_empty();
+    let was_altered = job.cause == Cause::Disturbed && applied.changed;
     if was_altered && !job.strangers.is_empty() {
         log::warn!("{}", Line::new("tampering").with("container", container_id).with("by", job.strangers.join(",")));
     }
-    Ok(Outcome::Isolated { events, was_altered, has_interfaces: applied.report.interfaces > 0 })
+    Ok(Outcome::Isolated { events, has_interfaces: applied.report.interfaces > 0 })
 }
 
 /// What the marks want, now and under the lock: the job may be older than a mark. To isolate, the marks that the job

@@ -12,10 +12,8 @@ use crate::ruleset::Table;
 /// What was found and done.
 #[derive(Debug, Default)]
 pub(super) struct Transition {
-    /// In what the tables differed from what was wanted, beyond being awake or asleep, each with its family.
+    /// In what the tables differed from what was wanted, each with its family.
     pub(super) differences: Vec<String>,
-    /// Whether a table was there at all.
-    pub(super) was_there: bool,
     /// Whether anything was changed.
     pub(super) changed: bool,
 }
@@ -34,7 +32,6 @@ pub(super) fn bring(nft: &mut Nft, wanted: &[Table]) -> Result<Transition, Netli
             None if nft.has_table(table.family, &table.name)? => Some(!nft.is_awake(table.family, &table.name)?),
             None => None,
         };
-        transition.was_there |= was_dormant.is_some();
         if was_dormant == Some(false) && table.dormant {
             to_sleep.set_dormant(table.family, &table.name, true);
         }
@@ -47,6 +44,9 @@ pub(super) fn bring(nft: &mut Nft, wanted: &[Table]) -> Result<Transition, Netli
             // Awake, and nobody knows with what in it.
             (None, Some(false)) if !table.dormant => replace(&mut rewrite, table, true),
             _ => replace(&mut rewrite, &Table { dormant: true, ..table.clone() }, was_dormant.is_some()),
+        }
+        if wakes && was_dormant.is_some() {
+            differences.push(Difference::Dormant { is: true });
         }
         if wakes {
             // Flows of an earlier isolation are not open in this one.

@@ -10,6 +10,7 @@ mod life;
 mod links;
 mod marks;
 mod recreated;
+mod repair;
 mod restart;
 mod subscription;
 
