@@ -31,6 +31,26 @@ fn no_mark_can_forge_a_line_or_a_pair() {
     }
 }
 
+/// Who changed the rules is named by a word that he chose himself.
+#[test]
+fn no_program_s_name_can_forge_a_line_or_a_pair() {
+    let node = Node::new();
+    let pod = added(&node);
+    let agent = Agent::on(&node);
+    node.mark(&pod.id, "");
+    agent.await_line(&["event=isolated", &pod.id]);
+    let directory = tempfile::tempdir().unwrap();
+    let name = "a\" b=c\nevent=";
+    let program = directory.path().join(name);
+    std::fs::copy(pod.netns.sh("command -v nft").trim(), &program).unwrap();
+    let status = pod.netns.command(program.to_str().unwrap()).args(["flush", "ruleset"]).status().unwrap();
+    assert!(status.success());
+    let line = agent.await_line(&["event=tampering"]);
+    assert!(line.contains(r#"by="a\\\" b=c\\nevent="#), "{line}");
+    agent.await_line(&["event=repaired"]);
+    assert!(agent.lines().iter().all(|line| line.starts_with("quarantine[")), "{:#?}", agent.lines());
+}
+
 /// What an auditor asks: who, what, by which policy, why, in which case, by whose hand, and how long it took.
 #[test]
 fn a_line_says_who_what_and_why() {

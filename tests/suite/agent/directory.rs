@@ -1,10 +1,15 @@
 //! The state directory: taken away, replaced, full, on file systems of every kind.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
 
 use super::{Agent, added, added_as, await_kernel, await_tables};
 use crate::protocol::{Node, Pod, Tables};
@@ -104,6 +109,81 @@ fn the_state_directory_is_taken_away() {
 /// The agent has noticed that the state directory is not there.
 fn added_elsewhere(node: &Node, agent: &Agent) -> bool {
     await_kernel(|| node.state_dir().join("isolated").exists() || agent.count(&["event=state-directory-lost"]) > 0)
+}
+
+/// More happens than the kernel keeps for a reader that is not there: it looks at everything then.
+#[test]
+fn events_are_lost() {
+    let node = Node::new();
+    let (one, two) = (added(&node), added(&node));
+    let agent = Agent::on(&node);
+    isolated(&node, &one, "before");
+    agent.signal(Signal::SIGSTOP);
+    let limit: usize = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap().trim().parse().unwrap();
+    let (junk, other) = (node.mark_path("junk-1"), node.mark_path("junk-2"));
+    // Each turn makes four events at least.
+    for _ in 0..limit / 4 + 100 {
+        fs::write(&junk, "").unwrap();
+        fs::rename(&junk, &other).unwrap();
+        fs::remove_file(&other).unwrap();
+    }
+    // Of these nothing is heard any more.
+    node.mark(&two.id, "");
+    fs::remove_file(node.mark_path(&one.id)).unwrap();
+    agent.signal(Signal::SIGCONT);
+    await_tables(&two, Tables::Isolated, "marked unheard");
+    await_tables(&one, Tables::Released, "released unheard");
+    isolated(&node, &one, "heard again");
+}
+
+/// Whatever else lies in the directories disturbs nobody.
+#[test]
+fn junk_is_passed_over() {
+    let node = Node::new();
+    let pod = added(&node);
+    let litter = |round: &str| {
+        let isolated = node.mark_path("x").parent().unwrap().to_owned();
+        let attachments = node.state_dir().join("attachments");
+        for directory in [&isolated, &attachments] {
+            fs::write(directory.join(OsStr::from_bytes(b"\xff\xfe name")), "").unwrap();
+            fs::write(directory.join(format!("{round} with\nall \"sorts\"")), "{}").unwrap();
+            fs::write(directory.join("x".repeat(255)), "").unwrap();
+            let _ = symlink(directory, directory.join("loop"));
+        }
+        let _ = fs::create_dir(attachments.join("half-a-sandbox"));
+        let _ = nix::unistd::mkfifo(&attachments.join("half-a-sandbox/eth0.json"), Mode::S_IRWXU);
+        let _ = fs::create_dir(attachments.join("empty"));
+        fs::write(attachments.join(&pod.id).join(format!("{round}.json")), "{\"junk\": 1}").unwrap();
+    };
+    litter("before");
+    let _agent = Agent::on(&node);
+    isolated(&node, &pod, "junk was there");
+    litter("after");
+    released(&node, &pod, "junk came");
+    isolated(&node, &pod, "junk came");
+}
+
+/// A record that is spoilt is no release.
+#[test]
+fn a_spoilt_record_releases_nobody() {
+    let node = Node::new();
+    let (pod, other) = (added(&node), added(&node));
+    let agent = Agent::on(&node);
+    isolated(&node, &pod, "before");
+    let record = node.record_path(&pod);
+    let whole = fs::read(&record).unwrap();
+    let replace = |content: &[u8]| {
+        let temporary = record.with_file_name(".new");
+        fs::write(&temporary, content).unwrap();
+        fs::rename(temporary, &record).unwrap();
+    };
+    replace(b"{");
+    fs::write(node.mark_path(&pod.id), "").unwrap();
+    agent.signal(Signal::SIGHUP);
+    isolated(&node, &other, "what came after");
+    assert_eq!(pod.tables(), Tables::Isolated);
+    replace(&whole);
+    released(&node, &pod, "the record is back");
 }
 
 /// Runs `body` with a node whose state directory is a file system of its own, in a mount namespace of its own.

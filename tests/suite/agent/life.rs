@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use super::{Agent, added, await_kernel, await_tables};
-use crate::protocol::{Node, Tables, tables};
+use super::{Agent, added, added_as, await_kernel, await_tables};
+use crate::lab::quarantine;
+use crate::protocol::{Node, Tables, rules, tables};
 
 #[test]
 fn a_second_one_says_who_is_first() {
@@ -83,6 +84,39 @@ fn an_unsound_state_directory_is_refused() {
     let (status, lines) = Agent::spawn(&node.netns, node.state_dir(), &[]).wait();
     assert_eq!(status.code(), Some(3), "{lines:#?}");
     assert!(lines.iter().any(|line| line.contains(isolated.to_str().unwrap()) && line.contains("0777")), "{lines:#?}");
+}
+
+/// When a command says that it is so, it is; what the agent still has to do about an older mark changes nothing.
+#[test]
+fn commands_and_the_agent_agree() {
+    let node = Node::new();
+    let pod = added_as(&node, "uid-1");
+    assert!(pod.reaches_node(&node), "the control");
+    let agent = Agent::on(&node);
+    let command = |words: &[&str]| {
+        let state_dir = ["--state-dir", node.state_dir().to_str().unwrap()];
+        quarantine(&node.netns, &[words, &state_dir].concat()).ok();
+    };
+    for _ in 0..10 {
+        for policy in ["--sealed", "--no-probes", "--probe-port=8080"] {
+            command(&["isolate", "uid-1", policy]);
+            assert_eq!(pod.tables(), Tables::Isolated);
+        }
+        command(&["release", "uid-1"]);
+        assert_eq!(pod.tables(), Tables::Released);
+    }
+    command(&["isolate", &pod.id, "--sealed"]);
+    let sealed = rules(&pod.netns);
+    command(&["isolate", &pod.id]);
+    assert_ne!(rules(&pod.netns), sealed, "the control");
+    command(&["isolate", &pod.id, "--sealed"]);
+    // What was done about another pod says that the agent has seen all that.
+    let other = added(&node);
+    command(&["isolate", &other.id]);
+    assert_eq!(rules(&pod.netns), sealed);
+    assert!(pod.is_cut_off_from(&node));
+    assert_eq!(agent.count(&["event=tampering"]), 0, "{:#?}", agent.lines());
+    assert_eq!(agent.count(&["event=repaired"]), 0, "{:#?}", agent.lines());
 }
 
 /// How often its threads have been woken.

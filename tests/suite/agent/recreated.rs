@@ -196,3 +196,21 @@ fn marked_before_it_exists() {
         assert_eq!(pod.tables(), Tables::Isolated, "{key}");
     }
 }
+
+/// Another pod's netns at the path of one that is gone, whose record and mark are left: it is not the marked one.
+#[test]
+fn a_path_that_is_used_again_is_another_sandbox() {
+    let node = Node::new();
+    let old = added_as(&node, UID);
+    let agent = Agent::on(&node);
+    node.mark(&old.id, "");
+    super::await_tables(&old, Tables::Isolated, "the old one");
+    old.netns.delete();
+    node.netns.sh(&format!("ip netns add {}", old.netns.name()));
+    crate::protocol::lone_interface(&old.netns, "eth0");
+    agent.signal(nix::sys::signal::Signal::SIGHUP);
+    let other = added_as(&node, "uid-2");
+    node.mark(&other.id, "");
+    super::await_tables(&other, Tables::Isolated, "what came after");
+    assert_eq!(old.tables(), Tables::Absent);
+}

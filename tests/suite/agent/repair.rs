@@ -4,6 +4,8 @@ use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
+
 use super::{Agent, LIMIT, added, await_kernel, await_tables};
 use crate::lab::topology::{PEER_MAC, POD_MAC};
 use crate::lab::traffic::flood::Flood;
@@ -93,6 +95,24 @@ fn the_host_guard_is_put_back() {
     assert!(agent.count(&["event=tampering", &pod.id, "by=\"nft["]) >= GUARD_DAMAGES.len(), "{:#?}", agent.lines());
     assert!(pod.is_cut_off_from(&node));
     assert_eq!(pod.tables(), Tables::Isolated);
+}
+
+/// So much happens in the pod while the agent sleeps that the kernel drops what it would have heard.
+#[test]
+fn what_was_not_heard_is_put_back_too() {
+    let node = Node::new();
+    let pod = added(&node);
+    let agent = Agent::on(&node);
+    node.mark(&pod.id, "");
+    agent.await_line(&["event=isolated", &pod.id]);
+    let (whole, guard) = (rules(&pod.netns), rules(&node.netns));
+    agent.signal(Signal::SIGSTOP);
+    pod.netns.sh("yes 'add table ip busy; delete table ip busy' | head -n 3000 | nft -i");
+    pod.netns.sh("nft flush ruleset");
+    node.netns.sh("nft flush ruleset");
+    agent.signal(Signal::SIGCONT);
+    assert!(await_kernel(|| rules(&pod.netns) == whole), "{:#?}\n{:#?}", rules(&pod.netns), agent.lines());
+    assert!(await_kernel(|| rules(&node.netns) == guard), "{:#?}\n{:#?}", rules(&node.netns), agent.lines());
 }
 
 /// What other tools have in their own tables, on the node or in the pod, is theirs.
