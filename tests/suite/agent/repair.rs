@@ -238,3 +238,32 @@ fn a_storm_that_breaks_nothing_takes_no_processor() {
         is_put_back(&agent, &pod.id, &pod.netns, POD_DAMAGES[4]);
     }
 }
+
+/// However many isolated pods never rest: who is marked meanwhile is isolated, and who is released is released.
+#[test]
+fn pods_that_never_rest_hold_up_nobody() {
+    let node = Node::new();
+    let pods: Vec<_> = (0..12).map(|_| added(&node)).collect();
+    let other = added(&node);
+    let agent = Agent::on(&node);
+    pods.iter().for_each(|pod| node.mark(&pod.id, ""));
+    agent.await_lines(&["event=isolated"], pods.len());
+    let storms: Vec<_> = pods
+        .iter()
+        .map(|pod| Storm::start(&pod.netns, "flush ruleset; add table ip busy; delete table ip busy", "nft -i"))
+        .collect();
+    agent.await_lines(&["event=repaired"], 2 * pods.len());
+    for round in 0..5 {
+        node.mark(&other.id, "");
+        agent.await_lines(&["event=isolated", &other.id], round + 1);
+        assert_eq!(other.tables(), Tables::Isolated);
+        std::fs::remove_file(node.mark_path(&other.id)).unwrap();
+        agent.await_lines(&["event=released", &other.id], round + 1);
+        assert_eq!(other.tables(), Tables::Released);
+    }
+    drop(storms);
+    for pod in &pods {
+        await_tables(pod, Tables::Isolated, "after the storms");
+        assert!(pod.is_cut_off_from(&node));
+    }
+}
