@@ -97,16 +97,46 @@ pub fn apply_desired(
     scan: Scan,
 ) -> Result<Applied, SandboxError> {
     let started = Instant::now();
-    let pod = pod_of(records);
-    let applied = Sandbox::open(host, container_id, records).and_then(|mut sandbox| sandbox.apply(desired, scan));
+    match Sandbox::open(host, container_id, records) {
+        Ok(mut sandbox) => bring(&mut sandbox, desired, cause, scan, started),
+        Err(error) => {
+            log_failed(container_id, &pod_of(records), desired, &error);
+            Err(error)
+        }
+    }
+}
+
+/// Reads the marks of a sandbox that is open already and brings the kernel to them. The caller holds its lock.
+///
+/// # Errors
+/// [`EnforceError`].
+pub fn apply_opened(state: &StateDir, sandbox: &mut Sandbox<'_>, scan: Scan) -> Result<Outcome, EnforceError> {
+    let started = Instant::now();
+    let desired = desired(state, sandbox.container_id(), &pod_of(sandbox.records()), sandbox.records())?;
+    let applied = bring(sandbox, &desired, Cause::Asked, scan, started)?;
+    Ok(Outcome { desired, report: applied.report })
+}
+
+fn bring(
+    sandbox: &mut Sandbox<'_>,
+    desired: &Desired,
+    cause: Cause,
+    scan: Scan,
+    started: Instant,
+) -> Result<Applied, SandboxError> {
+    let applied = sandbox.apply(desired, scan);
+    let (container_id, pod) = (sandbox.container_id(), pod_of(sandbox.records()));
     match &applied {
         Ok(applied) => log_applied(container_id, &pod, desired, applied, cause, started),
-        Err(error) if desired.is_isolated() && !error.is_gone() => {
-            log::error!("{}", subject("not-isolated", container_id, &pod).with("error", crate::plugin::chain(error)));
-        }
-        Err(_) => {}
+        Err(error) => log_failed(container_id, &pod, desired, error),
     }
     applied
+}
+
+fn log_failed(container_id: &ContainerId, pod: &Pod, desired: &Desired, error: &SandboxError) {
+    if desired.is_isolated() && !error.is_gone() {
+        log::error!("{}", subject("not-isolated", container_id, pod).with("error", crate::plugin::chain(error)));
+    }
 }
 
 /// Like `apply` for CHECK: of a sandbox that is to be released only its waking state is changed, so that rules that
@@ -114,21 +144,13 @@ pub fn apply_desired(
 ///
 /// # Errors
 /// [`EnforceError`].
-pub fn check(
-    state: &StateDir,
-    host: &mut Side,
-    container_id: &ContainerId,
-    records: &[Record],
-) -> Result<Outcome, EnforceError> {
-    let desired = desired(state, container_id, &pod_of(records), records)?;
-    if !desired.is_isolated() {
-        let mut sandbox = Sandbox::open(host, container_id, records)?;
-        if !sandbox.is_isolated_in_part().map_err(SandboxError::from)? {
-            let report = sandbox.verify(&desired, Scan::Sandbox)?;
-            return Ok(Outcome { desired, report });
-        }
+pub fn check(state: &StateDir, sandbox: &mut Sandbox<'_>) -> Result<Outcome, EnforceError> {
+    let desired = desired(state, sandbox.container_id(), &pod_of(sandbox.records()), sandbox.records())?;
+    if !desired.is_isolated() && !sandbox.is_isolated_in_part().map_err(SandboxError::from)? {
+        let report = sandbox.verify(&desired, Scan::Sandbox)?;
+        return Ok(Outcome { desired, report });
     }
-    apply(state, host, container_id, records, Scan::Sandbox)
+    apply_opened(state, sandbox, Scan::Sandbox)
 }
 
 /// The start of every line about a sandbox: who it is.

@@ -176,12 +176,12 @@ fn add(config: &Config, network: &Network, target: &Target) -> Result<Value, Fai
     state.write_record(&record).map_err(|error| failure(Code::State, &error))?;
     records.push(record);
     records.sort_by(|a, b| a.id.cmp(&b.id));
-    let applied = enforce::apply(&state, &mut host, container_id, &records, Scan::Sandbox);
-    match applied {
+    let mut sandbox = Sandbox::of_sides(&mut host, pod, netns, container_id, &records);
+    match enforce::apply_opened(&state, &mut sandbox, Scan::Sandbox) {
         Ok(_) => Ok(previous.into_result(network.version)),
         Err(error) => {
             let _ = state.remove_record(&target.attachment);
-            if is_first && let Ok(mut sandbox) = Sandbox::open(&mut host, container_id, &records) {
+            if is_first {
                 let _ = sandbox.clear();
             }
             Err(enforcement_failure(&error))
@@ -216,8 +216,8 @@ fn check(config: &Config, network: &Network, target: &Target) -> Result<(), Fail
             return Err(altered(format!("interface {name} of prevResult is gone from {}", target.netns)));
         }
     }
-    let outcome =
-        enforce::check(&state, &mut host, container_id, &records).map_err(|error| enforcement_failure(&error))?;
+    let mut sandbox = Sandbox::of_sides(&mut host, pod, netns, container_id, &records);
+    let outcome = enforce::check(&state, &mut sandbox).map_err(|error| enforcement_failure(&error))?;
     let report = outcome.report;
     if !outcome.desired.is_isolated() {
         return match report.differences.first() {

@@ -144,6 +144,30 @@ impl<'a> Sandbox<'a> {
         Ok(Self { container_id, records, netns, pod, host })
     }
 
+    /// A sandbox whose sides are open already; `records` are those of this netns, and at least one.
+    #[must_use]
+    pub fn of_sides(
+        host: &'a mut Side,
+        pod: Side,
+        netns: Netns,
+        container_id: &'a ContainerId,
+        records: &'a [Record],
+    ) -> Self {
+        Self { container_id, records, netns, pod, host }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn container_id(&self) -> &'a ContainerId {
+        self.container_id
+    }
+
+    /// The records of its attachments.
+    #[must_use]
+    pub fn records(&self) -> &'a [Record] {
+        self.records
+    }
+
     /// Brings it to what is wanted and reads it back.
     ///
     /// # Errors

@@ -16,11 +16,12 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, Flock, FlockArg, fcntl};
 use nix::libc;
+use nix::unistd::gettid;
 use thiserror::Error;
 
 use crate::attachment::{AttachmentId, ContainerId, IfName, Key, Pod, PodUid};
@@ -194,7 +195,8 @@ impl StateDir {
         let directory = self.isolated();
         create_private(&directory)?;
         let path = directory.join(key.as_str());
-        let temporary = directory.join(format!(".{}.{}", key.as_str(), process::id()));
+        // Named after the thread alone: the longest key leaves no room for more.
+        let temporary = directory.join(format!(".{}", gettid()));
         let content = format!("{}\n", mark.to_json());
         write_new(&temporary, content.as_bytes(), true)
             .and_then(|()| fs::rename(&temporary, &path))
@@ -357,20 +359,8 @@ impl StateDir {
     /// # Errors
     /// [`StateError::Io`].
     pub fn lock(&self, container_id: &ContainerId) -> Result<SandboxLock, StateError> {
-        let path = self.path.join(".lock");
-        let file = open_lock_file(&path)?;
-        let hash = container_id
-            .as_str()
-            .bytes()
-            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
-        let start = i64::try_from(hash >> 2).unwrap_or_default();
-        let range = libc::flock {
-            l_type: libc::F_WRLCK as libc::c_short,
-            l_whence: libc::SEEK_SET as libc::c_short,
-            l_start: start,
-            l_len: 1,
-            l_pid: 0,
-        };
+        let (path, file) = self.open_lock()?;
+        let range = lock_range(container_id);
         loop {
             match fcntl(&file, FcntlArg::F_OFD_SETLKW(&range)) {
                 Ok(_) => return Ok(SandboxLock { _file: file }),
@@ -378,6 +368,36 @@ impl StateDir {
                 Err(errno) => return Err(failed("lock", &path)(errno.into())),
             }
         }
+    }
+
+    /// Like [`StateDir::lock`], but waits no longer than `patience`; `None` where somebody still had it then.
+    ///
+    /// # Errors
+    /// [`StateError::Io`].
+    pub fn lock_within(
+        &self,
+        container_id: &ContainerId,
+        patience: Duration,
+    ) -> Result<Option<SandboxLock>, StateError> {
+        /// There is no waiting for such a lock with a limit; it is tried again after so long.
+        const PAUSE: Duration = Duration::from_millis(10);
+        let (path, file) = self.open_lock()?;
+        let range = lock_range(container_id);
+        let deadline = Instant::now() + patience;
+        loop {
+            match fcntl(&file, FcntlArg::F_OFD_SETLK(&range)) {
+                Ok(_) => return Ok(Some(SandboxLock { _file: file })),
+                Err(Errno::EAGAIN | Errno::EACCES) if Instant::now() >= deadline => return Ok(None),
+                Err(Errno::EAGAIN | Errno::EACCES) => std::thread::sleep(PAUSE),
+                Err(errno) => return Err(failed("lock", &path)(errno.into())),
+            }
+        }
+    }
+
+    fn open_lock(&self) -> Result<(PathBuf, File), StateError> {
+        let path = self.path.join(".lock");
+        let file = open_lock_file(&path)?;
+        Ok((path, file))
     }
 
     /// Takes the agent's lock without waiting, and writes into it who has it.
@@ -514,6 +534,21 @@ fn write_new(path: &Path, content: &[u8], durably: bool) -> io::Result<()> {
 
 fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
+}
+
+/// The byte that is a sandbox's.
+fn lock_range(container_id: &ContainerId) -> libc::flock {
+    let hash = container_id
+        .as_str()
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: i64::try_from(hash >> 2).unwrap_or_default(),
+        l_len: 1,
+        l_pid: 0,
+    }
 }
 
 fn open_lock_file(path: &Path) -> Result<File, StateError> {

@@ -3,6 +3,7 @@
 use std::io::{self, IsTerminal};
 use std::net::IpAddr;
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -129,19 +130,22 @@ fn damaged(node: &Node<'_>) -> Vec<Damaged> {
     node.damaged.iter().map(|record| Damaged { path: record.path.clone(), fault: record.fault.clone() }).collect()
 }
 
+/// How long `status` waits for whoever is at work on a sandbox.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+
 fn read_all(state: &StateDir, node: &Node<'_>, chosen: &[&NodeSandbox]) -> Result<Vec<SandboxStatus>, Failure> {
     Ok(on_each(chosen, |host, sandbox| read(state, node, host, sandbox))?.into_iter().flatten().collect())
 }
 
 /// Reads a sandbox without its lock, so that a sandbox at which somebody is at work delays nobody; where that gives
-/// anything but what is wanted, again with the lock, because it may have been half done. `None` where it was deleted
-/// meanwhile.
+/// anything but what is wanted, again with the lock, because it may have been half done; but whoever holds it for long
+/// does not keep what was read from being said. `None` where it was deleted meanwhile.
 fn read(state: &StateDir, node: &Node<'_>, host: &mut Side, sandbox: &NodeSandbox) -> Option<SandboxStatus> {
     let status = find(host, sandbox, node.listed(sandbox));
     if status.is_as_marked() {
         return Some(status);
     }
-    let Ok(_lock) = state.lock(&sandbox.container_id) else { return Some(status) };
+    let Ok(Some(_lock)) = state.lock_within(&sandbox.container_id, LOCK_PATIENCE) else { return Some(status) };
     match NodeSandbox::read(state, &sandbox.container_id) {
         Ok(Some((sandbox, listed))) => Some(find(host, &sandbox, listed)),
         Ok(None) => None,

@@ -4,6 +4,7 @@
 
 use std::fmt::Write as _;
 use std::path::Path;
+use std::slice;
 
 use super::*;
 use crate::policy::{Direction, Ports};
@@ -72,14 +73,14 @@ fn the_rules_are_as_they_were_read() {
     let unknown = GuardedInterface { name: name("net1"), known: None };
     let (standard, bridged, routed) = (Policy::default(), interface(false), interface(true));
     let cases = [
-        ("pod-released", pod_tables(&standard, &[bridged.clone()], EgressHook::Netdev, true)),
-        ("pod-sealed", pod_tables(&Policy::sealed(), &[bridged.clone()], EgressHook::Netdev, false)),
-        ("pod-routed", pod_tables(&standard, &[routed.clone()], EgressHook::Netdev, false)),
+        ("pod-released", pod_tables(&standard, slice::from_ref(&bridged), EgressHook::Netdev, true)),
+        ("pod-sealed", pod_tables(&Policy::sealed(), slice::from_ref(&bridged), EgressHook::Netdev, false)),
+        ("pod-routed", pod_tables(&standard, slice::from_ref(&routed), EgressHook::Netdev, false)),
         (
             "pod-allow-list-and-an-unknown-interface",
             pod_tables(&listed(), &[bridged.clone(), unknown], EgressHook::Netdev, false),
         ),
-        ("pod-without-egress-hook", pod_tables(&listed(), &[bridged.clone()], EgressHook::Missing, false)),
+        ("pod-without-egress-hook", pod_tables(&listed(), slice::from_ref(&bridged), EgressHook::Missing, false)),
         ("guard-bridge", guard_of(&standard, bridged.clone(), EgressHook::Netdev)),
         ("guard-routed", guard_of(&standard, routed, EgressHook::Netdev)),
         ("guard-allow-list", guard_of(&listed(), bridged.clone(), EgressHook::Netdev)),
