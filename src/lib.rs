@@ -40,8 +40,8 @@
 //! - **No conntrack.** A flow is known only if an allowed packet opened it while this policy isolated the sandbox.
 //! - **A claim is read back from the kernel**, never remembered from what was sent.
 //! - A released sandbox has no hook registered: its tables are dormant.
-//! - The plugin never acts in the host's own network namespace as a pod's, starts no process, and writes nothing but
-//!   its one JSON document to standard output.
+//! - The plugin never acts in the host's own network namespace as a pod's, runs no other program, and writes nothing
+//!   but its one JSON document to standard output.
 
 pub mod agent;
 pub mod attachment;
