@@ -442,6 +442,11 @@ impl Agent {
                     let failures = self.failures.entry(container_id.clone()).or_default();
                     let pause = RETRY_FIRST.saturating_mul(1 << (*failures).min(16)).min(RETRY_LONGEST);
                     *failures += 1;
+                    // One retry at a time, whatever else had it looked at in between.
+                    self.due.retain(|(_, due)| *due != container_id);
+                    if let Some(listened) = self.listened.get_mut(&container_id) {
+                        listened.is_due = false;
+                    }
                     self.due.insert((Instant::now() + pause, container_id.clone()));
                     is_settled = false;
                 }

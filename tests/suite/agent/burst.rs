@@ -110,8 +110,9 @@ fn what_fails_is_tried_again_ever_more_seldom() {
     sandbox.write_mark("");
     let tries = ["event=not-isolated", sandbox.id()];
     agent.await_lines(&tries, 5);
-    // 100, 200, 400 and 800 ms lie between five tries: no less, however slow the machine.
-    assert!(started.elapsed() >= Duration::from_millis(1500), "{:?}", started.elapsed());
+    // 100, 200, 400 and 800 ms lie between five tries: no less, however slow the machine. (The mark may have come while
+    // the agent looked at it for the first time; then it looks again at once, and the first pause falls away.)
+    assert!(started.elapsed() >= Duration::from_millis(1400), "{:?}", started.elapsed());
     let status = sandbox.status();
     assert_eq!(status["verdict"], "open", "{status:#}");
     assert!(status["reasons"].to_string().contains("no peer") || !status["error"].is_null(), "{status:#}");
