@@ -83,9 +83,10 @@ fn two_hundred_at_once_and_two_that_cannot() {
     let wrong = all_are(&crowd, Tables::Isolated, &[GONE, HELD]);
     assert!(wrong.is_empty(), "{wrong:?}: {:#?}", agent.lines());
     assert_eq!(guards(&crowd), COUNT - 2);
-    // What could not be done is said.
+    // What could not be done is said, also while it hangs.
     assert_eq!(verdict(&crowd, GONE), "gone");
     assert_eq!(verdict(&crowd, 0), "contained");
+    assert_eq!(verdict(&crowd, HELD), "open");
     assert_eq!(both_tables(&crowd.ruleset(HELD).unwrap()), Some(Tables::Released), "the control: it is held");
     // And is done as soon as it can be.
     drop(held);
