@@ -14,7 +14,8 @@ type SyslogConnection = Logger<LoggerBackend, Formatter3164>;
 /// Has all log lines of this process go where `config` says. Called once, by whoever is the process's face.
 pub fn start(config: LogConfig) {
     let syslog = match config.target {
-        LogTarget::Syslog => Syslog::Connected(connect()),
+        // Most calls of the plugin have nothing to say: connected with the first line.
+        LogTarget::Syslog => Syslog::Wanted(None),
         LogTarget::Stderr => Syslog::Unwanted,
     };
     log::set_max_level(config.level);
@@ -26,7 +27,7 @@ pub fn start(config: LogConfig) {
 
 enum Syslog {
     Unwanted,
-    Connected(Option<SyslogConnection>),
+    Wanted(Option<SyslogConnection>),
 }
 
 struct ProcessLog {
@@ -65,12 +66,12 @@ impl Log for ProcessLog {
             return;
         }
         if let Ok(mut syslog) = self.syslog.lock()
-            && let Syslog::Connected(connection) = &mut *syslog
+            && let Syslog::Wanted(connection) = &mut *syslog
         {
             if send(connection, record) {
                 return;
             }
-            // The syslog daemon was restarted.
+            // Not connected yet, or the syslog daemon was restarted.
             *connection = connect();
             if send(connection, record) {
                 return;
