@@ -17,15 +17,16 @@ use netlink_packet_core::{
 };
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, sendmsg, setsockopt, socket,
-    sockopt,
+    AddressFamily, ControlMessage, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, sendmsg,
+    setsockopt, socket, socketpair, sockopt,
 };
 use nix::sys::time::TimeVal;
 use thiserror::Error;
 
 /// How long an answer may take: the kernel answers within the system call, so this only ends what can't happen.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-const RECEIVE_BUFFER: usize = 64 * 1024;
+/// The kernel puts no more than this into one datagram of a dump, however much there is room for.
+const RECEIVE_BUFFER: usize = 32 * 1024;
 const HEADER: usize = 16;
 /// A dump that changed under our hands is asked for again, so many times.
 const DUMP_ATTEMPTS: usize = 8;
@@ -82,6 +83,7 @@ pub struct Socket {
     fd: OwnedFd,
     sequence: u32,
     buffer: Vec<u8>,
+    closes_slowly: bool,
 }
 
 impl Socket {
@@ -93,7 +95,7 @@ impl Socket {
         let fd = open_socket(protocol)?;
         let timeout = TimeVal::new(ANSWER_TIMEOUT.as_secs().cast_signed(), 0);
         setsockopt(&fd, sockopt::ReceiveTimeout, &timeout).map_err(socket_error("set a time-out"))?;
-        Ok(Self { fd, sequence: 0, buffer: vec![0; RECEIVE_BUFFER] })
+        Ok(Self { fd, sequence: 0, buffer: vec![0; RECEIVE_BUFFER], closes_slowly: false })
     }
 
     /// Sends one request and returns the payload of the answer, where the request has one.
@@ -109,15 +111,28 @@ impl Socket {
     /// # Errors
     /// See [`NetlinkError`].
     pub fn change(&mut self, what: &str, kind: u16, flags: u16, body: &[u8]) -> Result<(), NetlinkError> {
-        self.request(what, kind, flags, body).map(drop)
+        self.request(what, kind, NLM_F_ACK | flags, body).map(drop)
     }
 
+    /// The first message that comes back is the whole answer, or the error in its place.
     fn request(&mut self, what: &str, kind: u16, flags: u16, body: &[u8]) -> Result<Option<Vec<u8>>, NetlinkError> {
         let sequence = self.next_sequence();
-        self.send(&[IoSlice::new(&message(kind, NLM_F_REQUEST | NLM_F_ACK | flags, sequence, body))])?;
-        let mut answer = None;
-        self.receive(what, sequence, |_, payload| answer = Some(payload.to_vec()))?;
-        Ok(answer)
+        self.send(&[IoSlice::new(&message(kind, NLM_F_REQUEST | flags, sequence, body))])?;
+        loop {
+            for message in self.receive_datagram()? {
+                if message.sequence_number() != sequence {
+                    continue;
+                }
+                if message.message_type() != NLMSG_ERROR {
+                    return Ok(Some(message.payload().to_vec()));
+                }
+                return match error_of(message.payload()) {
+                    None => Err(NetlinkError::Unreadable { what: what.to_owned() }),
+                    Some(None) => Ok(None),
+                    Some(Some(errno)) => Err(NetlinkError::Refused { what: what.to_owned(), errno }),
+                };
+            }
+        }
     }
 
     /// Asks for all objects of a kind and hands the payload of each to `each`.
@@ -272,6 +287,38 @@ impl Socket {
             }
         }
     }
+}
+
+impl Socket {
+    /// After nf_tables has deleted something, closing waits until no processor can be using it any more, 10 to 20 ms.
+    /// The socket will then be closed by the kernel's own threads.
+    pub fn close_in_background(&mut self) {
+        self.closes_slowly = true;
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        if self.closes_slowly {
+            // Where it cannot be left to the kernel, it is waited for.
+            let _ = leave_to_kernel(self.fd.as_fd());
+        }
+    }
+}
+
+/// Puts a second reference to a socket where only the kernel can find it: into a message that waits at one end of a pair,
+/// and which holds that end itself. When both ends are closed here, nobody can receive the message any more, and the
+/// kernel's garbage collector (a work queue since 6.9; before, the closing itself) closes all that is in it.
+fn leave_to_kernel(socket: BorrowedFd<'_>) -> nix::Result<()> {
+    let (sender, holder) =
+        socketpair(AddressFamily::Unix, SockType::Datagram, None, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK)?;
+    let held = [socket.as_raw_fd(), holder.as_raw_fd()];
+    let carry = [ControlMessage::ScmRights(&held)];
+    sendmsg::<()>(sender.as_raw_fd(), &[IoSlice::new(&[0])], &carry, MsgFlags::empty(), None)?;
+    // In this order: it is the end of the sender that has the collector look.
+    drop(holder);
+    drop(sender);
+    Ok(())
 }
 
 impl AsFd for Socket {

@@ -117,6 +117,9 @@ impl Nft {
         if batch.is_empty() {
             return Ok(());
         }
+        if batch.deletes() {
+            self.socket.close_in_background();
+        }
         let first = self.socket.sequences(batch.messages() + 2);
         let bytes = batch.bytes(first);
         self.socket.send(&[std::io::IoSlice::new(&bytes)])?;
