@@ -358,7 +358,7 @@ impl Agent {
             }
             // Without the marks nothing is released.
             Err(error) => {
-                log::error!("{}", Line::new("state-directory-lost").with("error", crate::plugin::chain(&error)))
+                log::error!("{}", Line::new("state-directory-lost").with("error", crate::audit::chain(&error)))
             }
         }
     }
@@ -372,7 +372,7 @@ impl Agent {
         let (marks, sandboxes) = match self.state.marks().and_then(|marks| Ok((marks, self.state.sandboxes()?))) {
             Ok(listed) => listed,
             Err(error) => {
-                log::error!("{}", Line::new("state-directory-unreadable").with("error", crate::plugin::chain(&error)));
+                log::error!("{}", Line::new("state-directory-unreadable").with("error", crate::audit::chain(&error)));
                 return;
             }
         };

@@ -1,5 +1,6 @@
 //! The lines that an auditor greps: an event and `key=value` pairs, one line each, whatever a pod is called.
 
+use std::error::Error;
 use std::fmt::{self, Display, Write as _};
 
 /// Longer values are cut, so that no reason or pod name can flood the log.
@@ -63,6 +64,21 @@ impl Display for Value<'_> {
         }
         f.write_str(if cut { "…\"" } else { "\"" })
     }
+}
+
+/// An error and its causes, in one line.
+#[must_use]
+pub fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut message = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let text = error.to_string();
+        if !message.ends_with(&text) {
+            message = format!("{message}: {text}");
+        }
+        cause = error.source();
+    }
+    message
 }
 
 #[cfg(test)]

@@ -21,10 +21,10 @@ use nix::errno::Errno;
 use nix::unistd::{User, geteuid};
 
 use crate::agent::{self, AgentError};
+use crate::audit::chain;
 use crate::install::InstallError;
 use crate::logging;
 use crate::netlink::NetlinkError;
-use crate::plugin::chain;
 use crate::state::StateError;
 
 use arguments::{Arguments, Command};

@@ -8,8 +8,9 @@ use crate::attachment::{ContainerId, Pod};
 use crate::audit::Line;
 use crate::policy::{Desired, Policy};
 use crate::record::Record;
-use crate::sandbox::{Applied, Report, Sandbox, SandboxError, Scan, Side, Verdict};
+use crate::sandbox::{Applied, Report, Sandbox, SandboxError, Scan, Side};
 use crate::state::{StateDir, StateError};
+use crate::verdict::Verdict;
 
 /// Why the marks could not be enforced.
 #[derive(Debug, Error)]
@@ -135,7 +136,7 @@ fn bring(
 
 fn log_failed(container_id: &ContainerId, pod: &Pod, desired: &Desired, error: &SandboxError) {
     if desired.is_isolated() && !error.is_gone() {
-        log::error!("{}", subject("not-isolated", container_id, pod).with("error", crate::plugin::chain(error)));
+        log::error!("{}", subject("not-isolated", container_id, pod).with("error", crate::audit::chain(error)));
     }
 }
 

@@ -13,8 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::Value;
 
 use crate::attachment::{AttachmentId, ContainerId, Pod};
-use crate::audit::Line;
-use crate::closing::leave_to_child;
+use crate::audit::{Line, chain};
 use crate::cni::{Call, Code, Failure, Network, Target, VERSIONS, versions};
 use crate::config::{Config, HostGuard};
 use crate::enforce::{self, EnforceError};
@@ -22,8 +21,9 @@ use crate::logging;
 use crate::netns::{Netns, NetnsError};
 use crate::record::Record;
 use crate::ruleset::Family;
-use crate::sandbox::{Sandbox, SandboxError, Scan, Side, Verdict, pin_interfaces, remove_guard};
+use crate::sandbox::{Sandbox, SandboxError, Scan, Side, pin_interfaces, remove_guard};
 use crate::state::{StateDir, StateError};
+use crate::verdict::Verdict;
 
 /// How long VERSION waits for a configuration that says which version to answer in.
 const VERSION_PATIENCE: Duration = Duration::from_millis(100);
@@ -272,9 +272,6 @@ fn detach(state: &StateDir, attachment: &AttachmentId, said: &Pod) -> Result<(),
         if !own.is_empty() && !isolated {
             match Sandbox::open(&mut host, container_id, &own) {
                 Ok(mut sandbox) => {
-                    if let Err(error) = leave_to_child(&sandbox.nft_sockets()) {
-                        log::debug!("{}", Line::new("no-child").with("error", error));
-                    }
                     sandbox.clear()?;
                 }
                 Err(error) if error.is_gone() => {}
@@ -356,19 +353,4 @@ fn enforcement_failure(error: &EnforceError) -> Failure {
 
 fn failure(code: Code, error: &(dyn Error + 'static)) -> Failure {
     Failure::new(code, chain(error))
-}
-
-/// An error and its causes, in one line.
-#[must_use]
-pub fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut message = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let text = error.to_string();
-        if !message.ends_with(&text) {
-            message = format!("{message}: {text}");
-        }
-        cause = error.source();
-    }
-    message
 }

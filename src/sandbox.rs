@@ -7,16 +7,12 @@
 mod side;
 mod survey;
 mod transition;
-mod verdict;
-
-use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::errno::Errno;
 use thiserror::Error;
 
 pub use side::Side;
 pub use survey::Scan;
-pub use verdict::Verdict;
 
 use crate::attachment::{ContainerId, IfName};
 use crate::audit::Line;
@@ -29,10 +25,10 @@ use crate::netns::{Netns, NetnsError};
 use crate::policy::{Desired, Policy};
 use crate::record::{PinnedInterface, Record};
 use crate::ruleset::{Family, Table};
+use crate::verdict::{Exposure, Guard, PodSide, Verdict, judge};
 
 use survey::{End, Survey, jumps_past_guard, jumps_past_pod_side, pin, pinned_interfaces, survey};
 use transition::{Transition, bring};
-use verdict::{Exposure, Guard, PodSide, judge};
 
 const POD_FAMILIES: [Family; 2] = [Family::Netdev, Family::Inet];
 
@@ -269,12 +265,6 @@ impl<'a> Sandbox<'a> {
         self.pod.nft.delete(TABLE, &POD_FAMILIES)?;
         self.remove_guard()?;
         Ok(())
-    }
-
-    /// Its nf_tables sockets on both sides.
-    #[must_use]
-    pub fn nft_sockets(&self) -> [BorrowedFd<'_>; 2] {
-        [self.pod.nft.as_fd(), self.host.nft.as_fd()]
     }
 
     fn remove_guard(&mut self) -> Result<bool, NetlinkError> {

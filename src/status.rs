@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 
 use crate::attachment::{ContainerId, Key, NetnsPath, Pod, PodName, PodUid};
 use crate::policy::{Mark, Policy};
-use crate::sandbox::Verdict;
+use crate::verdict::Verdict;
 
 pub use table::{Style, list_table, sandbox_text, status_table};
 

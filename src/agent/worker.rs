@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
@@ -22,6 +23,8 @@ use super::subscription::{PodEvents, own_thread};
 
 /// Stack of a worker; its deepest call is reading a record.
 const STACK: usize = 512 * 1024;
+/// How long a worker waits for whoever else is at work on a sandbox, before it turns to others and comes back.
+const LOCK_PATIENCE: Duration = Duration::from_millis(200);
 
 /// A sandbox to be brought to its marks.
 #[derive(Debug)]
@@ -158,7 +161,7 @@ fn work(state: &StateDir, host: &mut Side, job: &Job) -> Outcome {
         Ok(outcome) => outcome,
         Err(EnforceError::Sandbox(error)) if error.is_gone() => Outcome::Gone,
         Err(error) => {
-            let fault = crate::plugin::chain(&error);
+            let fault = crate::audit::chain(&error);
             log::error!("{}", Line::new("failed").with("container", &job.container_id).with("error", fault));
             Outcome::Failed
         }
@@ -167,7 +170,10 @@ fn work(state: &StateDir, host: &mut Side, job: &Job) -> Outcome {
 
 fn apply(state: &StateDir, host: &mut Side, job: &Job) -> Result<Outcome, EnforceError> {
     let container_id = &job.container_id;
-    let _lock = state.lock(container_id)?;
+    let Some(_lock) = state.lock_within(container_id, LOCK_PATIENCE)? else {
+        log::debug!("{}", Line::new("busy").with("container", container_id));
+        return Ok(Outcome::Failed);
+    };
     let (records, damaged) = state.records_of(container_id);
     for damaged in damaged {
         log::warn!("{}", Line::new("damaged-record").with("file", damaged.path.display()).with("error", damaged.fault));

@@ -1,5 +1,7 @@
 //! The commands and their arguments, as `clap` reads them. Help, completions and man pages are made from this.
 
+#![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags, reason = "clap prints these comments as help")]
+
 use std::path::PathBuf;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};

@@ -6,11 +6,12 @@ use std::path::Path;
 
 use crate::attachment::{ContainerId, Key};
 use crate::audit::Line;
+use crate::audit::chain;
 use crate::enforce::{EnforceError, Outcome};
-use crate::plugin::chain;
 use crate::policy::{Desired, Mark};
-use crate::sandbox::{Sandbox, SandboxError, Side, Verdict};
+use crate::sandbox::{Sandbox, SandboxError, Side};
 use crate::state::StateDir;
+use crate::verdict::Verdict;
 
 use super::arguments::{Attribution, Isolate, Release, Target};
 use super::node::{Node, NodeSandbox};

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use crate::attachment::ContainerId;
+use crate::audit::chain;
 use crate::enforce::{self, EnforceError, Outcome};
-use crate::plugin::chain;
 use crate::sandbox::{Scan, Side};
 use crate::state::StateDir;
 

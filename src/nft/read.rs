@@ -7,7 +7,6 @@ use std::fmt;
 use nix::errno::Errno;
 
 use crate::attachment::IfName;
-use crate::containment::is_flow_set;
 use crate::netlink::{NetlinkError, attribute, attributes, be32, put_text, text};
 use crate::ruleset::{Chain, Family, Hook, KeyType, Set, Table};
 
@@ -271,12 +270,12 @@ impl LoadedTable {
         usize::try_from(self.objects).unwrap_or(usize::MAX).saturating_sub(present)
     }
 
-    /// The sets of flows in it that `wanted` does not have: another policy's.
+    /// The sets in it of this kind, told by their names, that `wanted` does not have.
     #[must_use]
-    pub fn stale_flow_sets(&self, wanted: &Table) -> Vec<Vec<u8>> {
+    pub fn other_sets(&self, wanted: &Table, is_of_kind: fn(&[u8]) -> bool) -> Vec<Vec<u8>> {
         let names = self.sets.iter().map(|set| &set.name);
         names
-            .filter(|name| is_flow_set(name) && !wanted.sets.iter().any(|set| set.name.as_bytes() == &name[..]))
+            .filter(|name| is_of_kind(name) && !wanted.sets.iter().any(|set| set.name.as_bytes() == &name[..]))
             .cloned()
             .collect()
     }

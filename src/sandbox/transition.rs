@@ -5,6 +5,7 @@
 //! chain ends in an explicit drop. A table that sleeps is written asleep. Waking comes last and alone: the kernel hooks
 //! the chains while it prepares the batch, also when a later change of that batch then fails.
 
+use crate::containment::is_flow_set;
 use crate::netlink::NetlinkError;
 use crate::nft::{Batch, Difference, LoadedTable, Nft};
 use crate::ruleset::Table;
@@ -75,7 +76,7 @@ fn replace(batch: &mut Batch, table: &Table, is_there: bool) {
 
 fn change_in_place(batch: &mut Batch, table: &Table, loaded: &LoadedTable, differences: &[Difference]) {
     // Sets of another policy's flows are what is foreign after a change of policy, and can go; anything else is not ours.
-    let stale = loaded.stale_flow_sets(table);
+    let stale = loaded.other_sets(table, is_flow_set);
     let foreign = differences.contains(&Difference::Foreign) && loaded.surplus(table) != stale.len();
     let in_the_way = table.sets.iter().any(|set| loaded.has_set_named(&set.name) && !loaded.has_set(set))
         || table.chains.iter().any(|chain| {

@@ -30,17 +30,18 @@ impl Verdict {
 
 /// One interface that leads out of the sandbox, as it was found.
 #[derive(Debug, Clone)]
-pub(super) struct Exposure {
-    pub(super) interface: String,
+pub struct Exposure {
+    /// Its name.
+    pub interface: String,
     /// The host guard on its other end.
-    pub(super) guard: Guard,
+    pub guard: Guard,
     /// How its end in the sandbox stands to the pod-side rules.
-    pub(super) pod_side: PodSide,
+    pub pod_side: PodSide,
 }
 
 /// How an interface stands to the pod-side rules, where they hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum PodSide {
+pub enum PodSide {
     /// Its packets meet them.
     InTheWay,
     /// The sandbox's own tc or XDP takes packets past them.
@@ -51,7 +52,7 @@ pub(super) enum PodSide {
 
 /// The host guard of one interface.
 #[derive(Debug, Clone)]
-pub(super) enum Guard {
+pub enum Guard {
     /// In place.
     Holds {
         /// What takes packets past it.
@@ -67,7 +68,7 @@ pub(super) enum Guard {
 }
 
 /// Verdict and reasons.
-pub(super) fn judge(pod_side_holds: bool, exposures: &[Exposure]) -> (Verdict, Vec<String>) {
+pub fn judge(pod_side_holds: bool, exposures: &[Exposure]) -> (Verdict, Vec<String>) {
     const NOT_COVERED: &str = "frames in to a packet socket of the pod and AF_XDP out of it are not covered";
     let mut verdict = Verdict::Contained;
     let mut reasons = Vec::new();
