@@ -14,7 +14,8 @@ fn no_mark_can_forge_a_line_or_a_pair() {
     let mark = json!({ "reason": hostile, "case": "a b=c", "actor": format!("{hostile}{hostile}") });
     node.mark(&pod.id, mark.to_string());
     await_tables(&pod, Tables::Isolated, "isolated");
-    let line = agent.await_line(&["event=isolated", &pod.id]);
+    // The first line may be about the mark as it was while it was still empty.
+    let line = agent.await_line(&[&pod.id, "case="]);
     for pair in [r#" reason="x\" actor=root\u{a}quarantine[1]: INFO: event=released"#, r#" case="a b=c""#] {
         assert!(line.contains(pair), "no {pair} in {line}");
     }
@@ -58,7 +59,7 @@ fn a_line_says_who_what_and_why() {
     let pod = super::added_as(&node, "uid-1");
     let agent = Agent::on(&node);
     node.mark("uid-1", r#"{"reason": "beacon", "case": "IR-7", "actor": "ann"}"#);
-    let line = agent.await_line(&["event=isolated"]);
+    let line = agent.await_line(&["case="]);
     let id = format!("container={}", pod.id);
     let pairs =
         [&id, "pod=shop/web", "uid=uid-1", "verdict=", "policy=", "reason=beacon", "case=IR-7", "actor=ann", "ms="];
