@@ -74,8 +74,20 @@ pub(super) fn compile(rule: &Rule) -> Vec<Expression> {
         let value = ARPHRD_ETHER.to_ne_bytes().to_vec();
         expressions.push(Expression::Compare { operation: EQUAL, register: REGISTER, value });
     }
-    for statement in &rule.statements {
+    let mut statements = &rule.statements[..];
+    while let Some((statement, rest)) = statements.split_first() {
+        statements = rest;
         match statement {
+            Statement::Match(field, Test::Is(value)) if field.payload().is_some() => {
+                let mut parts = vec![(*field, value.as_slice())];
+                while let Some((Statement::Match(next, Test::Is(value)), rest)) = statements.split_first()
+                    && is_in_same_header(*field, *next)
+                {
+                    parts.push((*next, value));
+                    statements = rest;
+                }
+                compile_parts(parts, &mut expressions);
+            }
             Statement::Match(field, test) => compile_match(*field, test, &mut expressions),
             Statement::Lookup(key, set) => {
                 load_key(key, &mut expressions);
@@ -96,6 +108,33 @@ pub(super) fn compile(rule: &Rule) -> Vec<Expression> {
 
 fn reads_link_header(statement: &Statement) -> bool {
     matches!(statement, Statement::Match(field, _) if matches!(field.payload(), Some((Base::Link, _, _))))
+}
+
+fn is_in_same_header(field: Field, other: Field) -> bool {
+    let base = |field: Field| field.payload().map(|(base, _, _)| base);
+    base(field) == base(other)
+}
+
+/// Fields of one header that must each have a value: those that touch are loaded and compared as one, as `nft` does it.
+/// Each expression costs twice for every rule that is loaded or read back, and again for every packet.
+fn compile_parts(mut parts: Vec<(Field, &[u8])>, expressions: &mut Vec<Expression>) {
+    const REGISTER_LENGTH: u32 = 16;
+    let place = |field: Field| field.payload().unwrap_or((Base::Link, 0, 0));
+    parts.sort_by_key(|&(field, _)| place(field).1);
+    let mut parts = parts.into_iter().peekable();
+    while let Some((field, value)) = parts.next() {
+        let (base, offset, mut length) = place(field);
+        let mut value = value.to_vec();
+        while let Some((next, more)) = parts.next_if(|&(next, _)| {
+            let (_, next_offset, next_length) = place(next);
+            next_offset == offset + length && length + next_length <= REGISTER_LENGTH
+        }) {
+            length += place(next).2;
+            value.extend_from_slice(more);
+        }
+        expressions.push(load_payload(base, offset, length, REGISTER));
+        expressions.push(Expression::Compare { operation: EQUAL, register: REGISTER, value });
+    }
 }
 
 fn compile_match(field: Field, test: &Test, expressions: &mut Vec<Expression>) {
@@ -127,14 +166,18 @@ fn load(field: Field, register: u32) -> Expression {
         Field::MetaPkttype => meta(19),
         field => {
             let (base, offset, length) = field.payload().unwrap_or((Base::Link, 0, 0));
-            let base = match base {
-                Base::Link => 0,
-                Base::Network => 1,
-                Base::Transport => 2,
-            };
-            Expression::Payload { base, offset, length, register }
+            load_payload(base, offset, length, register)
         }
     }
+}
+
+fn load_payload(base: Base, offset: u32, length: u32, register: u32) -> Expression {
+    let base = match base {
+        Base::Link => 0,
+        Base::Network => 1,
+        Base::Transport => 2,
+    };
+    Expression::Payload { base, offset, length, register }
 }
 
 /// Loads the fields of a key into registers that follow each other; each takes a multiple of four bytes.
@@ -289,6 +332,34 @@ mod tests {
         }
         let decoded: Vec<_> = attributes(&bytes).map(|(_, element)| decode(element).0).collect();
         assert_eq!(decoded, compiled);
+    }
+
+    #[test]
+    fn fields_that_touch_are_compared_as_one() {
+        let is = |field: Field, byte: u8| {
+            let length = field.payload().map_or(0, |(_, _, length)| length);
+            Statement::Match(field, Test::Is(vec![byte; usize::try_from(length).unwrap()]))
+        };
+        let rule = Rule::new(vec![
+            is(Field::ArpTargetIp, 5),
+            is(Field::ArpFormat, 1),
+            is(Field::ArpSenderEther, 3),
+            is(Field::ArpOperation, 2),
+            is(Field::ArpSenderIp, 4),
+            is(Field::Icmp6Type, 9),
+        ]);
+        let compared: Vec<_> = compile(&rule)
+            .chunks(2)
+            .map(|pair| match pair {
+                [Expression::Payload { offset, length, .. }, Expression::Compare { value, .. }] => {
+                    assert_eq!(value.len(), usize::try_from(*length).unwrap());
+                    (*offset, value.clone())
+                }
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        let first = [&[1; 6][..], &[2; 2], &[3; 6]].concat();
+        assert_eq!(compared, [(0, first), (14, vec![4; 4]), (24, vec![5; 4]), (0, vec![9])]);
     }
 
     #[test]
