@@ -87,8 +87,6 @@ impl Running {
         });
         let client = exchange.client.run(|| {
             let socket = Socket::new(domain, kind, None).unwrap();
-            // Whatever port it is given, a server of the next round may want the same.
-            socket.set_reuse_address(true).unwrap();
             socket.set_nonblocking(true).unwrap();
             let _ = socket.connect(&to.into());
             socket
