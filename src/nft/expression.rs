@@ -68,13 +68,21 @@ pub struct Count {
 /// The expressions of a rule.
 pub(super) fn compile(rule: &Rule) -> Vec<Expression> {
     let mut expressions = Vec::with_capacity(3 * rule.statements.len());
+    // The length of the whole packet first: what asks for the least work turns most packets away.
+    let (lengths, others): (Vec<_>, Vec<_>) =
+        rule.statements.iter().partition(|statement| matches!(statement, Statement::Match(Field::MetaLength, _)));
+    for statement in lengths {
+        if let Statement::Match(field, test) = statement {
+            compile_match(*field, test, &mut expressions);
+        }
+    }
     if rule.statements.iter().any(reads_link_header) {
         // What nft itself puts before a link-layer field; without it `nft list` cannot name any field of the rule.
         expressions.push(Expression::Meta { key: META_IIFTYPE, register: REGISTER });
         let value = ARPHRD_ETHER.to_ne_bytes().to_vec();
         expressions.push(Expression::Compare { operation: EQUAL, register: REGISTER, value });
     }
-    let mut statements = &rule.statements[..];
+    let mut statements = &others[..];
     while let Some((statement, rest)) = statements.split_first() {
         statements = rest;
         match statement {
