@@ -83,7 +83,6 @@ pub struct Socket {
     fd: OwnedFd,
     sequence: u32,
     buffer: Vec<u8>,
-    closes_slowly: bool,
 }
 
 impl Socket {
@@ -95,7 +94,7 @@ impl Socket {
         let fd = open_socket(protocol)?;
         let timeout = TimeVal::new(ANSWER_TIMEOUT.as_secs().cast_signed(), 0);
         setsockopt(&fd, sockopt::ReceiveTimeout, &timeout).map_err(socket_error("set a time-out"))?;
-        Ok(Self { fd, sequence: 0, buffer: vec![0; RECEIVE_BUFFER], closes_slowly: false })
+        Ok(Self { fd, sequence: 0, buffer: vec![0; RECEIVE_BUFFER] })
     }
 
     /// Sends one request and returns the payload of the answer, where the request has one.
@@ -289,27 +288,13 @@ impl Socket {
     }
 }
 
-impl Socket {
-    /// After nf_tables has deleted something, closing waits until no processor can be using it any more, 10 to 20 ms.
-    /// The socket will then be closed by the kernel's own threads.
-    pub fn close_in_background(&mut self) {
-        self.closes_slowly = true;
-    }
-}
-
-impl Drop for Socket {
-    fn drop(&mut self) {
-        if self.closes_slowly {
-            // Where it cannot be left to the kernel, it is waited for.
-            let _ = leave_to_kernel(self.fd.as_fd());
-        }
-    }
-}
-
 /// Puts a second reference to a socket where only the kernel can find it: into a message that waits at one end of a pair,
 /// and which holds that end itself. When both ends are closed here, nobody can receive the message any more, and the
 /// kernel's garbage collector (a work queue since 6.9; before, the closing itself) closes all that is in it.
-fn leave_to_kernel(socket: BorrowedFd<'_>) -> nix::Result<()> {
+///
+/// # Errors
+/// When it cannot be left to the kernel; closing it here is right all the same.
+pub fn leave_to_kernel(socket: BorrowedFd<'_>) -> nix::Result<()> {
     let (sender, holder) =
         socketpair(AddressFamily::Unix, SockType::Datagram, None, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK)?;
     let held = [socket.as_raw_fd(), holder.as_raw_fd()];

@@ -17,7 +17,7 @@ pub use batch::Batch;
 pub use expression::Count;
 pub use read::{Difference, Element, LoadedTable};
 
-use crate::netlink::{NetlinkError, Socket, error_of};
+use crate::netlink::{NetlinkError, Socket, error_of, leave_to_kernel};
 use crate::ruleset::Family;
 
 /// Message types and attributes of `linux/netfilter/nf_tables.h`, under the kernel's names without their prefix.
@@ -117,9 +117,6 @@ impl Nft {
         if batch.is_empty() {
             return Ok(());
         }
-        if batch.deletes() {
-            self.socket.close_in_background();
-        }
         let first = self.socket.sequences(batch.messages() + 2);
         let bytes = batch.bytes(first);
         self.socket.send(&[std::io::IoSlice::new(&bytes)])?;
@@ -174,6 +171,14 @@ impl Nft {
             Err(error) if error.errno() == Some(Errno::ENOENT) => Ok(false),
             result => result.map(|()| !batch.is_empty()),
         }
+    }
+}
+
+/// Closing waits for what anybody deleted in this netns to be freed, 10 to 20 ms after it; on a node there is always
+/// somebody who just did. The kernel's own threads do that waiting.
+impl Drop for Nft {
+    fn drop(&mut self) {
+        let _ = leave_to_kernel(self.socket.as_fd());
     }
 }
 

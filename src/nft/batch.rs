@@ -37,14 +37,6 @@ impl Batch {
         self.changes.is_empty()
     }
 
-    /// Whether it deletes anything.
-    #[must_use]
-    pub fn deletes(&self) -> bool {
-        use kernel::{MSG_DELCHAIN, MSG_DELRULE, MSG_DELSET, MSG_DELSETELEM, MSG_DELTABLE};
-        const DELETIONS: [u16; 5] = [MSG_DELTABLE, MSG_DELCHAIN, MSG_DELRULE, MSG_DELSET, MSG_DELSETELEM];
-        self.changes.iter().any(|change| DELETIONS.contains(&(change.kind & !kernel::SUBSYSTEM)))
-    }
-
     /// Adds a table with all that is in it; it must not be there.
     pub fn add_table(&mut self, table: &Table) {
         let flags = if table.dormant { kernel::TABLE_F_DORMANT } else { 0 };
