@@ -2,14 +2,14 @@
 //!
 //! Many exchanges go at once, so that all that must stay unanswered share one wait.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Socket, Type};
 
 use super::sockets::address;
-use crate::lab::Netns;
+use crate::lab::{Netns, eventually};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Protocol {
@@ -79,10 +79,22 @@ impl Running {
             let socket = Socket::new(domain, kind, None).unwrap();
             socket.set_reuse_address(true).unwrap();
             socket.set_nonblocking(true).unwrap();
-            socket.bind(&address(to.ip(), to.port())).unwrap();
-            if exchange.protocol == Protocol::Tcp {
-                socket.listen(8).unwrap();
-            }
+            // The server of the round before is closed, but a program that another test is just starting has a copy of
+            // it until it runs.
+            let listens = || {
+                socket.bind(&address(to.ip(), to.port()))?;
+                if exchange.protocol == Protocol::Tcp { socket.listen(8) } else { Ok(()) }
+            };
+            let mut result = listens();
+            assert!(
+                eventually(Duration::from_secs(10), || {
+                    if result.as_ref().is_err_and(|error| error.kind() == ErrorKind::AddrInUse) {
+                        result = listens();
+                    }
+                    result.is_ok()
+                }),
+                "{to}: {result:?}"
+            );
             socket
         });
         let client = exchange.client.run(|| {
