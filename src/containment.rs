@@ -44,12 +44,12 @@ const PROBE_FLOWS: &str = "probes";
 const ALLOWED_FLOWS: &str = "flows";
 /// Seconds that a flow lives on without a packet.
 const FLOW_TIMEOUT: u32 = 120;
-/// The most flows of one family at a time.
-const FLOWS_MAX: u32 = 16384;
+/// The most flows of one family at a time. The kernel makes room for all of them when the set is made, 64 KiB here.
+const FLOWS_MAX: u32 = 4096;
 /// Seconds for which an attempt is remembered.
 const ATTEMPT_TIMEOUT: u32 = 86400;
 /// The most attempts that are remembered, for each set.
-const ATTEMPTS_MAX: u32 = 1024;
+const ATTEMPTS_MAX: u32 = 512;
 
 const SCTP: u8 = 132;
 
