@@ -322,8 +322,11 @@ impl Agent {
     }
 
     fn look_at_records(&mut self, container_id: &ContainerId) {
-        let (records, _) = self.state.records_of(container_id);
+        let (records, damaged) = self.state.records_of(container_id);
         if records.is_empty() {
+            if !damaged.is_empty() {
+                self.index.doubt(container_id);
+            }
             self.index.unrecord(container_id);
         } else {
             self.index.record(container_id.clone(), pod_of(&records));
@@ -417,8 +420,7 @@ impl Agent {
             let mut is_settled = true;
             match outcome {
                 Outcome::Isolated { events, has_interfaces } => {
-                    self.failures.remove(&container_id);
-                    self.applied.insert(container_id.clone(), answer);
+                    self.settle(&container_id, answer);
                     if let Some(events) = events {
                         self.listen(&container_id, events);
                     }
@@ -429,14 +431,19 @@ impl Agent {
                     }
                 }
                 Outcome::Released => {
-                    self.failures.remove(&container_id);
-                    self.applied.insert(container_id.clone(), answer);
+                    self.settle(&container_id, answer);
                     self.stop_listening(&container_id);
                 }
                 Outcome::Gone => {
                     self.forget(&container_id);
                     // Its records may still be there; they are not looked at again before something changes.
-                    self.applied.insert(container_id.clone(), answer);
+                    self.settle(&container_id, answer);
+                }
+                Outcome::Unrecorded => {
+                    self.forget(&container_id);
+                    // Whatever the job was to change has not been changed.
+                    self.index.doubt(&container_id);
+                    self.look_at_records(&container_id);
                 }
                 Outcome::Failed => {
                     let failures = self.failures.entry(container_id.clone()).or_default();
@@ -483,9 +490,18 @@ impl Agent {
         }
     }
 
+    /// A sandbox is as this answer wants it.
+    fn settle(&mut self, container_id: &ContainerId, answer: Answer) {
+        self.failures.remove(container_id);
+        self.index.trust(container_id);
+        self.applied.insert(container_id.clone(), answer);
+    }
+
     fn forget(&mut self, container_id: &ContainerId) {
         self.stop_listening(container_id);
-        self.applied.remove(container_id);
+        if self.applied.remove(container_id).is_some_and(|answer| !answer.is_empty()) {
+            self.index.doubt(container_id);
+        }
         self.failures.remove(container_id);
         self.due.retain(|(_, due)| due != container_id);
     }

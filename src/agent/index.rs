@@ -20,6 +20,7 @@ pub(super) struct Index {
     sandboxes: BTreeMap<ContainerId, Pod>,
     by_uid: BTreeMap<PodUid, BTreeSet<ContainerId>>,
     by_name: BTreeMap<Key, BTreeSet<ContainerId>>,
+    doubted: BTreeSet<ContainerId>,
 }
 
 /// What is to be done about a sandbox.
@@ -76,6 +77,17 @@ impl Index {
         }
     }
 
+    /// What a sandbox is was lost with its records, or never known: should they come back, it has to be looked at even
+    /// if it answers to no mark by then.
+    pub(super) fn doubt(&mut self, container_id: &ContainerId) {
+        self.doubted.insert(container_id.clone());
+    }
+
+    /// A sandbox was brought to its marks.
+    pub(super) fn trust(&mut self, container_id: &ContainerId) {
+        self.doubted.remove(container_id);
+    }
+
     /// The sandboxes that a mark could concern.
     pub(super) fn concerned_by(&self, key: &Key) -> BTreeSet<ContainerId> {
         let own = ContainerId::new(key.as_str()).ok();
@@ -119,7 +131,7 @@ fn remove_from<K: Ord + Clone>(sets: &mut BTreeMap<K, BTreeSet<ContainerId>>, ke
 }
 
 /// What is to be done about the sandboxes `among`: marks and records against what was applied. A sandbox that was never
-/// applied and answers to no mark is left alone, since its ADD has seen to it.
+/// applied and answers to no mark is left alone, since its ADD has seen to it; but for those that are doubted.
 pub(super) fn plan(
     index: &Index,
     applied: &BTreeMap<ContainerId, Answer>,
@@ -133,7 +145,9 @@ pub(super) fn plan(
                 return was.map(|_| Action::Forget(container_id.clone()));
             }
             let nothing = Vec::new();
-            (index.answer_of(container_id) != *was.unwrap_or(&nothing)).then(|| Action::Apply(container_id.clone()))
+            let is_due =
+                index.doubted.contains(container_id) || index.answer_of(container_id) != *was.unwrap_or(&nothing);
+            is_due.then(|| Action::Apply(container_id.clone()))
         })
         .collect()
 }
@@ -198,6 +212,19 @@ mod tests {
         applied.insert(id("b1"), Vec::new());
         index.mark(key("b1"));
         assert_eq!(planned(&index, &applied, "b1"), [Action::Apply(id("b1"))], "removed and written again");
+    }
+
+    #[test]
+    fn a_doubted_sandbox_is_applied_once_its_records_are_back() {
+        let mut index = index();
+        index.unrecord(&id("b1"));
+        index.doubt(&id("b1"));
+        let among = BTreeSet::from([id("b1"), id("a1")]);
+        assert_eq!(plan(&index, &BTreeMap::new(), &among), [], "nothing can be done without records");
+        index.record(id("b1"), pod("b", "uid-b"));
+        assert_eq!(plan(&index, &BTreeMap::new(), &among), [Action::Apply(id("b1"))], "although there is no mark");
+        index.trust(&id("b1"));
+        assert_eq!(plan(&index, &BTreeMap::new(), &among), []);
     }
 
     #[test]

@@ -60,8 +60,10 @@ pub(super) enum Outcome {
     },
     /// It is released.
     Released,
-    /// It has ended, or has no record any more.
+    /// It has ended.
     Gone,
+    /// It has no record that can be read.
+    Unrecorded,
     /// It could not be brought to its marks.
     Failed,
 }
@@ -179,7 +181,7 @@ fn apply(state: &StateDir, host: &mut Side, job: &Job) -> Result<Outcome, Enforc
         log::warn!("{}", Line::new("damaged-record").with("file", damaged.path.display()).with("error", damaged.fault));
     }
     if records.is_empty() {
-        return Ok(Outcome::Gone);
+        return Ok(Outcome::Unrecorded);
     }
     let desired = desired(state, container_id, &job.answer, &records)?;
     // Before the rules: what happens to them from now on is heard.

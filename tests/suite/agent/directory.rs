@@ -186,6 +186,33 @@ fn a_spoilt_record_releases_nobody() {
     released(&node, &pod, "the record is back");
 }
 
+/// The mark goes while the record cannot be read: that is found out when it can be, also by an agent that never could.
+#[test]
+fn a_release_waits_for_the_record() {
+    for has_restarted in [false, true] {
+        let node = Node::new();
+        let (pod, other) = (added(&node), added(&node));
+        let mut agent = Agent::on(&node);
+        isolated(&node, &pod, "before");
+        let record = node.record_path(&pod);
+        let whole = fs::read(&record).unwrap();
+        fs::write(&record, "{").unwrap();
+        agent.signal(Signal::SIGHUP);
+        fs::remove_file(node.mark_path(&pod.id)).unwrap();
+        isolated(&node, &other, "what came after");
+        assert_eq!(pod.tables(), Tables::Isolated);
+        if has_restarted {
+            agent.kill();
+            agent = Agent::on(&node);
+        }
+        let temporary = record.with_file_name(".new");
+        fs::write(&temporary, whole).unwrap();
+        fs::rename(temporary, &record).unwrap();
+        await_tables(&pod, Tables::Released, "the record is back");
+        drop(agent);
+    }
+}
+
 /// Runs `body` with a node whose state directory is a file system of its own, in a mount namespace of its own.
 fn on_file_system(make: impl FnOnce(&Path) + Send, body: impl FnOnce(&Node) + Send) {
     let outcome = std::thread::scope(|scope| {
