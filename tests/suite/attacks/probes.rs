@@ -1,6 +1,6 @@
 //! The kubelet's probes pass an isolated pod's walls, and nothing that looks like them does.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
@@ -12,8 +12,8 @@ use crate::lab::traffic::flood::Flood;
 use crate::lab::traffic::observe::{Witnesses, tag};
 use crate::lab::traffic::packet::{self, Arp, BROADCAST, Segment};
 use crate::lab::traffic::server::{Server, http_probe, http_probe_here, tcp_probe};
-use crate::lab::traffic::sockets::{PacketSocket, address, become_owner};
-use crate::lab::{Kind, Mac, Sandbox, Topology, eventually};
+use crate::lab::traffic::sockets::{PacketSocket, address, at_an_address_used_before, become_owner};
+use crate::lab::{Kind, Mac, Netns, Sandbox, Topology, eventually};
 
 const POD: [IpAddr; 2] = [IpAddr::V4(POD4), IpAddr::V6(POD6)];
 /// For what must be answered.
@@ -338,25 +338,31 @@ fn the_tuple_of_a_probe_opens_nothing_backwards() {
             socket.set_reuse_address(true).unwrap();
             // No state is to stay behind on either port.
             socket.set_linger(Some(Duration::ZERO)).unwrap();
-            socket.bind(&address(own, own_port)).unwrap();
-            socket
+            socket.bind(&address(own, own_port)).map(|()| socket)
+        };
+        let listens = |netns: &Netns, own, own_port| {
+            let listens =
+                || netns.run(|| from_port(own, own_port)).and_then(|socket| socket.listen(1).map(|()| socket));
+            at_an_address_used_before(listens).unwrap()
+        };
+        let connects = |netns: &Netns, (own, own_port), (to, to_port), limit| {
+            at_an_address_used_before(|| {
+                netns.run(|| from_port(own, own_port))?.connect_timeout(&address(to, to_port), limit)
+            })
         };
         let probe = || {
-            let listener = topology.pod.run(|| from_port(pod, 8080));
-            listener.listen(1).unwrap();
-            let probe = topology.node.run(|| from_port(node, port));
-            probe.connect_timeout(&address(pod, 8080), PATIENCE).unwrap();
+            let _listener = listens(&topology.pod, pod, 8080);
+            connects(&topology.node, (node, port), (pod, 8080), PATIENCE).unwrap();
         };
         let backwards = |limit| {
-            let listener = topology.node.run(|| from_port(node, port));
-            listener.listen(1).unwrap();
-            topology.pod.run(|| from_port(pod, 8080)).connect_timeout(&address(node, port), limit).is_ok()
+            let _listener = listens(&topology.node, node, port);
+            connects(&topology.pod, (pod, 8080), (node, port), limit).map_err(|error| error.kind())
         };
         probe();
-        assert!(backwards(PATIENCE), "the control fails: {pod}");
+        assert_eq!(backwards(PATIENCE), Ok(()), "the control fails: {pod}");
         sandbox.isolate("");
         probe();
-        assert!(!backwards(SHORT), "{pod} connects to the node at {node}, port {port}");
+        assert_eq!(backwards(SHORT), Err(ErrorKind::TimedOut), "{pod} to the node at {node}, port {port}");
         sandbox.release();
     }
 }

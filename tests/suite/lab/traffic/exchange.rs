@@ -2,14 +2,14 @@
 //!
 //! Many exchanges go at once, so that all that must stay unanswered share one wait.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Socket, Type};
 
-use super::sockets::address;
-use crate::lab::{Netns, eventually};
+use super::sockets::{address, at_an_address_used_before};
+use crate::lab::Netns;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Protocol {
@@ -79,22 +79,12 @@ impl Running {
             let socket = Socket::new(domain, kind, None).unwrap();
             socket.set_reuse_address(true).unwrap();
             socket.set_nonblocking(true).unwrap();
-            // The server of the round before is closed, but a program that another test is just starting has a copy of
-            // it until it runs.
-            let listens = || {
+            // The round before had its servers there.
+            at_an_address_used_before(|| {
                 socket.bind(&address(to.ip(), to.port()))?;
                 if exchange.protocol == Protocol::Tcp { socket.listen(8) } else { Ok(()) }
-            };
-            let mut result = listens();
-            assert!(
-                eventually(Duration::from_secs(10), || {
-                    if result.as_ref().is_err_and(|error| error.kind() == ErrorKind::AddrInUse) {
-                        result = listens();
-                    }
-                    result.is_ok()
-                }),
-                "{to}: {result:?}"
-            );
+            })
+            .unwrap_or_else(|error| panic!("{to}: {error}"));
             socket
         });
         let client = exchange.client.run(|| {

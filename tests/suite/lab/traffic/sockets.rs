@@ -1,14 +1,29 @@
 //! The sockets that attackers and witnesses use: packet sockets and raw IP sockets, made inside a namespace.
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::mem::{MaybeUninit, size_of};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
+use std::time::Duration;
 
 use nix::net::if_::if_nametoindex;
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
 
-use crate::lab::Netns;
+use crate::lab::{Netns, eventually};
+
+/// Makes a socket at an address that another socket of the same test has just had. That one is closed, but a program that
+/// some other test is just starting has a copy of it until it runs.
+pub(crate) fn at_an_address_used_before<T>(mut make: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    let mut result = make();
+    eventually(Duration::from_secs(10), || {
+        let is_taken = |error: &io::Error| matches!(error.kind(), ErrorKind::AddrInUse | ErrorKind::AddrNotAvailable);
+        if result.as_ref().is_err_and(is_taken) {
+            result = make();
+        }
+        !result.as_ref().is_err_and(is_taken)
+    });
+    result
+}
 
 /// A packet socket bound to one interface, for every protocol.
 pub(crate) struct PacketSocket(Socket);
