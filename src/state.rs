@@ -231,14 +231,21 @@ impl StateDir {
     pub fn carry_mark_over(&self, from: &ContainerId, to: &PodUid) -> Result<bool, StateError> {
         let directory = self.isolated();
         let (from, to) = (directory.join(from.as_str()), directory.join(to.as_str()));
+        let is_absent = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
         // A link first, since it does not replace; a stop in between leaves both, which isolates all the same.
         let carried = match fs::hard_link(&from, &to) {
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::AlreadyExists) => {
-                return Ok(false);
-            }
+            Ok(()) => match fs::remove_file(&from) {
+                // Its operator was faster; but the link may be another one's mark by now, and in doubt it isolates.
+                Err(error) if is_absent(&error) => Ok(()),
+                removed => removed,
+            },
+            Err(error) if is_absent(&error) || error.kind() == io::ErrorKind::AlreadyExists => return Ok(false),
             // A directory in a mark's place cannot be linked, nor can anything on some file systems.
-            Err(_) if fs::symlink_metadata(&to).is_err() => fs::rename(&from, &to),
-            linked => linked.and_then(|()| fs::remove_file(&from)),
+            Err(_) if fs::symlink_metadata(&to).is_err() => match fs::rename(&from, &to) {
+                Err(error) if is_absent(&error) => return Ok(false),
+                renamed => renamed,
+            },
+            Err(error) => Err(error),
         };
         carried.and_then(|()| sync_directory(&directory)).map(|()| true).map_err(failed("rename the mark", &from))
     }

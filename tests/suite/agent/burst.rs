@@ -63,8 +63,9 @@ fn hold_lock(crowd: &Crowd, number: usize) -> File {
             waits_at = waiting.and_then(|line| line.split_whitespace().rev().nth(1)?.parse().ok());
             waits_at.is_some()
         });
-        assert!(waits, "CHECK does not wait for the lock: {}", fs::read_to_string("/proc/locks").unwrap());
+        let locks = fs::read_to_string("/proc/locks").unwrap();
         range(libc::F_UNLCK, 0, 0);
+        assert!(waits, "CHECK did not wait for the lock: {locks}");
         check.join().unwrap();
         range(libc::F_WRLCK, waits_at.unwrap(), 1);
     });

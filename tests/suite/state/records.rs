@@ -108,6 +108,15 @@ fn strangers_among_the_records_hurt_nobody() {
     assert_eq!(pod.tables(), Tables::Absent);
 }
 
+/// Also when an assertion fails, or the scope would wait for its other thread for ever.
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Records and marks come and go while every verb runs: each call ends, with success or one clean error, and once it
 /// is quiet everything works.
 #[test]
@@ -128,6 +137,7 @@ fn files_vanish_while_it_runs() {
                 }
             }
         });
+        let _ends_it = SetOnDrop(done);
         for _ in 0..15 {
             for verb in ["ADD", "CHECK", "GC", "DEL"] {
                 let pod = &pods[0];
@@ -142,7 +152,6 @@ fn files_vanish_while_it_runs() {
                 }
             }
         }
-        done.store(true, Ordering::Relaxed);
     });
     for pod in &pods {
         let _ = std::fs::remove_file(node.mark_path(&pod.id));
