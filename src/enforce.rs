@@ -107,6 +107,21 @@ pub fn apply_desired(
     }
 }
 
+/// Like [`apply_opened`] for ADD, which promises nothing of a sandbox that is not isolated but that the rules are there.
+///
+/// # Errors
+/// [`EnforceError`].
+pub fn install(state: &StateDir, sandbox: &mut Sandbox<'_>) -> Result<(), EnforceError> {
+    let started = Instant::now();
+    let desired = desired(state, sandbox.container_id(), &pod_of(sandbox.records()), sandbox.records())?;
+    if desired.is_isolated() || sandbox.is_isolated_in_part().map_err(SandboxError::from)? {
+        bring(sandbox, &desired, Cause::Asked, Scan::Sandbox, started)?;
+    } else {
+        sandbox.install()?;
+    }
+    Ok(())
+}
+
 /// Reads the marks of a sandbox that is open already and brings the kernel to them. The caller holds its lock.
 ///
 /// # Errors

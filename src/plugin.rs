@@ -177,8 +177,8 @@ fn add(config: &Config, network: &Network, target: &Target) -> Result<Value, Fai
     records.push(record);
     records.sort_by(|a, b| a.id.cmp(&b.id));
     let mut sandbox = Sandbox::of_sides(&mut host, pod, netns, container_id, &records);
-    match enforce::apply_opened(&state, &mut sandbox, Scan::Sandbox) {
-        Ok(_) => Ok(previous.into_result(network.version)),
+    match enforce::install(&state, &mut sandbox) {
+        Ok(()) => Ok(previous.into_result(network.version)),
         Err(error) => {
             let _ = state.remove_record(&target.attachment);
             if is_first {

@@ -182,6 +182,24 @@ impl<'a> Sandbox<'a> {
         }
     }
 
+    /// Puts the sleeping rules into a sandbox of which nothing is isolated. They are not read back: they do nothing
+    /// before the sandbox is isolated, and then everything is read.
+    ///
+    /// # Errors
+    /// [`SandboxError`].
+    pub fn install(&mut self) -> Result<(), SandboxError> {
+        match self.install_with(EgressHook::Netdev) {
+            Err(error) if is_unsupported(&error) => self.install_with(EgressHook::Missing),
+            result => result,
+        }
+    }
+
+    fn install_with(&mut self, egress: EgressHook) -> Result<(), SandboxError> {
+        let wanted = self.wanted_released(egress)?;
+        bring(&mut self.pod.nft, &wanted.pod)?;
+        Ok(())
+    }
+
     fn apply_with(&mut self, desired: &Desired, egress: EgressHook) -> Result<(Wanted, Done), SandboxError> {
         let wanted = self.wanted(desired, egress)?;
         let mut done = Done { was_isolated: self.is_isolated_in_part()?, ..Done::default() };

@@ -29,6 +29,7 @@ pub(super) fn bring(nft: &mut Nft, wanted: &[Table]) -> Result<Transition, Netli
         let (mut differences, loaded) = nft.compare(table)?;
         let was_dormant = match &loaded {
             Some(loaded) => Some(loaded.dormant),
+            None if differences.contains(&Difference::NoTable) => None,
             // Not read is not absent.
             None if nft.has_table(table.family, &table.name)? => Some(!nft.is_awake(table.family, &table.name)?),
             None => None,
