@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::lab::node::output;
 use crate::lab::scene::Scene;
-use crate::lab::{Netns, Node, eventually};
+use crate::lab::{Netns, Node, PATIENCE, eventually};
 
 /// The chain of `conf/<name>` for a version of the specification.
 fn example(name: &str, version: &str) -> Value {
@@ -120,7 +120,7 @@ fn marked_before_add(name: &str) {
             let to = (address, scene.pod().tcp_port()).into();
             node.netns.run(|| TcpStream::connect_timeout(&to, Duration::from_secs(1))).is_ok()
         };
-        assert!(eventually(Duration::from_secs(5), probe), "the probe of {address} fails");
+        assert!(eventually(PATIENCE, probe), "the probe of {address} fails");
     }
     node.remove_mark("lab_web");
     call(&node, "check", "web");
@@ -155,13 +155,13 @@ fn every_key() {
     let _listeners = [443, 8443, 9443].map(|port| listen(&collector, port));
     let _probed = [8080, 9090, 7070].map(|port| listen(&pod, port));
     let connects = |from: &Netns, to: IpAddr, port: u16| {
-        from.run(|| TcpStream::connect_timeout(&(to, port).into(), Duration::from_millis(300))).is_ok()
+        from.run(|| TcpStream::connect_timeout(&(to, port).into(), Duration::from_secs(1))).is_ok()
     };
     for port in [443, 8443, 9443] {
-        assert!(eventually(Duration::from_secs(3), || connects(&pod, collector4, port)), "control: {port}");
+        assert!(eventually(PATIENCE, || connects(&pod, collector4, port)), "control: {port}");
     }
     for port in [8080, 9090, 7070] {
-        assert!(eventually(Duration::from_secs(3), || connects(&node.netns, pod4, port)), "control: {port}");
+        assert!(eventually(PATIENCE, || connects(&node.netns, pod4, port)), "control: {port}");
     }
 
     node.write_mark("lab_web");

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{FcntlArg, fcntl};
 use serde_json::json;
 
-use super::{Agent, LIMIT, both_tables};
+use super::{Agent, PATIENCE, both_tables};
 use crate::lab::{Crowd, Sandbox, Topology, eventually, quarantine};
 use crate::protocol::Tables;
 
@@ -57,7 +57,7 @@ fn hold_lock(crowd: &Crowd, number: usize) -> File {
     std::thread::scope(|scope| {
         let check = scope.spawn(|| crowd.call("CHECK", number).run().ok());
         let mut waits_at = None;
-        let waits = eventually(LIMIT, || {
+        let waits = eventually(PATIENCE, || {
             let locks = fs::read_to_string("/proc/locks").unwrap();
             let waiting = locks.lines().find(|line| line.contains("->") && line.contains(&inode));
             waits_at = waiting.and_then(|line| line.split_whitespace().rev().nth(1)?.parse().ok());

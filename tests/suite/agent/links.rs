@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, UdpSocket};
 use std::time::Duration;
 
-use super::{Agent, LIMIT, added, await_kernel};
+use super::{Agent, PATIENCE, added, await_kernel};
 use crate::lab::eventually;
 use crate::protocol::{Node, Pod, lone_interface, rules, ruleset};
 
@@ -81,5 +81,5 @@ fn a_veth_that_is_moved_in_is_no_way_out() {
     };
     assert!(!eventually(Duration::from_millis(500), arrives), "a way out");
     std::fs::remove_file(node.mark_path(&pod.id)).unwrap();
-    assert!(eventually(LIMIT, arrives), "the control: it is a way once the pod is released");
+    assert!(eventually(PATIENCE, arrives), "the control: it is a way once the pod is released");
 }

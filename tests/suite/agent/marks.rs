@@ -5,7 +5,7 @@ use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use super::{Agent, LIMIT, added, added_as, await_tables};
+use super::{Agent, PATIENCE, added, added_as, await_tables};
 use crate::lab::eventually;
 use crate::protocol::{Node, Tables};
 
@@ -90,7 +90,7 @@ fn every_form_isolates_and_its_removal_releases() {
         await_tables(&pod, Tables::Isolated, form.name);
         // A mark that is read half is sealed for a moment.
         let last = || agent.lines().into_iter().rfind(|line| line.contains("policy=")).unwrap_or_default();
-        assert!(eventually(LIMIT, || last().contains(form.policy)), "{}: {}", form.name, last());
+        assert!(eventually(PATIENCE, || last().contains(form.policy)), "{}: {}", form.name, last());
         assert!(pod.is_cut_off_from(&node), "{}", form.name);
         remove(&mark);
         await_tables(&pod, Tables::Released, form.name);

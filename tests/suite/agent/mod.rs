@@ -25,11 +25,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::lab::{Netns, eventually};
+use crate::lab::{Netns, PATIENCE, eventually};
 use crate::protocol::{Node, Pod, Tables, ruleset};
-
-/// Long enough for anything that happens at all, on a machine that is busy with other tests.
-const LIMIT: Duration = Duration::from_secs(30);
 
 /// A running agent; killed when dropped.
 struct Agent {
@@ -84,7 +81,7 @@ impl Agent {
     /// Waits for what a service manager would be told; what comes before it is passed over.
     #[track_caller]
     fn await_notification(&self, wanted: &str) {
-        let deadline = Instant::now() + LIMIT;
+        let deadline = Instant::now() + PATIENCE;
         let mut buffer = [0; 256];
         loop {
             let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
@@ -119,7 +116,8 @@ impl Agent {
             lines.iter().filter(|line| words.iter().all(|word| line.contains(word))).cloned().collect()
         };
         let lines = self.log.lines.lock().unwrap();
-        let (lines, _) = self.log.grown.wait_timeout_while(lines, LIMIT, |lines| found(lines).len() < count).unwrap();
+        let (lines, _) =
+            self.log.grown.wait_timeout_while(lines, PATIENCE, |lines| found(lines).len() < count).unwrap();
         let found = found(&lines);
         let all = lines.join("\n");
         drop(lines);
@@ -138,7 +136,7 @@ impl Agent {
     /// Waits for its end, and gives all that it logged.
     fn wait(mut self) -> (ExitStatus, Vec<String>) {
         let mut status = None;
-        let ended = eventually(LIMIT, || {
+        let ended = eventually(PATIENCE, || {
             status = self.process.try_wait().unwrap();
             status.is_some()
         });
@@ -174,7 +172,7 @@ impl Drop for Agent {
 
 /// Waits for something that the kernel is asked about by `nft` or `ip`.
 fn await_kernel(mut condition: impl FnMut() -> bool) -> bool {
-    let deadline = Instant::now() + LIMIT;
+    let deadline = Instant::now() + PATIENCE;
     while !condition() {
         if Instant::now() >= deadline {
             return false;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::{Agent, LIMIT, added_as, call};
+use super::{Agent, PATIENCE, added_as, call};
 use crate::lab::eventually;
 use crate::protocol::{Node, Pod, Tables};
 
@@ -56,13 +56,13 @@ impl Sender {
 
     fn assert_arriving(&self) {
         self.arrived();
-        assert!(eventually(LIMIT, || !self.arrived().is_empty()), "the control: nothing arrives before ADD");
+        assert!(eventually(PATIENCE, || !self.arrived().is_empty()), "the control: nothing arrives before ADD");
     }
 
     /// Nothing arrives that was sent from `first` on, though many were.
     #[track_caller]
     fn assert_none_since(&self, first: u64) {
-        assert!(eventually(LIMIT, || self.mark() > first + 300), "the sender stands still");
+        assert!(eventually(PATIENCE, || self.mark() > first + 300), "the sender stands still");
         let late: Vec<u64> = self.arrived().into_iter().filter(|number| *number >= first).collect();
         assert!(late.is_empty(), "{} of {} arrived: {late:?}", late.len(), self.mark() - first);
     }

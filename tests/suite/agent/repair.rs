@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use super::{Agent, LIMIT, added, await_kernel, await_tables};
+use super::{Agent, PATIENCE, added, await_kernel, await_tables};
 use crate::lab::topology::{PEER_MAC, POD_MAC};
 use crate::lab::traffic::flood::Flood;
 use crate::lab::traffic::observe::{Witnesses, tag};
@@ -213,7 +213,7 @@ fn a_storm_of_flushes_opens_nothing_and_takes_no_processor() {
     assert!(repairs as u128 <= cap, "{repairs} repairs in {took:?}, more than {cap}");
     assert!(processor < took / 2, "{processor:?} of processor time in {took:?}");
     assert!(await_kernel(|| rules(&topology.pod) == whole), "{:#?}", rules(&topology.pod));
-    assert!(eventually(LIMIT, || sandbox.verdict() == "contained"));
+    assert!(eventually(PATIENCE, || sandbox.verdict() == "contained"));
     assert_eq!(outside.seen(1), 0);
 }
 

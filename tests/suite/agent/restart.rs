@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::{Agent, LIMIT, added_as, await_tables};
+use super::{Agent, PATIENCE, added_as, await_tables};
 use crate::lab::eventually;
 use crate::protocol::{Node, Pod, Tables, rules};
 
@@ -127,7 +127,7 @@ fn killed_a_hundred_times_under_a_storm_of_marks() {
         assert!(pod.reaches_node(&node), "the control");
     }
     let stream = Stream::start(&node, &prisoner);
-    assert!(eventually(LIMIT, || stream.arrived() > 0), "the control: the stream arrives");
+    assert!(eventually(PATIENCE, || stream.arrived() > 0), "the control: the stream arrives");
     let agent = Agent::on(&node);
     node.mark("uid-prisoner", "");
     await_tables(&prisoner, Tables::Isolated, "before the storm");
@@ -167,7 +167,7 @@ fn killed_a_hundred_times_under_a_storm_of_marks() {
     let _agent = Agent::on(&node);
     fs::remove_file(node.mark_path("uid-prisoner")).unwrap();
     await_tables(&prisoner, Tables::Released, "released");
-    assert!(eventually(LIMIT, || stream.arrived() > 0), "the control: it arrives again");
+    assert!(eventually(PATIENCE, || stream.arrived() > 0), "the control: it arrives again");
 }
 
 /// What was marked, and released, while no agent ran.

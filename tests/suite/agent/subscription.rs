@@ -4,7 +4,7 @@ use std::fs;
 
 use nix::sys::signal::Signal;
 
-use super::{Agent, LIMIT, added, await_kernel, await_tables, call};
+use super::{Agent, PATIENCE, added, await_kernel, await_tables, call};
 use crate::lab::eventually;
 use crate::protocol::{Node, Pod, Tables};
 
@@ -14,7 +14,7 @@ fn listened(node: &Node, agent: &Agent) -> Pod {
     let pod = added(node);
     node.mark(&pod.id, "");
     await_tables(&pod, Tables::Isolated, "listened");
-    assert!(eventually(LIMIT, || agent.descriptors() > before), "the control: it is listened to");
+    assert!(eventually(PATIENCE, || agent.descriptors() > before), "the control: it is listened to");
     pod
 }
 
@@ -39,7 +39,7 @@ fn a_netns_that_is_deleted_after_del_dies() {
     pod.netns.delete();
     assert!(await_kernel(|| !host_end_is_there(&node, &pod)), "the veth lives on");
     assert!(await_kernel(|| !is_alive(&node)), "the netns lives on");
-    assert!(eventually(LIMIT, || agent.descriptors() == before), "{} instead of {before}", agent.descriptors());
+    assert!(eventually(PATIENCE, || agent.descriptors() == before), "{} instead of {before}", agent.descriptors());
     assert_eq!(crate::protocol::ruleset(&node.netns), "", "the guard is left");
 }
 
@@ -53,7 +53,7 @@ fn a_netns_that_lost_its_last_interface_dies() {
     node.netns.ip(&format!("link del {}", pod.host_end()));
     pod.netns.delete();
     assert!(await_kernel(|| !is_alive(&node)), "the netns lives on");
-    assert!(eventually(LIMIT, || agent.descriptors() == before), "{} instead of {before}", agent.descriptors());
+    assert!(eventually(PATIENCE, || agent.descriptors() == before), "{} instead of {before}", agent.descriptors());
 }
 
 /// Without a DEL nobody says that it is gone; the next look at everything finds it.
@@ -67,7 +67,7 @@ fn a_netns_that_is_deleted_without_a_word_dies_at_the_next_look() {
     agent.signal(Signal::SIGHUP);
     assert!(await_kernel(|| !host_end_is_there(&node, &pod)), "the veth lives on");
     assert!(await_kernel(|| !is_alive(&node)), "the netns lives on");
-    assert!(eventually(LIMIT, || agent.descriptors() == before), "{} instead of {before}", agent.descriptors());
+    assert!(eventually(PATIENCE, || agent.descriptors() == before), "{} instead of {before}", agent.descriptors());
 }
 
 /// A release closes it too, though the netns lives.
@@ -81,5 +81,5 @@ fn a_release_stops_the_listening() {
     await_tables(&pod, Tables::Released, "released");
     pod.netns.delete();
     assert!(await_kernel(|| !host_end_is_there(&node, &pod)), "the veth lives on");
-    assert!(eventually(LIMIT, || agent.descriptors() == before), "{} instead of {before}", agent.descriptors());
+    assert!(eventually(PATIENCE, || agent.descriptors() == before), "{} instead of {before}", agent.descriptors());
 }

@@ -14,7 +14,7 @@ use crate::lab::traffic::packet::{self, Segment};
 use crate::lab::traffic::server::{Server, http_probe};
 use crate::lab::traffic::sockets::PacketSocket;
 use crate::lab::traffic::stream::Flow;
-use crate::lab::{Kind, Sandbox, Topology};
+use crate::lab::{Kind, PATIENCE, Sandbox, Topology};
 
 const SILENCE: Duration = Duration::from_millis(250);
 
@@ -252,9 +252,9 @@ fn a_flood_of_allowed_flows_starves_no_probe() {
         packet::ip_frame((PEER_MAC, POD_MAC), (PEER4.into(), POD4.into()), packet::UDP, &udp)
     });
     let flood = Flood::start(&topology.pod, "eth0", frames.collect());
-    assert!(crate::lab::eventually(Duration::from_secs(5), || flood.sent() >= 20_000), "the flood does not start");
+    assert!(crate::lab::eventually(PATIENCE, || flood.sent() >= 20_000), "the flood does not start");
     drop(flood);
     for to in [IpAddr::from(POD4), POD6.into()] {
-        assert!(http_probe(&topology.node, to, server.port(), Duration::from_secs(3)), "probe of {to}");
+        assert!(http_probe(&topology.node, to, server.port(), PATIENCE), "probe of {to}");
     }
 }

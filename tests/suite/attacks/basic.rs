@@ -1,7 +1,6 @@
 //! Plain sockets in both directions: every protocol, both families, established flows.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::time::Duration;
 
 use serde_json::json;
 use socket2::{Domain, Socket, Type};
@@ -13,7 +12,7 @@ use crate::lab::traffic::packet::{self, ICMPV6};
 use crate::lab::traffic::server::{Server, http_probe};
 use crate::lab::traffic::sockets::{address, become_owner, raw_ip, udp_on};
 use crate::lab::traffic::stream::Flow;
-use crate::lab::{Kind, Netns, Sandbox, Topology};
+use crate::lab::{Kind, Netns, PATIENCE, Sandbox, Topology};
 
 const NOBODY: u32 = 65_534;
 
@@ -219,7 +218,7 @@ fn a_node_of_one_family_isolates_both() {
         sandbox.isolate("");
         out.assert_none_arrives();
         let left = if lost == "-6" { IpAddr::from(POD4) } else { POD6.into() };
-        assert!(http_probe(&topology.node, left, 8080, Duration::from_secs(5)), "{lost} lost: probe of {left}");
+        assert!(http_probe(&topology.node, left, 8080, PATIENCE), "{lost} lost: probe of {left}");
         assert_eq!(sandbox.verdict(), "contained");
         drop(server);
     }

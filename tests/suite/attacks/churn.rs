@@ -12,7 +12,7 @@ use crate::lab::traffic::observe::{Witnesses, tag};
 use crate::lab::traffic::packet::{self, BROADCAST, Segment};
 use crate::lab::traffic::server::{Server, http_probe};
 use crate::lab::traffic::sockets::PacketSocket;
-use crate::lab::{Kind, Mac, Netns, Sandbox, Topology};
+use crate::lab::{Kind, Mac, Netns, PATIENCE, Sandbox, Topology};
 
 /// Attack numbers: out of the pod, into it.
 const OUT: u16 = 1;
@@ -227,7 +227,7 @@ fn probes_survive_changes_that_keep_them() {
     let keep = policies().into_iter().filter(|policy| policy["probes"] != false).collect::<Vec<_>>();
     for policy in keep.iter().cycle().take(40) {
         sandbox.isolate_with(policy);
-        assert!(http_probe(&topology.node, POD4.into(), server.port(), Duration::from_secs(5)), "after {policy}");
+        assert!(http_probe(&topology.node, POD4.into(), server.port(), PATIENCE), "after {policy}");
     }
 }
 

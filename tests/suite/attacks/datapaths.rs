@@ -21,9 +21,8 @@ use crate::lab::traffic::server::http_probe;
 use crate::lab::traffic::sockets::{PacketSocket, address, udp_on};
 use crate::lab::traffic::stack::{Stack, Wire};
 use crate::lab::traffic::xdp::XdpSocket;
-use crate::lab::{Mac, Netns, Sandbox, Topology};
+use crate::lab::{Mac, Netns, PATIENCE, Sandbox, Topology};
 
-const PATIENCE: Duration = Duration::from_secs(5);
 const SHORT: Duration = Duration::from_millis(150);
 
 impl Wire for PacketSocket {

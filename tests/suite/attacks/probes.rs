@@ -13,12 +13,12 @@ use crate::lab::traffic::observe::{Witnesses, tag};
 use crate::lab::traffic::packet::{self, Arp, BROADCAST, Segment};
 use crate::lab::traffic::server::{Server, http_probe, http_probe_here, tcp_probe};
 use crate::lab::traffic::sockets::{PacketSocket, address, at_an_address_used_before, become_owner};
-use crate::lab::{Kind, Mac, Netns, Sandbox, Topology, eventually};
+use crate::lab::{Kind, Mac, Netns, PATIENCE, Sandbox, Topology, eventually};
 
 const POD: [IpAddr; 2] = [IpAddr::V4(POD4), IpAddr::V6(POD6)];
-/// For what must be answered.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// For what must not.
+/// What the kubelet gives a probe. A segment that was lost is not sent again before that.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+/// For what must not be answered.
 const SHORT: Duration = Duration::from_millis(150);
 
 fn probes_pass(kind: Kind) {
@@ -75,10 +75,10 @@ fn a_thousand_probes_pass_through_a_flood(kind: Kind, spoofed: bool) {
     });
     let flood = Flood::start(&topology.peer, "eth0", frames.collect());
     // All the ports once: that takes its time on a busy machine.
-    assert!(eventually(Duration::from_secs(60), || flood.sent() >= ports.into()), "the flood does not start");
+    assert!(eventually(PATIENCE, || flood.sent() >= ports.into()), "the flood does not start");
     let failed = topology
         .node
-        .run(|| (0..1000).filter(|number| !http_probe_here(POD[number % 2], server.port(), SHORT)).count());
+        .run(|| (0..1000).filter(|number| !http_probe_here(POD[number % 2], server.port(), PROBE_TIMEOUT)).count());
     assert_eq!(failed, 0, "of 1000 probes");
 }
 
@@ -282,7 +282,7 @@ fn restarts(topology: &Topology, port: u16, probes: u32) -> u32 {
     let mut failures = 0;
     let mut restarts = 0;
     for _ in 0..probes {
-        let alive = http_probe(&topology.node, POD4.into(), port, SHORT);
+        let alive = http_probe(&topology.node, POD4.into(), port, PROBE_TIMEOUT);
         failures = if alive { 0 } else { failures + 1 };
         if failures == 3 {
             restarts += 1;

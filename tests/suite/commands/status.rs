@@ -190,7 +190,7 @@ fn drops_are_counted_truly() {
     send(&topology.pod, PEER4, 11);
     send(&topology.peer, POD4, 13);
     // Besides what was sent there may be the kernel's own chatter, which nft has counted too.
-    let agreed = crate::lab::eventually(Duration::from_secs(5), || {
+    let agreed = crate::lab::eventually(crate::lab::PATIENCE, || {
         dropped(&lab, "pod", "out") == counted_by_nft(&topology.pod, "quarantine", "egress-eth0")
             && dropped(&lab, "host", "in") == counted_by_nft(&topology.node, "quarantine-c1", "to-eth0")
     });

@@ -21,6 +21,9 @@ pub(crate) use topology::{Kind, Mac, Topology};
 
 use std::time::{Duration, Instant};
 
+/// Long enough for anything that happens at all, on a machine that is busy with other tests.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
 /// Waits until `condition` holds; false when it does not within `limit`.
 pub(crate) fn eventually(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
     let deadline = Instant::now() + limit;

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::{Netns, eventually};
+use super::{Netns, PATIENCE, eventually};
 
 /// Where the product keeps its state when nothing else is configured.
 pub(crate) const STATE: &str = "/var/lib/cni/quarantine";
@@ -141,7 +141,7 @@ impl Node {
     #[track_caller]
     pub(crate) fn assert_nothing_remains(&self) {
         // The links of a netns that ends go a little later, and no main plugin waits for that.
-        let nothing = eventually(Duration::from_secs(5), || self.remains().is_empty());
+        let nothing = eventually(PATIENCE, || self.remains().is_empty());
         assert!(nothing, "this is left on the node:\n{}", self.remains());
     }
 

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use super::traffic::stream::Flow;
-use super::{Netns, eventually};
+use super::{Netns, PATIENCE, eventually};
 
 /// How long packets get to show up where none may. The control has shown by then that they take far less.
 const SILENCE: Duration = Duration::from_millis(300);
@@ -123,17 +123,13 @@ impl Scene {
         for (from, to, address) in self.ways() {
             // A new address may still be tentative, a neighbour unknown.
             assert!(
-                eventually(Duration::from_secs(5), || connects(from, to, address)),
+                eventually(PATIENCE, || connects(from, to, address)),
                 "no connection from {} to {address}",
                 from.netns.name()
             );
             self.drain();
             send_datagrams(from, to, address);
-            assert!(
-                eventually(Duration::from_secs(2), || to.datagrams() > 0),
-                "no datagram from {} to {address}",
-                from.netns.name()
-            );
+            assert!(eventually(PATIENCE, || to.datagrams() > 0), "no datagram from {} to {address}", from.netns.name());
         }
     }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{Netns, eventually};
+use super::{Netns, PATIENCE, eventually};
 
 /// A MAC address.
 pub(crate) type Mac = [u8; 6];
@@ -348,7 +348,7 @@ impl Topology {
                     attempt.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
                 };
                 assert!(
-                    eventually(Duration::from_secs(5), reached),
+                    eventually(PATIENCE, reached),
                     "{:?}: the {name} does not reach the pod at {address}",
                     self.kind
                 );

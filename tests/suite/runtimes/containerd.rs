@@ -9,7 +9,7 @@ use super::cri::{Cri, Pod};
 use super::{Cgroup, HTTPD, IMAGE, assert_probed, conflist, make_image, need};
 use crate::lab::node::output;
 use crate::lab::scene::Scene;
-use crate::lab::{Node, eventually};
+use crate::lab::{Node, PATIENCE, eventually};
 
 const SOCKET: &str = "unix:///run/containerd/containerd.sock";
 
@@ -109,7 +109,7 @@ fn pod_recreated_before_del_stays_isolated() {
     let old = Scene::new(cri.netns(&web), cri.netns(&neighbour));
 
     node.write_mark(&web.sandbox);
-    assert!(eventually(Duration::from_secs(5), || guarded(&web)), "the agent does not isolate");
+    assert!(eventually(PATIENCE, || guarded(&web)), "the agent does not isolate");
     old.assert_cut();
 
     node.sh(&format!("kill -KILL {}", cri.pause(&web)));
@@ -123,7 +123,7 @@ fn pod_recreated_before_del_stays_isolated() {
 
     // The DEL carried the mark over to the pod's UID.
     node.remove_mark("5f0c1f9e-0001");
-    assert!(eventually(Duration::from_secs(5), || !guarded(&again)), "the agent does not release");
+    assert!(eventually(PATIENCE, || !guarded(&again)), "the agent does not release");
     scene.assert_open();
     drop(scene);
 

@@ -18,7 +18,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::lab::node::output;
-use crate::lab::{Netns, Node, eventually};
+use crate::lab::{Netns, Node, PATIENCE, eventually};
 
 /// The one image: a static busybox, whose httpd is the container that is probed. CRI also takes it for its pause
 /// container. It comes from no registry.
@@ -83,7 +83,7 @@ fn probe(node: &Node, address: IpAddr) -> bool {
 #[track_caller]
 fn assert_probed(node: &Node, addresses: &[IpAddr]) {
     for &address in addresses {
-        assert!(eventually(Duration::from_secs(5), || probe(node, address)), "the probe of {address} fails");
+        assert!(eventually(PATIENCE, || probe(node, address)), "the probe of {address} fails");
     }
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::observe::{Matcher, Witnesses};
-use crate::lab::{Netns, eventually};
+use crate::lab::{Netns, PATIENCE, eventually};
 
 /// How often each attack is sent.
 const SHOTS: u64 = 3;
@@ -64,7 +64,7 @@ impl<'a> Battery<'a> {
                 .collect()
         };
         // A neighbour that has to be found first may cost the first shot: fire again until each was seen.
-        let all = eventually(Duration::from_secs(4), || {
+        let all = eventually(PATIENCE, || {
             let done = missing(self).is_empty();
             if !done {
                 std::thread::sleep(Duration::from_millis(20));

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Socket, Type};
 
 use super::sockets::{address, at_an_address_used_before};
-use crate::lab::Netns;
+use crate::lab::{Netns, PATIENCE};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Protocol {
@@ -57,7 +57,7 @@ pub(crate) fn surprises(exchanges: &[Exchange<'_>], silence: Duration) -> Vec<(S
             waiting |= exchange.expected && run.outcome != Outcome::Answered;
         }
         // Names that must resolve and segments that must be sent again get their time; silence is only so long.
-        let limit = if waiting { Duration::from_secs(4) } else { silence };
+        let limit = if waiting { PATIENCE } else { silence };
         if begun.elapsed() >= limit {
             break;
         }

@@ -11,7 +11,7 @@ use socket2::Socket;
 
 use super::packet::{self, TCP, UDP};
 use super::sockets::{PacketSocket, raw_ip, receive};
-use crate::lab::{Kind, Netns, Topology, eventually};
+use crate::lab::{Kind, Netns, PATIENCE, Topology, eventually};
 
 /// The TCP port of attack 0.
 const FIRST_PORT: u16 = 20_000;
@@ -99,7 +99,7 @@ impl Witnesses {
 
     /// Like [`Witnesses::seen`], but gives `least` of them a while to come.
     pub(crate) fn await_seen(&mut self, number: u16, least: u64) -> u64 {
-        eventually(Duration::from_secs(3), || self.seen(number) >= least);
+        eventually(PATIENCE, || self.seen(number) >= least);
         self.seen(number)
     }
 

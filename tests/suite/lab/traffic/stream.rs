@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use socket2::SockRef;
 
-use crate::lab::{Netns, eventually};
+use crate::lab::{Netns, PATIENCE, eventually};
 
 /// How long a cut flow is watched. TCP would have sent again by then (200 ms at first).
 const SILENCE: Duration = Duration::from_millis(400);
@@ -27,7 +27,7 @@ impl Flow {
     pub(crate) fn tcp(client: &Netns, server: &Netns, address: IpAddr, upload: bool) -> Self {
         let listener = server.run(|| TcpListener::bind((address, 0)).unwrap());
         let to = listener.local_addr().unwrap();
-        let near = client.run(|| TcpStream::connect_timeout(&to, Duration::from_secs(5)).unwrap());
+        let near = client.run(|| TcpStream::connect_timeout(&to, PATIENCE).unwrap());
         let (far, _) = listener.accept().unwrap();
         let (mut sender, mut receiver) = if upload { (near, far) } else { (far, near) };
         let way = if upload { "up" } else { "down" };
@@ -96,7 +96,7 @@ impl Flow {
     #[track_caller]
     pub(crate) fn assert_alive(&self) {
         let before = self.received();
-        let alive = eventually(Duration::from_secs(8), || self.received() > before);
+        let alive = eventually(PATIENCE, || self.received() > before);
         assert!(alive, "{}: nothing arrives", self.name);
     }
 
