@@ -27,8 +27,9 @@ use thiserror::Error;
 
 use crate::attachment::{ContainerId, Key};
 use crate::audit::Line;
-use crate::enforce::{Cause, pod_of};
+use crate::enforce::pod_of;
 use crate::netlink::NetlinkError;
+use crate::policy::Policy;
 use crate::state::{StateDir, StateError};
 
 use index::{Action, Answer, Index, plan};
@@ -119,7 +120,12 @@ fn raise_descriptor_limit() {
 struct Listened {
     events: PodEvents,
     number: u64,
+    /// What it was isolated with.
+    policy: Policy,
+    /// Who was heard changing rules that no look has told apart yet.
     strangers: Vec<String>,
+    /// When rules were put back that nobody has been named for yet: who did it may be heard only later.
+    unnamed: Option<Instant>,
     looks: u32,
     last_look: Option<Instant>,
     /// Whether the next look is due already.
@@ -148,6 +154,24 @@ impl Listened {
         };
         self.last_look = Some(when);
         when
+    }
+
+    /// It was looked at; gives those who are to be named for what was found altered, now or before.
+    fn looked_at(&mut self, policy: Policy, was_altered: bool, again: bool, now: Instant) -> Vec<String> {
+        self.policy = policy;
+        if was_altered {
+            self.unnamed = Some(now);
+        }
+        let is_to_be_named = self.unnamed.is_some_and(|when| now < when + LOOKS_FORGOTTEN);
+        if is_to_be_named && !self.strangers.is_empty() {
+            self.unnamed = None;
+            return std::mem::take(&mut self.strangers);
+        }
+        // What was heard while it was looked at, only the next look will find.
+        if !again {
+            self.strangers.clear();
+        }
+        Vec::new()
     }
 }
 
@@ -401,16 +425,13 @@ impl Agent {
             *again = true;
             return;
         }
-        let listened = self.listened.get_mut(container_id);
+        let listened = self.listened.get(container_id);
         self.at_work.insert(container_id.clone(), false);
-        let answer = self.index.answer_of(container_id);
-        let is_as_applied = !answer.is_empty() && self.applied.get(container_id) == Some(&answer);
         self.workers.submit(Job {
             container_id: container_id.clone(),
-            answer,
-            cause: if is_as_applied { Cause::Disturbed } else { Cause::Asked },
+            answer: self.index.answer_of(container_id),
             is_subscribed: listened.is_some(),
-            strangers: listened.map(|listened| std::mem::take(&mut listened.strangers)).unwrap_or_default(),
+            enforced: listened.map(|listened| listened.policy.clone()),
         });
     }
 
@@ -419,10 +440,11 @@ impl Agent {
             let again = self.at_work.remove(&container_id).unwrap_or(false);
             let mut is_settled = true;
             match outcome {
-                Outcome::Isolated { events, has_interfaces } => {
+                Outcome::Isolated { events, has_interfaces, policy, was_altered } => {
                     self.settle(&container_id, answer);
-                    if let Some(events) = events {
-                        self.listen(&container_id, events);
+                    match events {
+                        Some(events) => self.listen(&container_id, events, policy),
+                        None => self.looked_at(&container_id, policy, was_altered, again),
                     }
                     self.listen_again(&container_id);
                     if !has_interfaces {
@@ -466,7 +488,15 @@ impl Agent {
         }
     }
 
-    fn listen(&mut self, container_id: &ContainerId, events: PodEvents) {
+    fn looked_at(&mut self, container_id: &ContainerId, policy: Policy, was_altered: bool, again: bool) {
+        let Some(listened) = self.listened.get_mut(container_id) else { return };
+        let named = listened.looked_at(policy, was_altered, again, Instant::now());
+        if !named.is_empty() {
+            log::warn!("{}", Line::new("tampering").with("container", container_id).with("by", named.join(",")));
+        }
+    }
+
+    fn listen(&mut self, container_id: &ContainerId, events: PodEvents, policy: Policy) {
         let number = self.next_number;
         self.next_number += 1;
         for fd in events.descriptors() {
@@ -476,7 +506,16 @@ impl Agent {
             }
         }
         self.by_number.insert(number, container_id.clone());
-        let listened = Listened { events, number, strangers: Vec::new(), looks: 0, last_look: None, is_due: false };
+        let listened = Listened {
+            events,
+            number,
+            policy,
+            strangers: Vec::new(),
+            unnamed: None,
+            looks: 0,
+            last_look: None,
+            is_due: false,
+        };
         self.listened.insert(container_id.clone(), listened);
     }
 

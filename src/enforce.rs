@@ -80,7 +80,7 @@ pub fn apply(
 pub enum Cause {
     /// A runtime, a person or a mark asked for it.
     Asked,
-    /// Nobody did: something was heard in the sandbox, and its marks are what they were.
+    /// It was seen to be as it is wanted: what is found to differ was changed by somebody.
     Disturbed,
 }
 

@@ -14,7 +14,7 @@ use crate::attachment::{ContainerId, Key};
 use crate::audit::Line;
 use crate::enforce::{self, Cause, EnforceError};
 use crate::netns::Netns;
-use crate::policy::Desired;
+use crate::policy::{Desired, Policy};
 use crate::sandbox::{SandboxError, Scan, Side};
 use crate::state::StateDir;
 
@@ -34,10 +34,8 @@ pub(super) struct Job {
     pub(super) answer: Answer,
     /// Whether its events are listened to already.
     pub(super) is_subscribed: bool,
-    /// Why it is looked at.
-    pub(super) cause: Cause,
-    /// Who was seen changing its rules.
-    pub(super) strangers: Vec<String>,
+    /// The policy that it was isolated with when it was last looked at.
+    pub(super) enforced: Option<Policy>,
 }
 
 /// What became of a job.
@@ -57,6 +55,10 @@ pub(super) enum Outcome {
         events: Option<PodEvents>,
         /// Whether it has an interface besides `lo`.
         has_interfaces: bool,
+        /// By this policy.
+        policy: Policy,
+        /// Whether somebody had changed its rules.
+        was_altered: bool,
     },
     /// It is released.
     Released,
@@ -184,21 +186,26 @@ fn apply(state: &StateDir, host: &mut Side, job: &Job) -> Result<Outcome, Enforc
         return Ok(Outcome::Unrecorded);
     }
     let desired = desired(state, container_id, &job.answer, &records)?;
+    let policy = match &desired {
+        Desired::Isolated { policy, .. } => Some(policy),
+        Desired::Released => None,
+    };
     // Before the rules: what happens to them from now on is heard.
-    let events = if desired.is_isolated() && !job.is_subscribed {
+    let events = if policy.is_some() && !job.is_subscribed {
         Some(PodEvents::subscribe(&Netns::open(&records[0].netns).map_err(SandboxError::from)?)?)
     } else {
         None
     };
-    let applied = enforce::apply_desired(host, container_id, &records, &desired, job.cause, Scan::Sandbox)?;
-    if !desired.is_isolated() {
-        return Ok(Outcome::Released);
-    }
-    let was_altered = job.cause == Cause::Disturbed && applied.changed;
-    if was_altered && !job.strangers.is_empty() {
-        log::warn!("{}", Line::new("tampering").with("container", container_id).with("by", job.strangers.join(",")));
-    }
-    Ok(Outcome::Isolated { events, has_interfaces: applied.report.interfaces > 0 })
+    // What is not as it was, although the same is wanted, was changed by somebody, whatever had it looked at.
+    let cause = if policy.is_some() && job.enforced.as_ref() == policy { Cause::Disturbed } else { Cause::Asked };
+    let applied = enforce::apply_desired(host, container_id, &records, &desired, cause, Scan::Sandbox)?;
+    let Some(policy) = policy else { return Ok(Outcome::Released) };
+    Ok(Outcome::Isolated {
+        events,
+        has_interfaces: applied.report.interfaces > 0,
+        policy: policy.clone(),
+        was_altered: cause == Cause::Disturbed && applied.changed,
+    })
 }
 
 /// What the marks want, now and under the lock: the job may be older than a mark. To isolate, the marks that the job

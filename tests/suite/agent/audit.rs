@@ -38,10 +38,7 @@ fn no_program_s_name_can_forge_a_line_or_a_pair() {
     let node = Node::new();
     let pod = added(&node);
     let agent = Agent::on(&node);
-    // One event and one look at the sandbox: a second one could find what is done to it below first.
-    let (unnamed, mark) = (node.mark_path(".unnamed"), node.mark_path(&pod.id));
-    std::fs::write(&unnamed, "").unwrap();
-    std::fs::rename(unnamed, mark).unwrap();
+    node.mark(&pod.id, "");
     agent.await_line(&["event=isolated", &pod.id]);
     let directory = tempfile::tempdir().unwrap();
     let name = "a\" b=c\nevent=";

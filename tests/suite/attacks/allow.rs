@@ -176,7 +176,7 @@ fn an_old_flow_beside_the_list_dies() {
         Flow::tcp(&topology.pod, &topology.peer, PEER6.into(), false),
         Flow::udp(&topology.pod, &topology.peer, PEER4.into()),
     ];
-    flows.iter().for_each(Flow::assert_alive);
+    Flow::assert_all_alive(&flows);
     sandbox.isolate_with(&policy());
     Flow::assert_all_dead(&flows);
 }
@@ -198,7 +198,7 @@ fn what_leaves_the_list_stops() {
         Flow::tcp(&topology.pod, &topology.peer, PEER6.into(), false),
         Flow::udp(&topology.pod, &topology.peer, PEER4.into()),
     ];
-    flows.iter().for_each(Flow::assert_alive);
+    Flow::assert_all_alive(&flows);
     sandbox.isolate_with(&policy());
     Flow::assert_all_dead(&flows);
     sandbox.isolate_with(&json!({ "loopback": false, "probes": false }));

@@ -170,15 +170,11 @@ fn flows_stop(kind: Kind) {
             flows.push(Flow::udp(far, pod, near_address));
         }
     }
-    for flow in &flows {
-        flow.assert_alive();
-    }
+    Flow::assert_all_alive(&flows);
     sandbox.isolate("");
     Flow::assert_all_dead(&flows);
     sandbox.release();
-    for flow in &flows {
-        flow.assert_alive();
-    }
+    Flow::assert_all_alive(&flows);
 }
 
 #[test]

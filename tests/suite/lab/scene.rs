@@ -94,9 +94,7 @@ impl Scene {
     #[track_caller]
     pub(crate) fn assert_open(&self) {
         self.assert_new_pass();
-        for flow in &self.flows {
-            flow.assert_alive();
-        }
+        Flow::assert_all_alive(&self.flows);
     }
 
     /// No new connection and no datagram arrives, and established flows stand still.

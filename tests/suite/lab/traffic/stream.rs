@@ -92,12 +92,16 @@ impl Flow {
         self.received.load(Ordering::Relaxed)
     }
 
-    /// Something arrives from now on. A TCP flow that was cut for a while may wait for its next try.
+    /// Something arrives from now on, on each of them. A TCP flow that was cut for a while may wait for its next try.
     #[track_caller]
-    pub(crate) fn assert_alive(&self) {
-        let before = self.received();
-        let alive = eventually(PATIENCE, || self.received() > before);
-        assert!(alive, "{}: nothing arrives", self.name);
+    pub(crate) fn assert_all_alive(flows: &[Self]) {
+        let mut waiting: Vec<_> = flows.iter().map(|flow| (flow, flow.received())).collect();
+        eventually(PATIENCE, || {
+            waiting.retain(|(flow, before)| flow.received() == *before);
+            waiting.is_empty()
+        });
+        let dead: Vec<_> = waiting.iter().map(|(flow, _)| &flow.name).collect();
+        assert!(dead.is_empty(), "nothing arrives: {dead:?}");
     }
 
     /// Nothing arrives from now on, on any of them.
