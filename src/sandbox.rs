@@ -12,22 +12,21 @@ use nix::errno::Errno;
 use thiserror::Error;
 
 pub use side::Side;
-pub use survey::Scan;
+pub use survey::{Scan, pin_interfaces};
 
 use crate::attachment::{ContainerId, IfName};
 use crate::audit::Line;
-use crate::cni::PreviousResult;
 use crate::config::HostGuard;
 use crate::containment::{EgressHook, GuardedInterface, TABLE, guard, guard_table, pod_tables};
 use crate::link::Link;
 use crate::netlink::NetlinkError;
 use crate::netns::{Netns, NetnsError};
 use crate::policy::{Desired, Policy};
-use crate::record::{PinnedInterface, Record};
+use crate::record::Record;
 use crate::ruleset::{Family, Table};
 use crate::verdict::{Exposure, Guard, PodSide, Verdict, judge};
 
-use survey::{End, Survey, jumps_past_guard, jumps_past_pod_side, pin, pinned_interfaces, survey};
+use survey::{End, Survey, jumps_past_guard, jumps_past_pod_side, pinned_interfaces, survey};
 use transition::{Transition, bring};
 
 const POD_FAMILIES: [Family; 2] = [Family::Netdev, Family::Inet];
@@ -472,20 +471,6 @@ struct Done {
 /// See [`NetlinkError`].
 pub fn remove_guard(host: &mut Side, container_id: &ContainerId) -> Result<bool, NetlinkError> {
     host.nft.delete(&guard_table(container_id), &[Family::Netdev])
-}
-
-/// Pins the identity of what is in a sandbox when its ADD runs, beyond what earlier attachments have pinned.
-///
-/// # Errors
-/// [`SandboxError`].
-pub fn pin_interfaces(
-    host: &mut Side,
-    pod: &mut Side,
-    netns: &Netns,
-    result: &PreviousResult,
-    earlier: &[Record],
-) -> Result<Vec<PinnedInterface>, SandboxError> {
-    pin(host, pod, netns, result, earlier)
 }
 
 fn differences_of(side: &mut Side, table: &Table) -> Result<Vec<String>, NetlinkError> {

@@ -145,6 +145,16 @@ fn isolate_chosen(state: &StateDir, node: &Node<'_>, chosen: &Chosen<'_>, mark: 
                     "marked {key}: nothing on this node answers to it yet; when the pod starts here, it is isolated before its first packet.\n\
                      A pod that runs here already with hostNetwork, or since before the plugin was in the conflist, has no record and is NOT reached."
                 );
+                let unreadable: Vec<&str> = node.unreadable().map(ContainerId::as_str).collect();
+                if !unreadable.is_empty() {
+                    let _ = writeln!(
+                        text,
+                        "It may be here: the records of {} cannot be read, so nobody knows whose they are. If it is one of these, it is NOT isolated;\n\
+                         `quarantine list` says what is wrong with them.",
+                        unreadable.join(", ")
+                    );
+                    exit = Exit::NotSo;
+                }
             }
             None => {
                 let _ = writeln!(text, "nothing was isolated: no sandbox of the node has a record");

@@ -102,6 +102,11 @@ impl<'a> Node<'a> {
         self.sandboxes.iter().map(|sandbox| (&sandbox.container_id, &sandbox.pod))
     }
 
+    /// Sandboxes without a record that can be read: they could be anybody's.
+    pub(super) fn unreadable(&self) -> impl Iterator<Item = &ContainerId> {
+        self.sandboxes.iter().filter(|sandbox| sandbox.records.is_empty()).map(|sandbox| &sandbox.container_id)
+    }
+
     pub(super) fn has_mark(&self, key: &Key) -> bool {
         self.marks.contains(key)
     }

@@ -155,16 +155,20 @@ pub(super) fn pinned_interfaces(records: &[Record]) -> Vec<&PinnedInterface> {
     pinned
 }
 
-/// Pins the identity of the interfaces that are in the sandbox now, without those that `records` have pinned already.
-pub(super) fn pin(
+/// Pins the identity of the interfaces that are in a sandbox when its ADD runs, without those that the records of
+/// `earlier` attachments have pinned already.
+///
+/// # Errors
+/// [`SandboxError`].
+pub fn pin_interfaces(
     host: &mut Side,
     pod: &mut Side,
     netns: &Netns,
     result: &PreviousResult,
-    records: &[Record],
+    earlier: &[Record],
 ) -> Result<Vec<PinnedInterface>, SandboxError> {
     let earlier: BTreeSet<&IfName> =
-        pinned_interfaces(records).into_iter().map(|pinned| &pinned.interface.name).collect();
+        pinned_interfaces(earlier).into_iter().map(|pinned| &pinned.interface.name).collect();
     let routes = pod.links.routes()?;
     let host_in_pod = pod.links.id_of(&Netns::own()?)?;
     let mut pinned = Vec::new();

@@ -84,6 +84,21 @@ fn a_pod_that_is_yet_to_come_is_isolated_before_its_first_packet() {
     }
 }
 
+/// Nobody can say that a pod is not here while there are records that cannot be read.
+#[test]
+fn a_pod_that_a_damaged_record_may_hide_is_not_said_to_be_isolated() {
+    let topology = Topology::bridge();
+    let lab = Lab::new(&topology);
+    lab.add("abc123", &pod("web", UID));
+    std::fs::write(lab.state.path().join("attachments/abc123/eth0.json"), "{").unwrap();
+    for word in [UID, "shop/web"] {
+        let run = exits(lab.run(&["isolate", word]), 1);
+        says(&run.stdout, &["It may be here", "abc123", "NOT isolated", "quarantine list"]);
+    }
+    // The mark stands for when the record is mended.
+    assert_eq!(lab.marks(), [UID, "shop_web"]);
+}
+
 #[test]
 fn any_word_is_a_uid_when_it_is_said_to_be() {
     let topology = Topology::bridge();
