@@ -105,7 +105,11 @@ fn pod_recreated_before_del_stays_isolated() {
     let (node, cri) = (&containerd.node, containerd.cri());
     let web = cri.run_pod("web", "5f0c1f9e-0001", 0);
     let neighbour = cri.run_pod("neighbour", "5f0c1f9e-0002", 0);
-    let guarded = |pod: &Pod| node.netns.sh("nft list tables").contains(&format!("quarantine-{}", pod.sandbox));
+    // A guard is written asleep, and then woken.
+    let guarded = |pod: &Pod| {
+        let listed = node.netns.try_sh(&format!("nft list table netdev quarantine-{}", pod.sandbox));
+        listed.is_ok_and(|table| !table.contains("dormant"))
+    };
     let old = Scene::new(cri.netns(&web), cri.netns(&neighbour));
 
     node.write_mark(&web.sandbox);
