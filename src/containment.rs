@@ -19,7 +19,7 @@ mod tests;
 mod words;
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 pub use hops::neighbours_needed;
 
@@ -52,6 +52,8 @@ const ATTEMPT_TIMEOUT: u32 = 86400;
 const ATTEMPTS_MAX: u32 = 512;
 
 const SCTP: u8 = 132;
+/// The last IPv6 address before the multicast ones (ff00::/8).
+const LAST_UNICAST: [u8; 16] = Ipv6Addr::new(0xfeff, 0xffff, 0xffff, 0xffff, 0xffff, 0xffff, 0xffff, 0xffff).octets();
 
 /// The name of the host guard's table.
 #[must_use]
@@ -114,7 +116,7 @@ pub fn pod_tables(policy: &Policy, interfaces: &[GuardedInterface], egress: Egre
     let (mut input, mut output) = (Vec::new(), Vec::new());
     let lo = interface_value(b"lo");
     if policy.loopback {
-        input.push(Rule::new(vec![is(Field::MetaIifname, lo.clone()), Statement::Accept]));
+        input.push(Rule::new(vec![is(Field::MetaIifname, lo), Statement::Accept]));
     }
     // Where lo is closed, it is closed at its receiving end: a drop on the way out is told to the sender (EPERM).
     output.push(Rule::new(vec![is(Field::MetaOifname, lo), Statement::Accept]));
@@ -129,10 +131,10 @@ pub fn pod_tables(policy: &Policy, interfaces: &[GuardedInterface], egress: Egre
                 netdev.chains.push(chain(format!("ingress-{name}"), Hook::Ingress(name.clone()), inbound));
                 netdev.chains.push(chain(format!("egress-{name}"), Hook::Egress(name.clone()), outbound));
                 let device = interface_value(name.as_bytes());
-                input.push(Rule::new(vec![is(Field::MetaIifname, device.clone()), Statement::Accept]));
+                input.push(Rule::new(vec![is(Field::MetaIifname, device), Statement::Accept]));
                 // Counted before the neighbour is resolved, dropped behind it: a drop here would be told to the sender.
                 let counted = policy.allow.iter().flat_map(uncounted_rules).chain(attempt_rules(Place::PodInet));
-                output.extend(counted.map(|rule| on(Field::MetaOifname, &device, rule)));
+                output.extend(counted.map(|rule| on(Field::MetaOifname, device, rule)));
                 output.push(Rule::new(vec![is(Field::MetaOifname, device), Statement::Accept]));
             }
         }
@@ -147,8 +149,8 @@ pub fn pod_tables(policy: &Policy, interfaces: &[GuardedInterface], egress: Egre
                     link_rules(policy, interface),
                 ));
                 let (inbound, outbound) = interface_rules(policy, &flows, interface, Place::PodInet);
-                input.extend(inbound.into_iter().map(|rule| on(Field::MetaIifname, &device, rule)));
-                output.extend(outbound.into_iter().map(|rule| on(Field::MetaOifname, &device, rule)));
+                input.extend(inbound.into_iter().map(|rule| on(Field::MetaIifname, device, rule)));
+                output.extend(outbound.into_iter().map(|rule| on(Field::MetaOifname, device, rule)));
             }
         }
     }
@@ -294,8 +296,8 @@ fn neighbour_sets() -> Vec<Set> {
 }
 
 /// The same rule for one device alone.
-fn on(field: Field, device: &[u8], mut rule: Rule) -> Rule {
-    rule.statements.insert(0, is(field, device.to_vec()));
+fn on(field: Field, device: [u8; 16], mut rule: Rule) -> Rule {
+    rule.statements.insert(0, is(field, device));
     rule
 }
 
@@ -308,7 +310,7 @@ fn uncounted_rules(allow: &Allow) -> Vec<Rule> {
     };
     let rule = |&range: &(u16, u16)| {
         let mut statements =
-            vec![is(Field::MetaNfproto, nfproto(v6)), is(protocol_field(v6), vec![allow.protocol.number()])];
+            vec![is(Field::MetaNfproto, nfproto(v6)), is(protocol_field(v6), [allow.protocol.number()])];
         statements.extend(to_peer(allow.peer));
         statements.extend([in_ports(port, range), Statement::Accept]);
         Rule::new(statements)
@@ -319,7 +321,7 @@ fn uncounted_rules(allow: &Allow) -> Vec<Rule> {
 /// What the pod tried: counted, never decided here.
 fn attempt_rules(place: Place) -> Vec<Rule> {
     let mut rules = Vec::new();
-    let mut count = |mut statements: Vec<Statement>, name: &str, v6: bool, key: Vec<Field>| {
+    let mut count = |mut statements: Vec<Statement>, name: &str, v6: bool, key: &'static [Field]| {
         let set = format!("{name}{}", family_suffix(v6));
         statements.push(Statement::Update { key, set, counted: true });
         rules.push(Rule::new(statements));
@@ -327,36 +329,32 @@ fn attempt_rules(place: Place) -> Vec<Rule> {
     for v6 in [false, true] {
         let family = if place == Place::PodInet { is(Field::MetaNfproto, nfproto(v6)) } else { ether_type(v6) };
         let protocol = protocol_field(v6);
-        let (_, destination) = address_fields(v6);
         for number in [Protocol::Tcp.number(), Protocol::Udp.number(), SCTP] {
-            let mut statements = vec![family.clone(), is(protocol, vec![number])];
+            let mut statements = vec![family.clone(), is(protocol, [number])];
             if place == Place::PodInet && number == Protocol::Tcp.number() {
                 // Here answers pass too; what opens a connection is an attempt.
                 statements.push(bare_syn());
             }
-            count(statements, ATTEMPTS, v6, vec![protocol, destination, Field::DestinationPort]);
+            count(statements, ATTEMPTS, v6, attempt_key(v6));
         }
         let mut statements = vec![family];
         statements.extend(
             [Protocol::Tcp.number(), Protocol::Udp.number(), SCTP]
-                .map(|number| Statement::Match(protocol, Test::Not(vec![number]))),
+                .map(|number| Statement::Match(protocol, Test::Not([number].into()))),
         );
         if v6 {
             // Router solicitations and multicast reports are every host's chatter.
-            statements.push(Statement::Match(
-                Field::Ip6Destination,
-                Test::Range(vec![0; 16], [&[0xfe][..], &[0xff; 15]].concat()),
-            ));
+            statements.push(Statement::Match(Field::Ip6Destination, Test::Range([0; 16].into(), LAST_UNICAST.into())));
         }
-        count(statements, PORTLESS_ATTEMPTS, v6, vec![protocol, destination]);
+        count(statements, PORTLESS_ATTEMPTS, v6, &attempt_key(v6)[..2]);
     }
     if place != Place::PodInet {
         // A stack of the pod's own (gVisor) asks on the link before it sends anything.
         count(
-            vec![is(Field::EtherType, vec![0x08, 0x06]), is(Field::ArpOperation, vec![0, 1])],
+            vec![is(Field::EtherType, [0x08, 0x06]), is(Field::ArpOperation, [0, 1])],
             NEIGHBOUR_ATTEMPTS,
             false,
-            vec![Field::ArpTargetIp],
+            &[Field::ArpTargetIp],
         );
     }
     rules

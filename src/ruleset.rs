@@ -5,6 +5,7 @@
 
 use std::fmt::{self, Write as _};
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::ops::Deref;
 
 use crate::attachment::{IfName, Mac};
 
@@ -142,11 +143,11 @@ pub enum Statement {
     /// Goes on when the field is so.
     Match(Field, Test),
     /// Goes on when the key made of these fields is in the set.
-    Lookup(Vec<Field>, String),
+    Lookup(&'static [Field], String),
     /// Puts the key into the set, or refreshes it. Ends the rule when the set is full.
     Update {
         /// The fields of the key.
-        key: Vec<Field>,
+        key: &'static [Field],
         /// The set's name.
         set: String,
         /// Whether each element counts packets.
@@ -161,18 +162,69 @@ pub enum Statement {
 }
 
 /// What a field must be. All values are as they stand in the packet, or in host order for `meta` numbers.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Test {
     /// This.
-    Is(Vec<u8>),
+    Is(Value),
     /// Anything but this.
-    Not(Vec<u8>),
+    Not(Value),
     /// From the first to the second, both included.
-    Range(Vec<u8>, Vec<u8>),
+    Range(Value, Value),
     /// The second, where the first has a bit.
-    Masked(Vec<u8>, Vec<u8>),
+    Masked(Value, Value),
     /// Anything but the second, where the first has a bit.
-    NotMasked(Vec<u8>, Vec<u8>),
+    NotMasked(Value, Value),
+}
+
+/// Bytes that a field is compared with: no more than a register of the kernel holds, and so none of them is on the heap.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Value {
+    bytes: [u8; Self::LONGEST],
+    length: usize,
+}
+
+impl Value {
+    const LONGEST: usize = 16;
+
+    /// These bytes, where they are not too many.
+    #[must_use]
+    pub fn new(bytes: &[u8]) -> Option<Self> {
+        let mut value = Self { bytes: [0; Self::LONGEST], length: bytes.len() };
+        value.bytes.get_mut(..bytes.len())?.copy_from_slice(bytes);
+        Some(value)
+    }
+
+    /// These bytes and then the other's, where they are not too many.
+    #[must_use]
+    pub fn followed_by(mut self, other: Self) -> Option<Self> {
+        let end = self.length + other.length;
+        self.bytes.get_mut(self.length..end)?.copy_from_slice(&other);
+        self.length = end;
+        Some(self)
+    }
+}
+
+impl<const LENGTH: usize> From<[u8; LENGTH]> for Value {
+    fn from(array: [u8; LENGTH]) -> Self {
+        const { assert!(LENGTH <= Self::LONGEST) }
+        let mut bytes = [0; Self::LONGEST];
+        bytes[..LENGTH].copy_from_slice(&array);
+        Self { bytes, length: LENGTH }
+    }
+}
+
+impl Deref for Value {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+}
+
+impl fmt::Debug for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
 }
 
 /// Where a payload field is counted from.
@@ -413,14 +465,14 @@ impl fmt::Display for Statement {
         match self {
             Self::Match(field, test) => {
                 let (name, notation) = field.text();
-                let value = |bytes| Value(notation, bytes);
+                let value = |bytes| Written(notation, bytes);
                 match test {
                     Test::Is(bytes) => write!(f, "{name} {}", value(bytes)),
                     Test::Not(bytes) => write!(f, "{name} != {}", value(bytes)),
                     Test::Range(first, last) => match notation {
                         // nft reads no range of words.
                         Notation::Operation => {
-                            let number = |bytes| Value(Notation::Number, bytes);
+                            let number = |bytes| Written(Notation::Number, bytes);
                             write!(f, "{name} {}-{}", number(first), number(last))
                         }
                         _ => write!(f, "{name} {}-{}", value(first), value(last)),
@@ -456,9 +508,9 @@ impl fmt::Display for Key<'_> {
 }
 
 /// A value in the notation of its field.
-struct Value<'a>(Notation, &'a [u8]);
+struct Written<'a>(Notation, &'a [u8]);
 
-impl fmt::Display for Value<'_> {
+impl fmt::Display for Written<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self(notation, bytes) = *self;
         match (notation, bytes) {
@@ -537,6 +589,17 @@ impl fmt::Display for Word<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_value_is_no_longer_than_a_register() {
+        let (six, ten) = (Value::from([6; 6]), Value::from([10; 10]));
+        let both = six.followed_by(ten).unwrap();
+        assert_eq!(*both, [&[6; 6][..], &[10; 10]].concat());
+        assert_eq!(Value::new(&both), Some(both));
+        assert_eq!(both.followed_by([0].into()), None);
+        assert_eq!(Value::new(&[0; 17]), None);
+        assert_ne!(Value::from([0; 2]), Value::from([0; 3]));
+    }
 
     #[test]
     fn prefixes_are_told_from_other_masks() {

@@ -97,7 +97,7 @@ impl View<'_> {
     /// What a packet to the pod's address `own` begins with; `sender` is the Ethernet address that it must come from.
     fn sent_to(&self, own: IpAddr, sender: Option<Mac>) -> Vec<Statement> {
         let (_, destination) = address_fields(own.is_ipv6());
-        let sender = sender.filter(|_| self.sees_frames()).map(|mac| is(Field::EtherSource, mac.0.to_vec()));
+        let sender = sender.filter(|_| self.sees_frames()).map(|mac| is(Field::EtherSource, mac.0));
         let packet = [self.family(own.is_ipv6()), is(destination, octets(own))];
         sender.into_iter().chain(packet).collect()
     }
@@ -114,8 +114,8 @@ impl View<'_> {
         if !self.sees_frames() {
             return Vec::new();
         }
-        let receiver = receiver.map_or_else(unicast, |mac| is(Field::EtherDestination, mac.0.to_vec()));
-        let sender = self.identity.mac.map(|mac| is(Field::EtherSource, mac.0.to_vec()));
+        let receiver = receiver.map_or_else(unicast, |mac| is(Field::EtherDestination, mac.0));
+        let sender = self.identity.mac.map(|mac| is(Field::EtherSource, mac.0));
         std::iter::once(receiver).chain(sender).collect()
     }
 
@@ -139,9 +139,9 @@ impl View<'_> {
                     let mut statements = self.sent_by(own, mac);
                     statements.extend([
                         is(destination, octets(*address)),
-                        is(protocol_field(v6), vec![Protocol::Tcp.number()]),
+                        is(protocol_field(v6), [Protocol::Tcp.number()]),
                         in_ports(Field::SourcePort, range),
-                        Statement::Match(Field::TcpFlags, Test::Masked(vec![flag], vec![flag])),
+                        Statement::Match(Field::TcpFlags, Test::Masked([flag].into(), [flag].into())),
                         Statement::Accept,
                     ]);
                     outbound.push(Rule::new(statements).comment("answer to a probe"));
@@ -154,24 +154,24 @@ impl View<'_> {
                 statements.extend(opening(v6, Protocol::Tcp, range));
                 if self.place == Place::Host {
                     // Only a socket of this host: what is forwarded, masqueraded NodePort traffic too, has none.
-                    statements.push(is(Field::MetaSkuid, 0_u32.to_ne_bytes().to_vec()));
+                    statements.push(is(Field::MetaSkuid, 0_u32.to_ne_bytes()));
                 }
                 statements.extend(open_flow(inbound_key(v6), set));
                 inbound.push(Rule::new(statements).comment("probe"));
             }
         }
         if self.place != Place::HostIngress {
-            let flow = |mut statements: Vec<Statement>, key: &Vec<Field>| {
+            let flow = |mut statements: Vec<Statement>, key| {
                 statements.extend(of_flow(v6, Protocol::Tcp));
-                statements.push(Statement::Lookup(key.clone(), set.to_owned()));
+                statements.push(Statement::Lookup(key, set.to_owned()));
                 statements
             };
             let (inbound_key, outbound_key) = (inbound_key(v6), outbound_key(v6));
-            let mut statements = flow(self.spoken_by_node(self.sent_to(own, mac)), &inbound_key);
+            let mut statements = flow(self.spoken_by_node(self.sent_to(own, mac)), inbound_key);
             statements.extend(open_flow(inbound_key, set));
             inbound.insert(0, Rule::new(statements).comment("probe's flow"));
             // Only the node keeps it open: the pod's own packets do not refresh it.
-            let mut statements = flow(self.sent_by(own, mac), &outbound_key);
+            let mut statements = flow(self.sent_by(own, mac), outbound_key);
             statements.push(Statement::Accept);
             outbound.insert(0, Rule::new(statements).comment("probe's flow"));
         }
@@ -181,7 +181,7 @@ impl View<'_> {
     /// port is for another host, or for many. Nobody else can speak for the node then.
     fn spoken_by_node(&self, mut statements: Vec<Statement>) -> Vec<Statement> {
         if self.place == Place::Host {
-            statements.insert(0, is(Field::MetaPkttype, vec![0]));
+            statements.insert(0, is(Field::MetaPkttype, [0]));
         }
         statements
     }
@@ -194,9 +194,9 @@ impl View<'_> {
             return;
         }
         for allow in &allow {
-            let flow = |mut statements: Vec<Statement>, key: Vec<Field>| {
+            let flow = |mut statements: Vec<Statement>, key| {
                 statements.extend(of_flow(v6, allow.protocol));
-                statements.push(Statement::Lookup(key.clone(), set.to_owned()));
+                statements.push(Statement::Lookup(key, set.to_owned()));
                 statements.extend(open_flow(key, set));
                 Rule::new(statements).comment("allowed flow")
             };
@@ -249,9 +249,10 @@ impl View<'_> {
         let rule = |flag: Option<u8>| {
             let mut statements = self.sent_by(own, receiver);
             statements.extend(to_peer(allow.peer));
-            statements.push(is(protocol_field(own.is_ipv6()), vec![allow.protocol.number()]));
+            statements.push(is(protocol_field(own.is_ipv6()), [allow.protocol.number()]));
             statements.push(in_ports(Field::SourcePort, range));
-            statements.extend(flag.map(|flag| Statement::Match(Field::TcpFlags, Test::Masked(vec![flag], vec![flag]))));
+            statements
+                .extend(flag.map(|flag| Statement::Match(Field::TcpFlags, Test::Masked([flag].into(), [flag].into()))));
             statements.push(Statement::Accept);
             Rule::new(statements).comment("answer to an allowed peer")
         };
@@ -281,39 +282,38 @@ impl View<'_> {
 
     fn arp_rules(&self, own: Ipv4Addr, inbound: &mut Vec<Rule>, outbound: &mut Vec<Rule>) {
         let (longer_in, longer_out) = self.header_lengths();
-        let own = own.octets().to_vec();
+        let own = own.octets();
         let arp = |longer: u32| {
             vec![
-                is(Field::EtherType, vec![0x08, 0x06]),
+                is(Field::EtherType, [0x08, 0x06]),
                 // Exactly as long as it must be: what follows an ARP packet is carried to every neighbour.
-                is(Field::MetaLength, (ARP_PACKET + longer).to_ne_bytes().to_vec()),
-                is(Field::ArpFormat, vec![0, 1, 0x08, 0, 6, 4]),
+                is(Field::MetaLength, (ARP_PACKET + longer).to_ne_bytes()),
+                is(Field::ArpFormat, [0, 1, 0x08, 0, 6, 4]),
             ]
         };
         for hop in self.hops.iter().filter(|hop| hop.network.is_ipv4()) {
-            let mut statements: Vec<_> =
-                hop.mac.map(|mac| is(Field::EtherSource, mac.0.to_vec())).into_iter().collect();
+            let mut statements: Vec<_> = hop.mac.map(|mac| is(Field::EtherSource, mac.0)).into_iter().collect();
             if hop.is_node {
                 statements = self.spoken_by_node(statements);
             }
             statements.extend(arp(longer_in));
-            statements.extend(hop.mac.map(|mac| is(Field::ArpSenderEther, mac.0.to_vec())));
+            statements.extend(hop.mac.map(|mac| is(Field::ArpSenderEther, mac.0)));
             statements.extend([
-                Statement::Match(Field::ArpOperation, Test::Range(ARP_REQUEST.to_vec(), ARP_REPLY.to_vec())),
+                Statement::Match(Field::ArpOperation, Test::Range(ARP_REQUEST.into(), ARP_REPLY.into())),
                 within(Field::ArpSenderIp, hop.network),
-                is(Field::ArpTargetIp, own.clone()),
+                is(Field::ArpTargetIp, own),
                 Statement::Accept,
             ]);
             inbound.push(Rule::new(statements).comment("next hop's ARP"));
 
             let Some(mac) = self.identity.mac else { continue };
             let from_own = |operation: [u8; 2], receiver: Statement| {
-                let mut statements = vec![receiver, is(Field::EtherSource, mac.0.to_vec())];
+                let mut statements = vec![receiver, is(Field::EtherSource, mac.0)];
                 statements.extend(arp(longer_out));
                 statements.extend([
-                    is(Field::ArpOperation, operation.to_vec()),
-                    is(Field::ArpSenderEther, mac.0.to_vec()),
-                    is(Field::ArpSenderIp, own.clone()),
+                    is(Field::ArpOperation, operation),
+                    is(Field::ArpSenderEther, mac.0),
+                    is(Field::ArpSenderIp, own),
                     within(Field::ArpTargetIp, hop.network),
                 ]);
                 statements
@@ -322,15 +322,15 @@ impl View<'_> {
             let mut receivers = vec![Mac::BROADCAST];
             receivers.extend(hop.mac);
             for receiver in receivers {
-                let mut statements = from_own(ARP_REQUEST, is(Field::EtherDestination, receiver.0.to_vec()));
-                statements.extend([is(Field::ArpTargetEther, Mac::ZERO.0.to_vec()), Statement::Accept]);
+                let mut statements = from_own(ARP_REQUEST, is(Field::EtherDestination, receiver.0));
+                statements.extend([is(Field::ArpTargetEther, Mac::ZERO.0), Statement::Accept]);
                 outbound.push(Rule::new(statements).comment("ARP for the next hop"));
             }
             let mut statements;
             match hop.mac {
                 Some(hop) => {
-                    statements = from_own(ARP_REPLY, is(Field::EtherDestination, hop.0.to_vec()));
-                    statements.push(is(Field::ArpTargetEther, hop.0.to_vec()));
+                    statements = from_own(ARP_REPLY, is(Field::EtherDestination, hop.0));
+                    statements.push(is(Field::ArpTargetEther, hop.0));
                 }
                 None => statements = from_own(ARP_REPLY, unicast()),
             }
@@ -341,12 +341,12 @@ impl View<'_> {
 
     fn discovery_rules(&self, own: Ipv6Addr, inbound: &mut Vec<Rule>, outbound: &mut Vec<Rule>) {
         let (longer_in, longer_out) = self.header_lengths();
-        let own_octets = own.octets().to_vec();
+        let own_octets = own.octets();
         for hop in self.hops.iter().filter(|hop| hop.network.is_ipv6()) {
             let at_hop = within(Field::NeighbourTarget, hop.network);
-            let at_own = is(Field::NeighbourTarget, own_octets.clone());
+            let at_own = is(Field::NeighbourTarget, own_octets);
             let ether_addresses = self.ether_addresses(hop.mac);
-            let from_hop = hop.mac.filter(|_| self.sees_frames()).map(|mac| is(Field::EtherSource, mac.0.to_vec()));
+            let from_hop = hop.mac.filter(|_| self.sees_frames()).map(|mac| is(Field::EtherSource, mac.0));
             // 24 bytes of message, and at most one option of eight: the sender's Ethernet address.
             for length in [24, 32].map(|message| IP6_HEADER + message) {
                 for (kind, target) in [(SOLICITATION, &at_own), (ADVERTISEMENT, &at_hop)] {
@@ -356,7 +356,7 @@ impl View<'_> {
                     }
                     statements.extend(self.discovery_packet(length + longer_in));
                     statements.push(within(Field::Ip6Source, hop.network));
-                    statements.extend([is(Field::Icmp6Type, vec![kind]), target.clone()]);
+                    statements.extend([is(Field::Icmp6Type, [kind]), target.clone()]);
                     statements.extend(self.option_of(hop.mac, kind, length));
                     statements.push(Statement::Accept);
                     push_new(inbound, Rule::new(statements).comment("next hop's neighbour discovery"));
@@ -364,8 +364,8 @@ impl View<'_> {
                 for (kind, target) in [(SOLICITATION, &at_hop), (ADVERTISEMENT, &at_own)] {
                     let mut statements = ether_addresses.clone();
                     statements.extend(self.discovery_packet(length + longer_out));
-                    statements.push(is(Field::Ip6Source, own_octets.clone()));
-                    statements.extend([is(Field::Icmp6Type, vec![kind]), target.clone()]);
+                    statements.push(is(Field::Ip6Source, own_octets));
+                    statements.extend([is(Field::Icmp6Type, [kind]), target.clone()]);
                     statements.extend(self.option_of(self.identity.mac, kind, length));
                     statements.push(Statement::Accept);
                     push_new(outbound, Rule::new(statements).comment("neighbour discovery with the next hop"));
@@ -386,16 +386,16 @@ impl View<'_> {
     fn option_of(&self, mac: Option<Mac>, kind: u8, length: u32) -> Option<Statement> {
         let number = if kind == SOLICITATION { 1 } else { 2 };
         let has_option = length == IP6_HEADER + 32 && self.sees_frames();
-        mac.filter(|_| has_option).map(|mac| is(Field::NeighbourOption, [&[number, 1][..], &mac.0].concat()))
+        mac.filter(|_| has_option).map(|mac| is(Field::NeighbourOption, ether_option(number, mac)))
     }
 
     /// What each packet of neighbour discovery begins with; `length` is the frame's.
     fn discovery_packet(&self, length: u32) -> Vec<Statement> {
         let mut statements = vec![self.family(true)];
         if self.sees_frames() {
-            statements.push(is(Field::MetaLength, length.to_ne_bytes().to_vec()));
+            statements.push(is(Field::MetaLength, length.to_ne_bytes()));
         }
-        statements.extend([is(Field::Ip6NextHeader, vec![ICMP6]), is(Field::Ip6HopLimit, vec![255])]);
+        statements.extend([is(Field::Ip6NextHeader, [ICMP6]), is(Field::Ip6HopLimit, [255])]);
         statements
     }
 
@@ -409,43 +409,46 @@ impl View<'_> {
         let exact = network.prefix() == 128;
         let mut group = [0xff, 0x02, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, 0, 0, 0];
         let mut receiver = [0x33, 0x33, 0xff, 0, 0, 0];
-        let option = [&[1, 1][..], &mac.0].concat();
+        let option = ether_option(1, mac);
         let mut statements = Vec::new();
         if exact {
             group[13..].copy_from_slice(&target.octets()[13..]);
             receiver[3..].copy_from_slice(&target.octets()[13..]);
-            statements.push(is(Field::EtherDestination, receiver.to_vec()));
+            statements.push(is(Field::EtherDestination, receiver));
         } else {
-            let mask = vec![0xff, 0xff, 0xff, 0, 0, 0];
-            statements.push(Statement::Match(Field::EtherDestination, Test::Masked(mask, receiver.to_vec())));
+            let mask = [0xff, 0xff, 0xff, 0, 0, 0];
+            statements.push(Statement::Match(Field::EtherDestination, Test::Masked(mask.into(), receiver.into())));
         }
         statements.extend([
-            is(Field::EtherSource, mac.0.to_vec()),
+            is(Field::EtherSource, mac.0),
             ether_type(true),
-            is(Field::MetaLength, (IP6_HEADER + 32 + longer_out).to_ne_bytes().to_vec()),
-            is(Field::Ip6Head, vec![0x60, 0, 0, 0, 0, 32, ICMP6, 255]),
-            is(Field::Ip6Source, own.octets().to_vec()),
+            is(Field::MetaLength, (IP6_HEADER + 32 + longer_out).to_ne_bytes()),
+            is(Field::Ip6Head, [0x60, 0, 0, 0, 0, 32, ICMP6, 255]),
+            is(Field::Ip6Source, own.octets()),
         ]);
         if exact {
             let checksum = solicitation_checksum(own, Ipv6Addr::from(group), target, &option);
-            let mut head = vec![SOLICITATION, 0];
-            head.extend(checksum.to_be_bytes());
-            head.extend([0; 4]);
+            let [high, low] = checksum.to_be_bytes();
             statements.extend([
-                is(Field::Ip6Destination, group.to_vec()),
-                is(Field::SolicitationHead, head),
-                is(Field::NeighbourTarget, target.octets().to_vec()),
+                is(Field::Ip6Destination, group),
+                is(Field::SolicitationHead, [SOLICITATION, 0, high, low, 0, 0, 0, 0]),
+                is(Field::NeighbourTarget, target.octets()),
             ]);
         } else {
             statements.extend([
                 within(Field::Ip6Destination, IpNetwork::new(IpAddr::from(group), 104).ok()?),
-                is(Field::Icmp6Type, vec![SOLICITATION]),
+                is(Field::Icmp6Type, [SOLICITATION]),
                 within(Field::NeighbourTarget, hop.network),
             ]);
         }
         statements.extend([is(Field::NeighbourOption, option), Statement::Accept]);
         Some(Rule::new(statements).comment("neighbour solicitation for the next hop"))
     }
+}
+
+/// The option of neighbour discovery that says an Ethernet address; its length is in units of eight bytes.
+fn ether_option(number: u8, Mac([a, b, c, d, e, f]): Mac) -> [u8; 8] {
+    [number, 1, a, b, c, d, e, f]
 }
 
 /// The checksum of a neighbour solicitation (RFC 4443, section 2.3).

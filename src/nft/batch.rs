@@ -20,13 +20,16 @@ const APPEND: u16 = 0x800;
 #[derive(Debug, Default)]
 pub struct Batch {
     changes: Vec<Change>,
+    /// What all of them say, in order.
+    bodies: Vec<u8>,
 }
 
 #[derive(Debug)]
 struct Change {
     kind: u16,
     flags: u16,
-    body: Vec<u8>,
+    /// Where its own end.
+    end: usize,
     what: &'static str,
 }
 
@@ -155,9 +158,9 @@ impl Batch {
     }
 
     fn push(&mut self, kind: u16, flags: u16, what: &'static str, family: Family, write: impl FnOnce(&mut Vec<u8>)) {
-        let mut body = header(family).to_vec();
-        write(&mut body);
-        self.changes.push(Change { kind: kernel::SUBSYSTEM | kind, flags, body, what });
+        self.bodies.extend(header(family));
+        write(&mut self.bodies);
+        self.changes.push(Change { kind: kernel::SUBSYSTEM | kind, flags, end: self.bodies.len(), what });
     }
 
     pub(super) fn messages(&self) -> u32 {
@@ -168,17 +171,18 @@ impl Batch {
     pub(super) fn bytes(&self, first: u32) -> Vec<u8> {
         // Family unspecified, and the subsystem as the resource.
         let frame = |body: &mut Vec<u8>| body.extend_from_slice(&[0, 0, 0, 10]);
-        let mut bytes =
-            Vec::with_capacity(64 + self.changes.iter().map(|change| change.body.len() + 20).sum::<usize>());
+        let mut bytes = Vec::with_capacity(64 + self.bodies.len() + 20 * self.changes.len());
         append_message(&mut bytes, kernel::BATCH_BEGIN, REQUEST, first, frame);
         let mut number = first;
+        let mut start = 0;
         for (index, change) in self.changes.iter().enumerate() {
             number += 1;
             // Only the last change is acknowledged: before 6.10 the end of the batch would not be.
             let acknowledge = if index + 1 == self.changes.len() { ACKNOWLEDGE } else { 0 };
             append_message(&mut bytes, change.kind, REQUEST | change.flags | acknowledge, number, |body| {
-                body.extend_from_slice(&change.body);
+                body.extend_from_slice(&self.bodies[start..change.end]);
             });
+            start = change.end;
         }
         append_message(&mut bytes, kernel::BATCH_END, REQUEST, number + 1, frame);
         bytes

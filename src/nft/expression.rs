@@ -1,7 +1,7 @@
 //! Rules as the kernel has them: expressions over registers, and their attributes on the wire, both ways.
 
 use crate::netlink::{attribute, be32, nest, put, put_text, text};
-use crate::ruleset::{Base, Field, Rule, Statement, Test};
+use crate::ruleset::{Base, Field, Rule, Statement, Test, Value};
 
 use super::kernel;
 
@@ -33,11 +33,11 @@ pub(super) enum Expression {
     Compare {
         operation: u32,
         register: u32,
-        value: Vec<u8>,
+        value: Value,
     },
     Mask {
         register: u32,
-        mask: Vec<u8>,
+        mask: Value,
     },
     Lookup {
         set: Vec<u8>,
@@ -73,13 +73,13 @@ pub(super) fn compile(rule: &Rule) -> Vec<Expression> {
         rule.statements.iter().partition(|statement| matches!(statement, Statement::Match(Field::MetaLength, _)));
     for statement in lengths {
         if let Statement::Match(field, test) = statement {
-            compile_match(*field, test, &mut expressions);
+            compile_match(*field, *test, &mut expressions);
         }
     }
     if rule.statements.iter().any(reads_link_header) {
         // What nft itself puts before a link-layer field; without it `nft list` cannot name any field of the rule.
         expressions.push(Expression::Meta { key: META_IIFTYPE, register: REGISTER });
-        let value = ARPHRD_ETHER.to_ne_bytes().to_vec();
+        let value = ARPHRD_ETHER.to_ne_bytes().into();
         expressions.push(Expression::Compare { operation: EQUAL, register: REGISTER, value });
     }
     let mut statements = &others[..];
@@ -87,16 +87,16 @@ pub(super) fn compile(rule: &Rule) -> Vec<Expression> {
         statements = rest;
         match statement {
             Statement::Match(field, Test::Is(value)) if field.payload().is_some() => {
-                let mut parts = vec![(*field, value.as_slice())];
+                let mut parts = vec![(*field, *value)];
                 while let Some((Statement::Match(next, Test::Is(value)), rest)) = statements.split_first()
                     && is_in_same_header(*field, *next)
                 {
-                    parts.push((*next, value));
+                    parts.push((*next, *value));
                     statements = rest;
                 }
                 compile_parts(parts, &mut expressions);
             }
-            Statement::Match(field, test) => compile_match(*field, test, &mut expressions),
+            Statement::Match(field, test) => compile_match(*field, *test, &mut expressions),
             Statement::Lookup(key, set) => {
                 load_key(key, &mut expressions);
                 expressions.push(Expression::Lookup { set: set.clone().into_bytes(), register: REGISTER });
@@ -125,29 +125,27 @@ fn is_in_same_header(field: Field, other: Field) -> bool {
 
 /// Fields of one header that must each have a value: those that touch are loaded and compared as one, as `nft` does it.
 /// Each expression costs twice for every rule that is loaded or read back, and again for every packet.
-fn compile_parts(mut parts: Vec<(Field, &[u8])>, expressions: &mut Vec<Expression>) {
-    const REGISTER_LENGTH: u32 = 16;
+fn compile_parts(mut parts: Vec<(Field, Value)>, expressions: &mut Vec<Expression>) {
     let place = |field: Field| field.payload().unwrap_or((Base::Link, 0, 0));
     parts.sort_by_key(|&(field, _)| place(field).1);
     let mut parts = parts.into_iter().peekable();
-    while let Some((field, value)) = parts.next() {
+    while let Some((field, mut value)) = parts.next() {
         let (base, offset, mut length) = place(field);
-        let mut value = value.to_vec();
-        while let Some((next, more)) = parts.next_if(|&(next, _)| {
-            let (_, next_offset, next_length) = place(next);
-            next_offset == offset + length && length + next_length <= REGISTER_LENGTH
-        }) {
+        while let Some(&(next, more)) = parts.peek()
+            && place(next).1 == offset + length
+            && let Some(both) = value.followed_by(more)
+        {
             length += place(next).2;
-            value.extend_from_slice(more);
+            value = both;
+            parts.next();
         }
         expressions.push(load_payload(base, offset, length, REGISTER));
         expressions.push(Expression::Compare { operation: EQUAL, register: REGISTER, value });
     }
 }
 
-fn compile_match(field: Field, test: &Test, expressions: &mut Vec<Expression>) {
-    let compare =
-        |operation, value: &[u8]| Expression::Compare { operation, register: REGISTER, value: value.to_vec() };
+fn compile_match(field: Field, test: Test, expressions: &mut Vec<Expression>) {
+    let compare = |operation, value| Expression::Compare { operation, register: REGISTER, value };
     expressions.push(load(field, REGISTER));
     match test {
         Test::Is(value) => expressions.push(compare(EQUAL, value)),
@@ -157,7 +155,7 @@ fn compile_match(field: Field, test: &Test, expressions: &mut Vec<Expression>) {
         }
         Test::Masked(mask, value) | Test::NotMasked(mask, value) => {
             let operation = if matches!(test, Test::Masked(..)) { EQUAL } else { NOT_EQUAL };
-            expressions.push(Expression::Mask { register: REGISTER, mask: mask.clone() });
+            expressions.push(Expression::Mask { register: REGISTER, mask });
             expressions.push(compare(operation, value));
         }
     }
@@ -280,12 +278,14 @@ fn decode_stateless(name: &[u8], data: &[u8]) -> Option<Expression> {
         b"payload" => {
             Some(Expression::Payload { register: number(1)?, base: number(2)?, offset: number(3)?, length: number(4)? })
         }
-        b"cmp" => Some(Expression::Compare { register: number(1)?, operation: number(2)?, value: value(3)?.to_vec() }),
+        b"cmp" => {
+            Some(Expression::Compare { register: number(1)?, operation: number(2)?, value: Value::new(value(3)?)? })
+        }
         b"bitwise" => {
             // One register in and out, nothing flipped, and no other operation than mask-and-flip (attribute 6).
             let plain =
                 number(1)? == number(2)? && value(5)?.iter().all(|&byte| byte == 0) && number(6).unwrap_or(0) == 0;
-            plain.then_some(Expression::Mask { register: number(1)?, mask: value(4)?.to_vec() })
+            plain.then_some(Expression::Mask { register: number(1)?, mask: Value::new(value(4)?)? })
         }
         b"lookup" => {
             let inverted = number(5).unwrap_or(0) != 0;
@@ -322,13 +322,13 @@ mod tests {
     #[test]
     fn expressions_are_read_as_they_are_written() {
         let rule = Rule::new(vec![
-            Statement::Match(Field::MetaLength, Test::Is(28_u32.to_ne_bytes().to_vec())),
-            Statement::Match(Field::DestinationPort, Test::Range(vec![0, 1], vec![0xff, 0xff])),
-            Statement::Match(Field::IpSource, Test::Masked(vec![255, 0, 0, 0], vec![10, 0, 0, 0])),
-            Statement::Match(Field::IpProtocol, Test::Not(vec![6])),
-            Statement::Lookup(vec![Field::Ip6NextHeader, Field::Ip6Source, Field::SourcePort], "flows6".to_owned()),
-            Statement::Update { key: vec![Field::IpProtocol], set: "attempts4".to_owned(), counted: true },
-            Statement::Update { key: vec![Field::IpProtocol], set: "flows4".to_owned(), counted: false },
+            Statement::Match(Field::MetaLength, Test::Is(28_u32.to_ne_bytes().into())),
+            Statement::Match(Field::DestinationPort, Test::Range([0, 1].into(), [0xff, 0xff].into())),
+            Statement::Match(Field::IpSource, Test::Masked([255, 0, 0, 0].into(), [10, 0, 0, 0].into())),
+            Statement::Match(Field::IpProtocol, Test::Not([6].into())),
+            Statement::Lookup(&[Field::Ip6NextHeader, Field::Ip6Source, Field::SourcePort], "flows6".to_owned()),
+            Statement::Update { key: &[Field::IpProtocol], set: "attempts4".to_owned(), counted: true },
+            Statement::Update { key: &[Field::IpProtocol], set: "flows4".to_owned(), counted: false },
             Statement::Counter,
             Statement::Accept,
             Statement::Drop,
@@ -346,7 +346,7 @@ mod tests {
     fn fields_that_touch_are_compared_as_one() {
         let is = |field: Field, byte: u8| {
             let length = field.payload().map_or(0, |(_, _, length)| length);
-            Statement::Match(field, Test::Is(vec![byte; usize::try_from(length).unwrap()]))
+            Statement::Match(field, Test::Is(Value::new(&vec![byte; usize::try_from(length).unwrap()]).unwrap()))
         };
         let rule = Rule::new(vec![
             is(Field::ArpTargetIp, 5),
@@ -361,7 +361,7 @@ mod tests {
             .map(|pair| match pair {
                 [Expression::Payload { offset, length, .. }, Expression::Compare { value, .. }] => {
                     assert_eq!(value.len(), usize::try_from(*length).unwrap());
-                    (*offset, value.clone())
+                    (*offset, value.to_vec())
                 }
                 other => panic!("{other:?}"),
             })

@@ -8,7 +8,7 @@ use nix::errno::Errno;
 
 use crate::attachment::IfName;
 use crate::netlink::{NetlinkError, attribute, attributes, be32, put_text, text};
-use crate::ruleset::{Chain, Family, Hook, KeyType, Set, Table};
+use crate::ruleset::{Chain, Family, Hook, KeyType, Rule, Set, Table};
 
 use super::batch::{hook_number, key_length, key_type, milliseconds};
 use super::expression::{Count, Expression, compile, count, decode};
@@ -231,7 +231,7 @@ impl LoadedTable {
         for chain in &wanted.chains {
             match self.chains.get(chain.name.as_bytes()) {
                 Some(loaded) if loaded.base.as_ref() == Some(&BaseChain::wanted(chain)) => {
-                    if !loaded.rules.iter().eq(chain.rules.iter().map(compile).collect::<Vec<_>>().iter()) {
+                    if !loaded.has_rules(&chain.rules) {
                         differences.push(Difference::Rules(chain.name.clone()));
                     }
                 }
@@ -284,6 +284,12 @@ impl LoadedTable {
     #[must_use]
     pub fn dropped(&self, chain: &str) -> Count {
         self.chains.get(chain.as_bytes()).map(|chain| chain.dropped).unwrap_or_default()
+    }
+}
+
+impl LoadedChain {
+    fn has_rules(&self, wanted: &[Rule]) -> bool {
+        self.rules.len() == wanted.len() && self.rules.iter().zip(wanted).all(|(rule, wanted)| *rule == compile(wanted))
     }
 }
 
