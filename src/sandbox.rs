@@ -172,11 +172,11 @@ impl<'a> Sandbox<'a> {
             // No netdev egress hook (before 5.16): the kernel says so when the chain is added, and takes nothing.
             Err(error) if is_unsupported(&error) => {
                 let (wanted, done) = self.apply_with(desired, EgressHook::Missing)?;
-                self.applied(desired, &wanted, done, scan)
+                self.applied(desired, wanted, done, scan)
             }
             result => {
                 let (wanted, done) = result?;
-                self.applied(desired, &wanted, done, scan)
+                self.applied(desired, wanted, done, scan)
             }
         }
     }
@@ -228,7 +228,7 @@ impl<'a> Sandbox<'a> {
         Ok((wanted, done))
     }
 
-    fn applied(&mut self, desired: &Desired, wanted: &Wanted, done: Done, scan: Scan) -> Result<Applied, SandboxError> {
+    fn applied(&mut self, desired: &Desired, wanted: Wanted, done: Done, scan: Scan) -> Result<Applied, SandboxError> {
         let mut altered = Vec::new();
         for (side, transition) in [("pod", &done.pod), ("host", &done.guard)] {
             altered.extend(transition.differences.iter().map(|difference| format!("{side} {difference}")));
@@ -247,13 +247,13 @@ impl<'a> Sandbox<'a> {
     /// [`SandboxError`].
     pub fn verify(&mut self, desired: &Desired, scan: Scan) -> Result<Report, SandboxError> {
         let wanted = self.wanted(desired, EgressHook::Netdev)?;
-        let report = self.report(desired, &wanted, scan)?;
+        let report = self.report(desired, wanted, scan)?;
         if report.differences.is_empty() {
             return Ok(report);
         }
         // Where the kernel has no egress hook, the other form of the rules is what was loaded.
         let without = self.wanted(desired, EgressHook::Missing)?;
-        let fallback = self.report(desired, &without, scan)?;
+        let fallback = self.report(desired, without, scan)?;
         Ok(if fallback.differences.is_empty() { fallback } else { report })
     }
 
@@ -375,7 +375,7 @@ impl<'a> Sandbox<'a> {
         }
     }
 
-    fn report(&mut self, desired: &Desired, wanted: &Wanted, scan: Scan) -> Result<Report, SandboxError> {
+    fn report(&mut self, desired: &Desired, wanted: Wanted, scan: Scan) -> Result<Report, SandboxError> {
         let mut differences = Vec::new();
         for table in &wanted.pod {
             let found = differences_of(&mut self.pod, table)?;
@@ -386,23 +386,17 @@ impl<'a> Sandbox<'a> {
             Some(guard) => differences_of(self.host, guard)?,
             None => Vec::new(),
         };
-        let mut report = Report {
-            verdict: Verdict::Open,
-            reasons: Vec::new(),
-            interfaces: wanted.survey.interfaces.len(),
-            pod_side,
-            host_guard: false,
-            differences,
-            tables: wanted.pod.iter().chain(&wanted.guard).cloned().collect(),
-        };
+        let (mut verdict, mut reasons, mut host_guard) = (Verdict::Open, Vec::new(), false);
         if desired.is_isolated() {
-            let exposures = self.exposures(wanted, &guard_differences, scan)?;
-            report.host_guard =
+            let exposures = self.exposures(&wanted, &guard_differences, scan)?;
+            host_guard =
                 !exposures.is_empty() && exposures.iter().all(|exposure| matches!(exposure.guard, Guard::Holds { .. }));
-            (report.verdict, report.reasons) = judge(pod_side, &exposures);
+            (verdict, reasons) = judge(pod_side, &exposures);
         }
-        report.differences.extend(guard_differences.into_iter().map(|difference| format!("host {difference}")));
-        Ok(report)
+        differences.extend(guard_differences.into_iter().map(|difference| format!("host {difference}")));
+        let interfaces = wanted.survey.interfaces.len();
+        let tables = wanted.pod.into_iter().chain(wanted.guard).collect();
+        Ok(Report { verdict, reasons, interfaces, pod_side, host_guard, differences, tables })
     }
 
     fn exposures(

@@ -69,9 +69,7 @@ pub struct Count {
 pub(super) fn compile(rule: &Rule) -> Vec<Expression> {
     let mut expressions = Vec::with_capacity(3 * rule.statements.len());
     // The length of the whole packet first: what asks for the least work turns most packets away.
-    let (lengths, others): (Vec<_>, Vec<_>) =
-        rule.statements.iter().partition(|statement| matches!(statement, Statement::Match(Field::MetaLength, _)));
-    for statement in lengths {
+    for statement in rule.statements.iter().filter(|statement| reads_length(statement)) {
         if let Statement::Match(field, test) = statement {
             compile_match(*field, *test, &mut expressions);
         }
@@ -82,19 +80,20 @@ pub(super) fn compile(rule: &Rule) -> Vec<Expression> {
         let value = ARPHRD_ETHER.to_ne_bytes().into();
         expressions.push(Expression::Compare { operation: EQUAL, register: REGISTER, value });
     }
-    let mut statements = &others[..];
-    while let Some((statement, rest)) = statements.split_first() {
-        statements = rest;
+    let mut parts = Vec::with_capacity(rule.statements.len());
+    let mut statements = rule.statements.iter().filter(|statement| !reads_length(statement)).peekable();
+    while let Some(statement) = statements.next() {
         match statement {
             Statement::Match(field, Test::Is(value)) if field.payload().is_some() => {
-                let mut parts = vec![(*field, *value)];
-                while let Some((Statement::Match(next, Test::Is(value)), rest)) = statements.split_first()
+                parts.clear();
+                parts.push((*field, *value));
+                while let Some(Statement::Match(next, Test::Is(value))) = statements.peek()
                     && is_in_same_header(*field, *next)
                 {
                     parts.push((*next, *value));
-                    statements = rest;
+                    statements.next();
                 }
-                compile_parts(parts, &mut expressions);
+                compile_parts(&mut parts, &mut expressions);
             }
             Statement::Match(field, test) => compile_match(*field, *test, &mut expressions),
             Statement::Lookup(key, set) => {
@@ -114,6 +113,10 @@ pub(super) fn compile(rule: &Rule) -> Vec<Expression> {
     expressions
 }
 
+fn reads_length(statement: &Statement) -> bool {
+    matches!(statement, Statement::Match(Field::MetaLength, _))
+}
+
 fn reads_link_header(statement: &Statement) -> bool {
     matches!(statement, Statement::Match(field, _) if matches!(field.payload(), Some((Base::Link, _, _))))
 }
@@ -125,13 +128,13 @@ fn is_in_same_header(field: Field, other: Field) -> bool {
 
 /// Fields of one header that must each have a value: those that touch are loaded and compared as one, as `nft` does it.
 /// Each expression costs twice for every rule that is loaded or read back, and again for every packet.
-fn compile_parts(mut parts: Vec<(Field, Value)>, expressions: &mut Vec<Expression>) {
+fn compile_parts(parts: &mut [(Field, Value)], expressions: &mut Vec<Expression>) {
     let place = |field: Field| field.payload().unwrap_or((Base::Link, 0, 0));
     parts.sort_by_key(|&(field, _)| place(field).1);
-    let mut parts = parts.into_iter().peekable();
-    while let Some((field, mut value)) = parts.next() {
+    let mut parts = parts.iter().peekable();
+    while let Some(&(field, mut value)) = parts.next() {
         let (base, offset, mut length) = place(field);
-        while let Some(&(next, more)) = parts.peek()
+        while let Some(&&(next, more)) = parts.peek()
             && place(next).1 == offset + length
             && let Some(both) = value.followed_by(more)
         {

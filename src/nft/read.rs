@@ -14,6 +14,9 @@ use super::batch::{hook_number, key_length, key_type, milliseconds};
 use super::expression::{Count, Expression, compile, count, decode};
 use super::{Nft, header, kernel};
 
+/// No rule of ours has many more.
+const EXPRESSIONS_EXPECTED: usize = 24;
+
 /// A table as it is loaded.
 #[derive(Debug)]
 pub struct LoadedTable {
@@ -22,7 +25,8 @@ pub struct LoadedTable {
     foreign_flags: bool,
     objects: u32,
     sets: Vec<LoadedSet>,
-    chains: BTreeMap<Vec<u8>, LoadedChain>,
+    /// Of the chains that are wanted, those that are there.
+    chains: BTreeMap<String, LoadedChain>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -35,10 +39,9 @@ struct LoadedSet {
     size: u32,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct LoadedChain {
-    /// `None` where only rules were found for it: a chain that is not wanted.
-    base: Option<BaseChain>,
+    base: BaseChain,
     rules: Vec<Vec<Expression>>,
     /// What the counter of its last rule, the drop, has seen.
     dropped: Count,
@@ -135,24 +138,27 @@ impl Nft {
         let Some((flags, objects)) = self.read_flags(family, &wanted.name)? else { return Ok(None) };
         let body = named(family, &[(kernel::SET_TABLE, name)]);
         let sets = self.socket.dump("read sets", kernel::SUBSYSTEM | kernel::MSG_GETSET, &body, read_set);
-        let mut chains = BTreeMap::<_, LoadedChain>::new();
+        let mut chains = BTreeMap::new();
         // Chain by chain: the kernel's dump is of all chains of the netns, and on a node that is every guard's.
         for chain in &wanted.chains {
             let body = named(family, &[(kernel::CHAIN_TABLE, name), (kernel::CHAIN_NAME, chain.name.as_bytes())]);
             let answer = self.socket.ask("read a chain", kernel::SUBSYSTEM | kernel::MSG_GETCHAIN, &body);
             if let Some(payload) = absent_as_none(answer)?.flatten() {
-                chains.entry(chain.name.clone().into_bytes()).or_default().base =
-                    Some(read_chain(behind_header(&payload)));
+                let base = read_chain(behind_header(&payload));
+                let rules = Vec::with_capacity(chain.rules.len());
+                chains.insert(chain.name.clone(), LoadedChain { base, rules, dropped: Count::default() });
             }
         }
         let body = named(family, &[(kernel::RULE_TABLE, name)]);
         let rules = self.socket.dump("read rules", kernel::SUBSYSTEM | kernel::MSG_GETRULE, &body, |payload| {
-            read_rule(behind_header(payload), name)
+            read_rule(behind_header(payload), wanted)
         });
         for (chain, expressions, counted) in absent_as_none(rules)?.unwrap_or_default() {
-            let chain = chains.entry(chain).or_default();
-            chain.rules.push(expressions);
-            chain.dropped = counted;
+            // One that came only now is missing, as it was when it was asked for.
+            if let Some(chain) = chains.get_mut(&chain.name) {
+                chain.rules.push(expressions);
+                chain.dropped = counted;
+            }
         }
         Ok(Some(LoadedTable {
             dormant: flags & kernel::TABLE_F_DORMANT != 0,
@@ -229,8 +235,8 @@ impl LoadedTable {
             }
         }
         for chain in &wanted.chains {
-            match self.chains.get(chain.name.as_bytes()) {
-                Some(loaded) if loaded.base.as_ref() == Some(&BaseChain::wanted(chain)) => {
+            match self.chains.get(&chain.name) {
+                Some(loaded) if loaded.base == BaseChain::wanted(chain) => {
                     if !loaded.has_rules(&chain.rules) {
                         differences.push(Difference::Rules(chain.name.clone()));
                     }
@@ -259,7 +265,7 @@ impl LoadedTable {
     /// Whether a chain of this name is in it, of those that were asked for.
     #[must_use]
     pub fn has_chain_named(&self, name: &str) -> bool {
-        self.chains.contains_key(name.as_bytes())
+        self.chains.contains_key(name)
     }
 
     /// How many more sets and chains are in it than `wanted` has, less those that are missing.
@@ -283,7 +289,7 @@ impl LoadedTable {
     /// What the last rule of a chain, the drop, has seen.
     #[must_use]
     pub fn dropped(&self, chain: &str) -> Count {
-        self.chains.get(chain.as_bytes()).map(|chain| chain.dropped).unwrap_or_default()
+        self.chains.get(chain).map(|chain| chain.dropped).unwrap_or_default()
     }
 }
 
@@ -377,21 +383,21 @@ fn read_chain(chain: &[u8]) -> BaseChain {
     }
 }
 
-/// Chain, expressions and last count of a rule of `table`.
-fn read_rule(rule: &[u8], table: &[u8]) -> Option<(Vec<u8>, Vec<Expression>, Count)> {
-    if attribute(rule, kernel::RULE_TABLE).map(text) != Some(table) {
+/// Chain, expressions and last count of a rule in one of the chains of `table`.
+fn read_rule<'a>(rule: &[u8], table: &'a Table) -> Option<(&'a Chain, Vec<Expression>, Count)> {
+    if attribute(rule, kernel::RULE_TABLE).map(text) != Some(table.name.as_bytes()) {
         return None;
     }
-    let chain = text(attribute(rule, kernel::RULE_CHAIN)?).to_vec();
+    let name = text(attribute(rule, kernel::RULE_CHAIN)?);
+    let chain = table.chains.iter().find(|chain| chain.name.as_bytes() == name)?;
     let list = attribute(rule, kernel::RULE_EXPRESSIONS).unwrap_or_default();
     let mut counted = Count::default();
-    let expressions = attributes(list)
-        .map(|(_, element)| {
-            let (expression, count) = decode(element);
-            counted = count.unwrap_or(counted);
-            expression
-        })
-        .collect();
+    let mut expressions = Vec::with_capacity(EXPRESSIONS_EXPECTED);
+    for (_, element) in attributes(list) {
+        let (expression, count) = decode(element);
+        counted = count.unwrap_or(counted);
+        expressions.push(expression);
+    }
     Some((chain, expressions, counted))
 }
 
