@@ -44,12 +44,13 @@ const PROBE_FLOWS: &str = "probes";
 const ALLOWED_FLOWS: &str = "flows";
 /// Seconds that a flow lives on without a packet.
 const FLOW_TIMEOUT: u32 = 120;
-/// The most flows of one family at a time. The kernel makes room for all of them when the set is made, 64 KiB here.
-const FLOWS_MAX: u32 = 4096;
+/// The most flows of one family at a time. The kernel makes room for all of them when the set is made: eight bytes for
+/// each of four thirds of them, rounded up to a power of two; 32 KiB here.
+const FLOWS_MAX: u32 = 3072;
 /// Seconds for which an attempt is remembered.
 const ATTEMPT_TIMEOUT: u32 = 86400;
-/// The most attempts that are remembered, for each set.
-const ATTEMPTS_MAX: u32 = 512;
+/// The most attempts that are remembered, for each set; 4 KiB.
+const ATTEMPTS_MAX: u32 = 384;
 
 const SCTP: u8 = 132;
 /// The last IPv6 address before the multicast ones (ff00::/8).

@@ -261,7 +261,8 @@ impl StateDir {
             // ID's, and removes the record, in this order. Whichever of them a look misses, the other one sees.
             let mut marks = self.marks()?;
             // Most marks are by UID; what has no record is not looked for one by one.
-            let with_records: BTreeSet<Key> = self.sandboxes()?.iter().map(Key::from).collect();
+            let with_records: BTreeSet<Key> =
+                if marks.is_empty() { BTreeSet::new() } else { self.sandboxes()?.iter().map(Key::from).collect() };
             let uids: BTreeMap<Key, PodUid> =
                 marks.intersection(&with_records).filter_map(|key| Some((key.clone(), self.uid_of(key)?))).collect();
             marks.extend(self.marks()?);
