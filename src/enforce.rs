@@ -68,7 +68,7 @@ pub fn apply(
     host: &mut Side,
     container_id: &ContainerId,
     records: &[Record],
-    scan: Scan,
+    scan: Scan<'_>,
 ) -> Result<Outcome, EnforceError> {
     let desired = desired(state, container_id, &pod_of(records), records)?;
     let applied = apply_desired(host, container_id, records, &desired, Cause::Asked, scan)?;
@@ -95,7 +95,7 @@ pub fn apply_desired(
     records: &[Record],
     desired: &Desired,
     cause: Cause,
-    scan: Scan,
+    scan: Scan<'_>,
 ) -> Result<Applied, SandboxError> {
     let started = Instant::now();
     match Sandbox::open(host, container_id, records) {
@@ -126,7 +126,7 @@ pub fn install(state: &StateDir, sandbox: &mut Sandbox<'_>) -> Result<(), Enforc
 ///
 /// # Errors
 /// [`EnforceError`].
-pub fn apply_opened(state: &StateDir, sandbox: &mut Sandbox<'_>, scan: Scan) -> Result<Outcome, EnforceError> {
+pub fn apply_opened(state: &StateDir, sandbox: &mut Sandbox<'_>, scan: Scan<'_>) -> Result<Outcome, EnforceError> {
     let started = Instant::now();
     let desired = desired(state, sandbox.container_id(), &pod_of(sandbox.records()), sandbox.records())?;
     let applied = bring(sandbox, &desired, Cause::Asked, scan, started)?;
@@ -137,7 +137,7 @@ fn bring(
     sandbox: &mut Sandbox<'_>,
     desired: &Desired,
     cause: Cause,
-    scan: Scan,
+    scan: Scan<'_>,
     started: Instant,
 ) -> Result<Applied, SandboxError> {
     let applied = sandbox.apply(desired, scan);

@@ -15,7 +15,7 @@ use nix::sys::socket::SockProtocol;
 
 pub use batch::Batch;
 pub use expression::Count;
-pub use read::{Difference, Element, LoadedTable};
+pub use read::{ChainInFront, Difference, Element, LoadedTable};
 
 use crate::netlink::{NetlinkError, Socket, error_of, leave_to_kernel};
 use crate::ruleset::Family;

@@ -108,12 +108,15 @@ pub enum Hook {
     Forward,
 }
 
+/// The priority of all our netdev chains.
+pub const NETDEV_PRIORITY: i32 = -500;
+
 impl Hook {
     /// Priorities come before everything that users put there (raw is -300).
     #[must_use]
     pub fn priority(&self) -> i32 {
         match self {
-            Self::Ingress(_) | Self::Egress(_) => -500,
+            Self::Ingress(_) | Self::Egress(_) => NETDEV_PRIORITY,
             Self::Input | Self::Output | Self::Forward => -400,
         }
     }

@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use thiserror::Error;
 
 pub use side::Side;
-pub use survey::{Scan, pin_interfaces};
+pub use survey::{NodeScan, Scan, pin_interfaces};
 
 use crate::attachment::{ContainerId, IfName};
 use crate::audit::Line;
@@ -167,7 +167,7 @@ impl<'a> Sandbox<'a> {
     ///
     /// # Errors
     /// [`SandboxError`]. Where a host guard is required and impossible, nothing was changed.
-    pub fn apply(&mut self, desired: &Desired, scan: Scan) -> Result<Applied, SandboxError> {
+    pub fn apply(&mut self, desired: &Desired, scan: Scan<'_>) -> Result<Applied, SandboxError> {
         match self.apply_with(desired, EgressHook::Netdev) {
             // No netdev egress hook (before 5.16): the kernel says so when the chain is added, and takes nothing.
             Err(error) if is_unsupported(&error) => {
@@ -228,7 +228,13 @@ impl<'a> Sandbox<'a> {
         Ok((wanted, done))
     }
 
-    fn applied(&mut self, desired: &Desired, wanted: Wanted, done: Done, scan: Scan) -> Result<Applied, SandboxError> {
+    fn applied(
+        &mut self,
+        desired: &Desired,
+        wanted: Wanted,
+        done: Done,
+        scan: Scan<'_>,
+    ) -> Result<Applied, SandboxError> {
         let mut altered = Vec::new();
         for (side, transition) in [("pod", &done.pod), ("host", &done.guard)] {
             altered.extend(transition.differences.iter().map(|difference| format!("{side} {difference}")));
@@ -245,7 +251,7 @@ impl<'a> Sandbox<'a> {
     ///
     /// # Errors
     /// [`SandboxError`].
-    pub fn verify(&mut self, desired: &Desired, scan: Scan) -> Result<Report, SandboxError> {
+    pub fn verify(&mut self, desired: &Desired, scan: Scan<'_>) -> Result<Report, SandboxError> {
         let wanted = self.wanted(desired, EgressHook::Netdev)?;
         let report = self.report(desired, wanted, scan)?;
         if report.differences.is_empty() {
@@ -375,7 +381,7 @@ impl<'a> Sandbox<'a> {
         }
     }
 
-    fn report(&mut self, desired: &Desired, wanted: Wanted, scan: Scan) -> Result<Report, SandboxError> {
+    fn report(&mut self, desired: &Desired, wanted: Wanted, scan: Scan<'_>) -> Result<Report, SandboxError> {
         let mut differences = Vec::new();
         for table in &wanted.pod {
             let found = differences_of(&mut self.pod, table)?;
@@ -403,7 +409,7 @@ impl<'a> Sandbox<'a> {
         &mut self,
         wanted: &Wanted,
         guard_differences: &[String],
-        scan: Scan,
+        scan: Scan<'_>,
     ) -> Result<Vec<Exposure>, SandboxError> {
         let mut exposures = Vec::new();
         let off = || Guard::Missing("hostGuard is \"off\"".to_owned());

@@ -9,7 +9,7 @@ use crate::audit::Line;
 use crate::audit::chain;
 use crate::enforce::{EnforceError, Outcome};
 use crate::policy::{Desired, Mark};
-use crate::sandbox::{Sandbox, SandboxError, Side};
+use crate::sandbox::{NodeScan, Sandbox, SandboxError, Side};
 use crate::state::StateDir;
 use crate::verdict::Verdict;
 
@@ -130,7 +130,8 @@ fn isolate_chosen(state: &StateDir, node: &Node<'_>, chosen: &Chosen<'_>, mark: 
     }
     let node = Node::read(state)?;
     let answering: Vec<_> = node.answering(&keys);
-    let results = on_each(&answering, |host, sandbox| bring(state, host, &sandbox.container_id))?;
+    let scan = NodeScan::default();
+    let results = on_each(&answering, |host, sandbox| bring(state, host, &sandbox.container_id, &scan))?;
     let mut text = String::new();
     for (sandbox, result) in answering.iter().zip(results) {
         if !say_isolated(&mut text, sandbox, result) && exit == Exit::So {
@@ -240,7 +241,8 @@ fn release_chosen(state: &StateDir, node: &Node<'_>, chosen: &Chosen<'_>, by: &A
     let meant: BTreeSet<&ContainerId> = chosen.sandboxes.iter().map(|sandbox| &sandbox.container_id).collect();
     let mut concerned = node.answering(&keys);
     concerned.extend(chosen.sandboxes.iter().copied().filter(|sandbox| node.keys_of(sandbox).is_empty()));
-    let results = on_each(&concerned, |host, sandbox| release_one(state, host, &sandbox.container_id))?;
+    let scan = NodeScan::default();
+    let results = on_each(&concerned, |host, sandbox| release_one(state, host, &sandbox.container_id, &scan))?;
     for (NodeSandbox { container_id, pod, .. }, result) in concerned.iter().zip(results) {
         let also = if meant.contains(container_id) { "" } else { ", which answered to the same mark" };
         if result.is_err() && exit == Exit::So {
@@ -255,8 +257,13 @@ fn release_chosen(state: &StateDir, node: &Node<'_>, chosen: &Chosen<'_>, by: &A
 
 /// Releases one sandbox and says what it is then. That is read back from the kernel: whether anything of an isolation
 /// is left, whatever was applied.
-fn release_one(state: &StateDir, host: &mut Side, container_id: &ContainerId) -> Result<String, String> {
-    match bring(state, host, container_id) {
+fn release_one(
+    state: &StateDir,
+    host: &mut Side,
+    container_id: &ContainerId,
+    scan: &NodeScan,
+) -> Result<String, String> {
+    match bring(state, host, container_id, scan) {
         Ok(None) => return Ok("gone".to_owned()),
         Ok(Some(Outcome { desired: Desired::Isolated { .. }, .. })) => {
             return Err("isolated: a mark holds for it".to_owned());

@@ -13,7 +13,7 @@ use crate::containment::{ATTEMPTS, NEIGHBOUR_ATTEMPTS, PORTLESS_ATTEMPTS, TABLE}
 use crate::nft::Element;
 use crate::policy::{Desired, Policy};
 use crate::ruleset::{Chain, Hook, Table};
-use crate::sandbox::{Report, Sandbox, SandboxError, Scan, Side};
+use crate::sandbox::{NodeScan, Report, Sandbox, SandboxError, Scan, Side};
 use crate::state::StateDir;
 use crate::status::{
     Attempt, AttemptProtocol, Damaged, Direction, Drops, Finding, Layer, Listed, Marking, Reading, SandboxStatus,
@@ -135,32 +135,39 @@ fn damaged(node: &Node<'_>) -> Vec<Damaged> {
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 
 fn read_all(state: &StateDir, node: &Node<'_>, chosen: &[&NodeSandbox]) -> Result<Vec<SandboxStatus>, Failure> {
-    Ok(on_each(chosen, |host, sandbox| read(state, node, host, sandbox))?.into_iter().flatten().collect())
+    let scan = NodeScan::default();
+    Ok(on_each(chosen, |host, sandbox| read(state, node, host, sandbox, &scan))?.into_iter().flatten().collect())
 }
 
 /// Reads a sandbox without its lock, so that a sandbox at which somebody is at work delays nobody; where that gives
 /// anything but what is wanted, again with the lock, because it may have been half done; but whoever holds it for long
 /// does not keep what was read from being said. `None` where it was deleted meanwhile.
-fn read(state: &StateDir, node: &Node<'_>, host: &mut Side, sandbox: &NodeSandbox) -> Option<SandboxStatus> {
-    let status = find(host, sandbox, node.listed(sandbox));
+fn read(
+    state: &StateDir,
+    node: &Node<'_>,
+    host: &mut Side,
+    sandbox: &NodeSandbox,
+    scan: &NodeScan,
+) -> Option<SandboxStatus> {
+    let status = find(host, sandbox, node.listed(sandbox), scan);
     if status.is_as_marked() {
         return Some(status);
     }
     let Ok(Some(_lock)) = state.lock_within(&sandbox.container_id, LOCK_PATIENCE) else { return Some(status) };
     match NodeSandbox::read(state, &sandbox.container_id) {
-        Ok(Some((sandbox, listed))) => Some(find(host, &sandbox, listed)),
+        Ok(Some((sandbox, listed))) => Some(find(host, &sandbox, listed, scan)),
         Ok(None) => None,
         Err(_) => Some(status),
     }
 }
 
 /// How the kernel is found.
-fn find(host: &mut Side, sandbox: &NodeSandbox, listed: Listed) -> SandboxStatus {
+fn find(host: &mut Side, sandbox: &NodeSandbox, listed: Listed, scan: &NodeScan) -> SandboxStatus {
     let desired = match listed.marking.clone() {
         None => Desired::Released,
         Some(Marking { policy, mark, fault, .. }) => Desired::Isolated { policy, mark: Box::new(mark), fault },
     };
-    let finding = match find_wanted(host, sandbox, &desired) {
+    let finding = match find_wanted(host, sandbox, &desired, scan) {
         Ok(reading) => Finding::Read(reading),
         Err(error) if error.is_gone() => Finding::Gone(chain(&error)),
         Err(error) => Finding::Unknown(chain(&error)),
@@ -168,13 +175,18 @@ fn find(host: &mut Side, sandbox: &NodeSandbox, listed: Listed) -> SandboxStatus
     SandboxStatus { listed, finding }
 }
 
-fn find_wanted(host: &mut Side, sandbox: &NodeSandbox, desired: &Desired) -> Result<Reading, SandboxError> {
+fn find_wanted(
+    host: &mut Side,
+    sandbox: &NodeSandbox,
+    desired: &Desired,
+    scan: &NodeScan,
+) -> Result<Reading, SandboxError> {
     let mut opened = Sandbox::open(host, &sandbox.container_id, &sandbox.records)?;
     let guard_required = opened.requires_host_guard();
     let Desired::Isolated { policy, .. } = desired else {
         return released(&mut opened, guard_required);
     };
-    let report = opened.verify(desired, Scan::Node)?;
+    let report = opened.verify(desired, Scan::Node(scan))?;
     let (drops, attempts) = counted(&mut opened, &report, policy);
     Ok(Reading {
         verdict: report.verdict,

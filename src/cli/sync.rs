@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::attachment::ContainerId;
 use crate::audit::chain;
 use crate::enforce::{self, EnforceError, Outcome};
-use crate::sandbox::{Scan, Side};
+use crate::sandbox::{NodeScan, Scan, Side};
 use crate::state::StateDir;
 
 use super::workers::on_each;
@@ -15,7 +15,8 @@ use super::{Exit, Failure, print, say_error};
 pub(super) fn sync(state_dir: &Path) -> Result<Exit, Failure> {
     let state = StateDir::open(state_dir)?;
     let sandboxes = state.sandboxes()?;
-    let results = on_each(&sandboxes, |host, container_id| bring(&state, host, container_id))?;
+    let scan = NodeScan::default();
+    let results = on_each(&sandboxes, |host, container_id| bring(&state, host, container_id, &scan))?;
     let mut exit = Exit::So;
     for (container_id, result) in sandboxes.iter().zip(results) {
         match result {
@@ -38,11 +39,12 @@ pub(super) fn bring(
     state: &StateDir,
     host: &mut Side,
     container_id: &ContainerId,
+    scan: &NodeScan,
 ) -> Result<Option<Outcome>, EnforceError> {
     let _lock = state.lock(container_id)?;
     let (records, damaged) = state.records_of(container_id);
     if records.is_empty() && damaged.is_empty() {
         return Ok(None);
     }
-    enforce::apply(state, host, container_id, &records, Scan::Node).map(Some)
+    enforce::apply(state, host, container_id, &records, Scan::Node(scan)).map(Some)
 }

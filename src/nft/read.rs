@@ -8,7 +8,7 @@ use nix::errno::Errno;
 
 use crate::attachment::IfName;
 use crate::netlink::{NetlinkError, attribute, attributes, be32, put_text, text};
-use crate::ruleset::{Chain, Family, Hook, KeyType, Rule, Set, Table};
+use crate::ruleset::{Chain, Family, Hook, KeyType, NETDEV_PRIORITY, Rule, Set, Table};
 
 use super::batch::{hook_number, key_length, key_type, milliseconds};
 use super::expression::{Count, Expression, compile, count, decode};
@@ -102,6 +102,22 @@ pub struct Element {
     pub count: Count,
 }
 
+/// A netdev chain that sees frames no later than ours do.
+#[derive(Debug)]
+pub struct ChainInFront {
+    /// Its table.
+    pub table: String,
+    devices: Vec<Vec<u8>>,
+}
+
+impl ChainInFront {
+    /// Whether it is hooked there.
+    #[must_use]
+    pub fn is_on(&self, device: &IfName) -> bool {
+        self.devices.iter().any(|name| name == device.as_bytes())
+    }
+}
+
 impl Nft {
     /// Whether the table is there.
     ///
@@ -182,20 +198,18 @@ impl Nft {
         }
     }
 
-    /// The tables, other than `own`, that have a netdev chain on `device` which sees frames no later than ours do.
+    /// The netdev chains that see frames no later than ours do, ours among them.
     ///
     /// # Errors
     /// See [`NetlinkError`].
-    pub fn tables_in_front(&mut self, device: &IfName, own: &str) -> Result<Vec<String>, NetlinkError> {
-        let ours = Hook::Ingress(device.clone()).priority();
+    pub fn chains_in_front(&mut self) -> Result<Vec<ChainInFront>, NetlinkError> {
         let body = header(Family::Netdev);
         self.socket.dump_all_seen("list the chains", kernel::SUBSYSTEM | kernel::MSG_GETCHAIN, &body, |payload| {
             let chain = behind_header(payload);
             let table = String::from_utf8_lossy(text(attribute(chain, kernel::CHAIN_TABLE)?)).into_owned();
             attribute(chain, kernel::CHAIN_HOOK)?;
             let base = read_chain(chain);
-            let is_on_it = base.devices.iter().any(|name| name == device.as_bytes());
-            (is_on_it && base.priority <= ours && table != own).then_some(table)
+            (base.priority <= NETDEV_PRIORITY).then_some(ChainInFront { table, devices: base.devices })
         })
     }
 

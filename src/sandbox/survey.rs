@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::OnceLock;
 
 use crate::attachment::{IfName, SandboxInterface};
 use crate::cni::PreviousResult;
@@ -10,6 +11,7 @@ use crate::containment::{GuardedInterface, Node, neighbours_needed};
 use crate::link::{Jump, Link, Links, has_bpf_links};
 use crate::netlink::NetlinkError;
 use crate::netns::Netns;
+use crate::nft::ChainInFront;
 use crate::policy::Policy;
 use crate::record::{HostEnd, PinnedInterface, Record};
 
@@ -244,12 +246,42 @@ fn is_link_local(address: &IpAddr) -> bool {
 }
 
 /// How far to look for what takes packets past the host guard.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Scan {
+#[derive(Debug, Clone, Copy)]
+pub enum Scan<'a> {
     /// On the sandbox's own interfaces and their host ends.
     Sandbox,
     /// On every interface of the node that has filters, too: one could redirect to a host end.
-    Node,
+    Node(&'a NodeScan),
+}
+
+/// What is on all of the node's interfaces. It is looked for when it is first asked for, and then kept: once for a
+/// command, however many sandboxes that is about.
+#[derive(Debug, Default)]
+pub struct NodeScan(OnceLock<OnNode>);
+
+#[derive(Debug)]
+struct OnNode {
+    /// From the interface of one index to that of another.
+    redirects: Vec<(u32, u32)>,
+    chains_in_front: Vec<ChainInFront>,
+}
+
+impl NodeScan {
+    fn of(&self, host: &mut Side) -> Result<&OnNode, NetlinkError> {
+        if let Some(found) = self.0.get() {
+            return Ok(found);
+        }
+        let mut redirects = Vec::new();
+        for from in host.links.with_filters()? {
+            let jumps = host.links.jumps(from)?;
+            redirects.extend(jumps.into_iter().filter_map(|jump| match jump {
+                Jump::Redirect(to) => Some((from, to)),
+                Jump::Bpf | Jump::Xdp => None,
+            }));
+        }
+        let found = OnNode { redirects, chains_in_front: host.nft.chains_in_front()? };
+        Ok(self.0.get_or_init(|| found))
+    }
 }
 
 /// What takes packets past the hooks on the host's end of an interface, in words.
@@ -257,7 +289,7 @@ pub(super) fn jumps_past_guard(
     side: &mut Side,
     guard: &str,
     end: &Link,
-    scan: Scan,
+    scan: Scan<'_>,
 ) -> Result<Vec<String>, NetlinkError> {
     let mut found = Vec::new();
     let device = &end.name;
@@ -274,15 +306,14 @@ pub(super) fn jumps_past_guard(
     if has_bpf_links(end.index) {
         found.push(format!("a BPF program in tcx or netkit on {device}"));
     }
-    if scan == Scan::Node {
-        for index in host.with_filters()? {
-            if index != end.index && host.jumps(index)?.contains(&Jump::Redirect(end.index)) {
-                let from = host.by_index(index)?.map_or_else(|| index.to_string(), |link| link.name.to_string());
-                found.push(format!("a tc redirect from {from} to {device}"));
-            }
+    if let Scan::Node(node) = scan {
+        let node = node.of(side)?;
+        for &(from, _) in node.redirects.iter().filter(|&&(from, to)| to == end.index && from != end.index) {
+            let from = side.links.by_index(from)?.map_or_else(|| from.to_string(), |link| link.name.to_string());
+            found.push(format!("a tc redirect from {from} to {device}"));
         }
-        for table in side.nft.tables_in_front(device, guard)? {
-            found.push(format!("nftables table netdev {table} in front of the guard on {device}"));
+        for chain in node.chains_in_front.iter().filter(|chain| chain.is_on(device) && chain.table != guard) {
+            found.push(format!("nftables table netdev {} in front of the guard on {device}", chain.table));
         }
     }
     Ok(found)
