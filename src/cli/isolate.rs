@@ -80,7 +80,7 @@ impl<'a> Chosen<'a> {
                 let message = format!("--all means {} sandboxes; say --yes too if you mean it", node.sandboxes.len());
                 return Err(Failure::new(Exit::Usage, message));
             }
-            return Ok(Self { sandboxes: node.sandboxes.iter().collect(), absent: None, all: true });
+            return Ok(Self { sandboxes: node.sandboxes.iter().map(AsRef::as_ref).collect(), absent: None, all: true });
         };
         let selection = if target.uid {
             let uid = Key::new(word).map_err(|error| Failure::new(Exit::Usage, error.to_string()))?;
@@ -128,7 +128,7 @@ fn isolate_chosen(state: &StateDir, node: &Node<'_>, chosen: &Chosen<'_>, mark: 
             log_mark("replaced", key, mark);
         }
     }
-    let node = Node::read(state)?;
+    let node = node.read_again()?;
     let answering: Vec<_> = node.answering(&keys);
     let scan = NodeScan::default();
     let results = on_each(&answering, |host, sandbox| bring(state, host, &sandbox.container_id, &scan))?;

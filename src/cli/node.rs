@@ -3,6 +3,7 @@
 //! For choosing and for listing. Whoever enforces reads the marks again, under the sandbox's lock.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use crate::attachment::{ContainerId, Key, Pod, PodUid};
 use crate::config::HostGuard;
@@ -70,7 +71,8 @@ impl NodeSandbox {
 #[derive(Debug)]
 pub(super) struct Node<'a> {
     state: &'a StateDir,
-    pub(super) sandboxes: Vec<NodeSandbox>,
+    /// In the order of their container IDs.
+    pub(super) sandboxes: Vec<Arc<NodeSandbox>>,
     pub(super) damaged: Vec<DamagedRecord>,
     marks: BTreeSet<Key>,
     uids: BTreeMap<Key, PodUid>,
@@ -78,24 +80,42 @@ pub(super) struct Node<'a> {
 
 impl<'a> Node<'a> {
     pub(super) fn read(state: &'a StateDir) -> Result<Self, StateError> {
+        Self::read_beyond(state, &[])
+    }
+
+    /// The node as it is by now. Of the sandboxes that were there before no record is read again: what it says of its
+    /// pod does not change.
+    pub(super) fn read_again(&self) -> Result<Self, StateError> {
+        Self::read_beyond(self.state, &self.sandboxes)
+    }
+
+    fn read_beyond(state: &'a StateDir, known: &[Arc<NodeSandbox>]) -> Result<Self, StateError> {
         let mut node =
             Self { state, sandboxes: Vec::new(), damaged: Vec::new(), marks: BTreeSet::new(), uids: BTreeMap::new() };
+        let known: BTreeMap<_, _> = known.iter().map(|sandbox| (&sandbox.container_id, sandbox)).collect();
         for container_id in state.sandboxes()? {
+            if let Some(&known) = known.get(&container_id).filter(|known| !known.records.is_empty()) {
+                node.push(known.clone());
+                continue;
+            }
             let (records, damaged) = state.records_of(&container_id);
             if records.is_empty() && damaged.is_empty() {
                 // It is being added or deleted.
                 continue;
             }
             node.damaged.extend(damaged);
-            let pod = pod_of(&records);
-            if let Some(uid) = &pod.uid {
-                node.uids.insert(Key::from(&container_id), uid.clone());
-            }
-            node.sandboxes.push(NodeSandbox { container_id, pod, records });
+            node.push(Arc::new(NodeSandbox { container_id, pod: pod_of(&records), records }));
         }
         // After the records: a mark that is carried over in between is then found by the pod's UID.
         node.marks = state.marks()?;
         Ok(node)
+    }
+
+    fn push(&mut self, sandbox: Arc<NodeSandbox>) {
+        if let Some(uid) = &sandbox.pod.uid {
+            self.uids.insert(Key::from(&sandbox.container_id), uid.clone());
+        }
+        self.sandboxes.push(sandbox);
     }
 
     pub(super) fn names(&self) -> impl Iterator<Item = (&ContainerId, &Pod)> + Clone {
@@ -116,7 +136,7 @@ impl<'a> Node<'a> {
     }
 
     pub(super) fn sandbox(&self, container_id: &ContainerId) -> Option<&NodeSandbox> {
-        self.sandboxes.iter().find(|sandbox| sandbox.container_id == *container_id)
+        self.sandboxes.iter().map(Arc::as_ref).find(|sandbox| sandbox.container_id == *container_id)
     }
 
     /// The marks that hold for a sandbox, the most specific first.
@@ -126,7 +146,8 @@ impl<'a> Node<'a> {
 
     /// The sandboxes that answer to one of these marks.
     pub(super) fn answering(&self, keys: &BTreeSet<Key>) -> Vec<&NodeSandbox> {
-        self.sandboxes.iter().filter(|sandbox| self.keys_of(sandbox).iter().any(|key| keys.contains(key))).collect()
+        let sandboxes = self.sandboxes.iter().map(Arc::as_ref);
+        sandboxes.filter(|sandbox| self.keys_of(sandbox).iter().any(|key| keys.contains(key))).collect()
     }
 
     /// Marks by the container ID of a sandbox of this one's pod, which come before the one by UID.

@@ -77,7 +77,7 @@ impl View {
     fn of(state: &StateDir, word: Option<&str>) -> Result<Self, Failure> {
         let node = Node::read(state)?;
         let Some(word) = word else {
-            let chosen: Vec<_> = node.sandboxes.iter().collect();
+            let chosen: Vec<_> = node.sandboxes.iter().map(AsRef::as_ref).collect();
             let (unanswered, damaged) = (node.unanswered(), damaged(&node));
             return Ok(Self { single: false, sandboxes: read_all(state, &node, &chosen)?, unanswered, damaged });
         };
