@@ -450,7 +450,7 @@ impl<'a> Sandbox<'a> {
             (_, None) => PodSide::Left,
             // Not asked where nothing depends on it.
             (Guard::Holds { passed_by, both_ways: true }, _) if passed_by.is_empty() => PodSide::InTheWay,
-            (_, Some(link)) if jumps_past_pod_side(&mut self.pod.links, link)? => PodSide::PassedBy,
+            (_, Some(link)) if jumps_past_pod_side(&mut self.pod.links, &self.netns, link)? => PodSide::PassedBy,
             (_, Some(_)) => PodSide::InTheWay,
         };
         Ok(Exposure { interface: interface.to_string(), guard, pod_side })

@@ -320,8 +320,8 @@ pub(super) fn jumps_past_guard(
 }
 
 /// Whether something in the sandbox takes packets past the pod-side hooks of this interface.
-pub(super) fn jumps_past_pod_side(pod: &mut Links, link: &Link) -> Result<bool, NetlinkError> {
-    if link.has_xdp || !pod.jumps(link.index)?.is_empty() {
+pub(super) fn jumps_past_pod_side(pod: &mut Links, netns: &Netns, link: &Link) -> Result<bool, SandboxError> {
+    if link.has_xdp || !pod.jumps(link.index)?.is_empty() || netns.run(|| has_bpf_links(link.index))? {
         return Ok(true);
     }
     for index in pod.with_filters()? {

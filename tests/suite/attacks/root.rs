@@ -10,7 +10,7 @@ use crate::lab::traffic::battery::{Attack, Battery};
 use crate::lab::traffic::observe::{Witnesses, tag};
 use crate::lab::traffic::packet::{self, Arp, BROADCAST, ETH_ARP};
 use crate::lab::traffic::sockets::{PacketSocket, address, udp_on};
-use crate::lab::{Kind, Mac, Netns, Sandbox, Topology};
+use crate::lab::{Kind, Mac, Netns, Sandbox, Topology, not_tried};
 
 /// What root does, and the door that it opens by that: an interface, and the MAC that its frames come from.
 struct Trick {
@@ -336,7 +336,7 @@ fn whatever_else_can_be_put_on_top() {
             if kind == "vlan" { "id 5" } else { "" }
         ));
         match tried {
-            Err(error) if error.contains("Unknown device type") => eprintln!("not tried: this kernel has no {kind}"),
+            Err(error) if error.contains("Unknown device type") => not_tried(&format!("this kernel has no {kind}")),
             Err(error) => panic!("{kind}: {error}"),
             Ok(_) => holds_against(Kind::Bridge, &trick),
         }

@@ -4,15 +4,16 @@
 
 use std::sync::{Arc, Mutex};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::lab::topology::{PEER_MAC, PEER4, POD_MAC, POD4};
 use crate::lab::traffic::battery::{Attack, Battery};
+use crate::lab::traffic::bpf::{self, Stand};
 use crate::lab::traffic::observe::{Witnesses, tag};
 use crate::lab::traffic::packet::{self, BROADCAST};
 use crate::lab::traffic::sockets::{PacketSocket, address, udp_on};
 use crate::lab::traffic::xdp::XdpSocket;
-use crate::lab::{Sandbox, Topology};
+use crate::lab::{PATIENCE, Sandbox, Topology, eventually};
 
 /// Frames out of the pod, past its own hooks: by AF_XDP, which the guard alone stops.
 fn outward(topology: &Topology) -> Battery<'_> {
@@ -131,6 +132,54 @@ fn node_ways() -> Vec<(&'static str, String)> {
 #[test]
 fn every_way_past_the_guard_is_doubted() {
     assert!(doubted(&node_ways()) >= 8, "most of these ways lead somewhere");
+}
+
+/// What Cilium and others do by BPF: frames out of the pod go from its host's end straight to the neighbour's, and into
+/// it the other way round.
+#[test]
+fn bpf_programs_past_the_guard_are_doubted() {
+    for (stand, said) in [
+        (Stand::Xdp, "an XDP program on veth-pod"),
+        (Stand::TcxIngress, "a BPF program in tcx or netkit on veth-pod"),
+        (Stand::TcxEgress, "a BPF program in tcx or netkit on veth-pod"),
+    ] {
+        let topology = Topology::bridge();
+        let sandbox = Sandbox::add(&topology);
+        sandbox.isolate("");
+        assert_eq!(sandbox.verdict(), "contained");
+        outward(&topology).assert_none_arrives();
+        let Some(program) = bpf::redirect(&topology.node, stand, "veth-pod", "veth-peer") else { continue };
+        if !matches!(stand, Stand::TcxEgress) {
+            assert!(!outward(&topology).leaks().is_empty(), "the control: {stand:?} leads somewhere");
+        }
+        let status = sandbox.status();
+        assert_doubted(&status, said);
+        assert!(status["reasons"].to_string().contains(said), "{said}: {status:#}");
+        drop(program);
+        // The kernel detaches it in its own time.
+        assert!(eventually(PATIENCE, || sandbox.verdict() == "contained"), "{stand:?}: {:#}", sandbox.status());
+        outward(&topology).assert_none_arrives();
+    }
+}
+
+/// In the pod the guard is enough; where there is none, that is said.
+#[test]
+fn bpf_programs_past_the_pod_side_are_doubted() {
+    let said = "takes packets past the pod-side rules";
+    for guard in ["auto", "off"] {
+        let topology = Topology::bridge();
+        let sandbox = Sandbox::add_with(&topology, &json!({ "hostGuard": guard }));
+        sandbox.isolate("");
+        let before = sandbox.status();
+        assert!(!before["reasons"].to_string().contains(said), "the control: {before:#}");
+        for stand in [Stand::Xdp, Stand::TcxIngress, Stand::TcxEgress] {
+            let Some(_program) = bpf::redirect(&topology.pod, stand, "eth0", "lo") else { continue };
+            let status = sandbox.status();
+            let verdict = if guard == "off" { "partial" } else { "contained" };
+            assert_eq!(status["verdict"], verdict, "{guard}, {stand:?}: {status:#}");
+            assert_eq!(status["reasons"].to_string().contains(said), guard == "off", "{stand:?}: {status:#}");
+        }
+    }
 }
 
 /// A chain of the node's own nftables in front of the guard's.

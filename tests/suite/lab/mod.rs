@@ -19,10 +19,16 @@ pub(crate) use product::{Invocation, Run, quarantine};
 pub(crate) use sandbox::Sandbox;
 pub(crate) use topology::{Kind, Mac, Topology};
 
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 /// Long enough for anything that happens at all, on a machine that is busy with other tests.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Says what this machine cannot show, whether the test passes or not: past the test runner, which keeps what it prints.
+pub(crate) fn not_tried(what: &str) {
+    let _ = writeln!(std::io::stderr(), "not tried: {what}");
+}
 
 /// Waits until `condition` holds; false when it does not within `limit`.
 pub(crate) fn eventually(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {

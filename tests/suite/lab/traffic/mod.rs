@@ -1,6 +1,7 @@
 //! Traffic: what attackers send, and what witnesses on the other side see of it.
 
 pub(crate) mod battery;
+pub(crate) mod bpf;
 pub(crate) mod exchange;
 pub(crate) mod flood;
 pub(crate) mod observe;
