@@ -145,13 +145,7 @@ impl Socket {
         body: &[u8],
         each: impl Fn(&[u8]) -> Option<T>,
     ) -> Result<Vec<T>, NetlinkError> {
-        for _ in 0..DUMP_ATTEMPTS {
-            let (found, is_whole) = self.dump_once(what, kind, body, &each)?;
-            if is_whole {
-                return Ok(found);
-            }
-        }
-        Err(NetlinkError::Changing { what: what.to_owned() })
+        self.dump_attempts(what, kind, body, each)?.map_err(|_| NetlinkError::Changing { what: what.to_owned() })
     }
 
     /// Like [`Socket::dump`], but where things keep changing everything that was seen, some of it more than once:
@@ -166,15 +160,26 @@ impl Socket {
         body: &[u8],
         each: impl Fn(&[u8]) -> Option<T>,
     ) -> Result<Vec<T>, NetlinkError> {
+        Ok(self.dump_attempts(what, kind, body, each)?.unwrap_or_else(|seen| seen))
+    }
+
+    /// A dump during which nothing changed, or all that the attempts have seen.
+    fn dump_attempts<T>(
+        &mut self,
+        what: &str,
+        kind: u16,
+        body: &[u8],
+        each: impl Fn(&[u8]) -> Option<T>,
+    ) -> Result<Result<Vec<T>, Vec<T>>, NetlinkError> {
         let mut seen = Vec::new();
         for _ in 0..DUMP_ATTEMPTS {
             let (found, is_whole) = self.dump_once(what, kind, body, &each)?;
             if is_whole {
-                return Ok(found);
+                return Ok(Ok(found));
             }
             seen.extend(found);
         }
-        Ok(seen)
+        Ok(Err(seen))
     }
 
     fn dump_once<T>(
