@@ -4,19 +4,20 @@ use std::io::{self, ErrorKind};
 use std::mem::{MaybeUninit, size_of};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
-use std::time::Duration;
 
 use nix::net::if_::if_nametoindex;
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
 
-use crate::lab::{Netns, eventually};
+use crate::lab::{Netns, PATIENCE, eventually};
 
-/// Makes a socket at an address that another socket of the same test has just had. That one is closed, but a program that
+/// Makes a socket at an address, or on a queue, that another socket of the same test has just had. That one is closed, but a program that
 /// some other test is just starting has a copy of it until it runs.
 pub(crate) fn at_an_address_used_before<T>(mut make: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     let mut result = make();
-    eventually(Duration::from_secs(10), || {
-        let is_taken = |error: &io::Error| matches!(error.kind(), ErrorKind::AddrInUse | ErrorKind::AddrNotAvailable);
+    eventually(PATIENCE, || {
+        let is_taken = |error: &io::Error| {
+            matches!(error.kind(), ErrorKind::AddrInUse | ErrorKind::AddrNotAvailable | ErrorKind::ResourceBusy)
+        };
         if result.as_ref().is_err_and(is_taken) {
             result = make();
         }

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::net::if_::if_nametoindex;
 
+use super::sockets::at_an_address_used_before;
 use crate::lab::Netns;
 
 const FRAME: usize = 2048;
@@ -29,7 +30,7 @@ pub(crate) struct XdpSocket {
 impl XdpSocket {
     /// Opens one on queue 0 of an interface.
     pub(crate) fn open(netns: &Netns, ifname: &str) -> io::Result<Self> {
-        netns.run(|| Self::open_here(ifname))
+        at_an_address_used_before(|| netns.run(|| Self::open_here(ifname)))
     }
 
     fn open_here(ifname: &str) -> io::Result<Self> {
