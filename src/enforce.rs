@@ -107,30 +107,20 @@ pub fn apply_desired(
     }
 }
 
-/// Like [`apply_opened`] for ADD, which promises nothing of a sandbox that is not isolated but that the rules are there.
+/// Like [`apply`] for ADD, of a sandbox that is open already: one of which nothing is or shall be isolated only gets its
+/// rules, and nothing is read back.
 ///
 /// # Errors
 /// [`EnforceError`].
 pub fn install(state: &StateDir, sandbox: &mut Sandbox<'_>) -> Result<(), EnforceError> {
     let started = Instant::now();
     let desired = desired(state, sandbox.container_id(), &pod_of(sandbox.records()), sandbox.records())?;
-    if desired.is_isolated() || sandbox.is_isolated_in_part().map_err(SandboxError::from)? {
-        bring(sandbox, &desired, Cause::Asked, Scan::Sandbox, started)?;
-    } else {
+    if is_released(sandbox, &desired)? {
         sandbox.install()?;
+    } else {
+        bring(sandbox, &desired, Cause::Asked, Scan::Sandbox, started)?;
     }
     Ok(())
-}
-
-/// Reads the marks of a sandbox that is open already and brings the kernel to them. The caller holds its lock.
-///
-/// # Errors
-/// [`EnforceError`].
-pub fn apply_opened(state: &StateDir, sandbox: &mut Sandbox<'_>, scan: Scan<'_>) -> Result<Outcome, EnforceError> {
-    let started = Instant::now();
-    let desired = desired(state, sandbox.container_id(), &pod_of(sandbox.records()), sandbox.records())?;
-    let applied = bring(sandbox, &desired, Cause::Asked, scan, started)?;
-    Ok(Outcome { desired, report: applied.report })
 }
 
 fn bring(
@@ -155,18 +145,25 @@ fn log_failed(container_id: &ContainerId, pod: &Pod, desired: &Desired, error: &
     }
 }
 
-/// Like `apply` for CHECK: of a sandbox that is to be released only its waking state is changed, so that rules that
-/// somebody altered are found and not silently replaced.
+/// Like [`apply`] for CHECK, of a sandbox that is open already: one that is to be released only has its waking state
+/// changed, so that rules that somebody altered are found and not silently replaced.
 ///
 /// # Errors
 /// [`EnforceError`].
 pub fn check(state: &StateDir, sandbox: &mut Sandbox<'_>) -> Result<Outcome, EnforceError> {
+    let started = Instant::now();
     let desired = desired(state, sandbox.container_id(), &pod_of(sandbox.records()), sandbox.records())?;
-    if !desired.is_isolated() && !sandbox.is_isolated_in_part().map_err(SandboxError::from)? {
-        let report = sandbox.verify(&desired, Scan::Sandbox)?;
-        return Ok(Outcome { desired, report });
-    }
-    apply_opened(state, sandbox, Scan::Sandbox)
+    let report = if is_released(sandbox, &desired)? {
+        sandbox.verify(&desired, Scan::Sandbox)?
+    } else {
+        bring(sandbox, &desired, Cause::Asked, Scan::Sandbox, started)?.report
+    };
+    Ok(Outcome { desired, report })
+}
+
+/// Whether nothing of it is isolated, nor shall be.
+fn is_released(sandbox: &mut Sandbox<'_>, desired: &Desired) -> Result<bool, SandboxError> {
+    Ok(!desired.is_isolated() && !sandbox.is_isolated_in_part()?)
 }
 
 /// The start of every line about a sandbox: who it is.
