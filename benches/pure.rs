@@ -1,15 +1,17 @@
 //! What takes no system call: `cargo bench`. What users wait for is measured by `scripts/bench`.
 #![allow(clippy::unwrap_used, reason = "what is unwrapped is written here")]
 
-use cni_quarantine::attachment::{
+use cni_quarantine::kernel::nft::Batch;
+use cni_quarantine::model::mark::Mark;
+use cni_quarantine::model::names::{
     AttachmentId, ContainerId, IfName, Mac, NetnsPath, NetworkName, Pod, PodUid, Route, SandboxInterface,
 };
-use cni_quarantine::config::HostGuard;
-use cni_quarantine::containment::{EgressHook, GuardedInterface, Node, pod_tables};
-use cni_quarantine::nft::Batch;
-use cni_quarantine::policy::{Mark, Policy};
-use cni_quarantine::record::{PinnedInterface, Record};
-use cni_quarantine::ruleset::Table;
+use cni_quarantine::model::policy::Policy;
+use cni_quarantine::model::record::HostGuard;
+use cni_quarantine::model::record::NodeOnLink;
+use cni_quarantine::model::record::{PinnedInterface, Record};
+use cni_quarantine::rules::containment::{EgressHook, GuardedInterface, pod_tables};
+use cni_quarantine::rules::ruleset::Table;
 use divan::{Bencher, black_box};
 
 fn main() {
@@ -45,11 +47,11 @@ fn interface() -> SandboxInterface {
     }
 }
 
-fn node() -> Node {
-    Node {
+fn node() -> NodeOnLink {
+    NodeOnLink {
         addresses: vec!["10.77.0.1".parse().unwrap(), "fe80::1".parse().unwrap()],
         mac: Mac::parse("02:00:00:00:00:01"),
-        ..Node::default()
+        ..NodeOnLink::default()
     }
 }
 

@@ -1,29 +1,22 @@
 //! A chained CNI plugin that cuts a compromised pod off the network at once, and keeps the scene.
 //!
 //! One binary, three faces: the plugin that a container runtime calls, the agent that watches the state directory, and
-//! the commands of a person or a script. All of them come together in `enforce`: read the marks of one sandbox, bring
+//! the commands of a person or a script. All of them come together in [`node::enforce`]: read the marks of one sandbox, bring
 //! the kernel to them under the sandbox's lock, read the kernel back, say what is so.
 //!
 //! # Codemap
 //!
-//! Imports point down this list. What is marked with a * is pure: values in, values out, nothing opened or asked.
+//! The folders are the layers, and imports point down this list. `model` and `rules` are pure: values in, values out,
+//! nothing opened or asked.
 //!
 //! | | |
 //! | --- | --- |
 //! | [`plugin`], [`cli`], [`agent`], [`install`] | the faces, and how the plugin gets onto a node |
-//! | [`status`]* | what `status` and `list` say, for people and as JSON |
-//! | [`enforce`] | marks to kernel for one sandbox, and the audit line about it |
-//! | [`sandbox`] | one sandbox: survey, apply on both sides, read back, verdict |
-//! | [`state`] | the state directory: marks, records, locks |
-//! | [`nft`], [`link`] | nf_tables and rtnetlink, in one network namespace |
-//! | [`netlink`], [`netns`] | a socket and its messages; network namespaces |
-//! | [`record`]* | what ADD writes down of an attachment |
-//! | [`containment`]* | a policy, compiled to tables, for each place where packets are met |
-//! | [`ruleset`]* | tables, chains, rules as data, and as nft text |
-//! | [`config`]*, [`cni`]* | the conflist entry; the CNI protocol |
-//! | [`policy`]* | what is still let through, and which mark decides |
-//! | [`audit`]*, [`logging`] | a log line that nothing can forge; where it goes |
-//! | [`attachment`]*, [`json`]* | names, each checked once; strict reading |
+//! | [`status`] | what `status` and `list` say, for people and as JSON |
+//! | [`node`] | the state directory; a sandbox on its two sides; `enforce`, which brings them together; the log |
+//! | [`kernel`] | network namespaces, netlink, rtnetlink, nf_tables: how the kernel is asked, not what for |
+//! | [`rules`] | a policy, compiled to tables and chains; these as nft text |
+//! | [`model`] | names, policies, marks, records, verdicts; a log line that nothing can forge |
 //!
 //! # Invariants
 //!
@@ -44,25 +37,11 @@
 //!   but its one JSON document to standard output.
 
 pub mod agent;
-pub mod attachment;
-pub mod audit;
 pub mod cli;
-pub mod cni;
-pub mod config;
-pub mod containment;
-pub mod enforce;
 pub mod install;
-pub mod json;
-pub mod link;
-pub mod logging;
-pub mod netlink;
-pub mod netns;
-pub mod nft;
+pub mod kernel;
+pub mod model;
+pub mod node;
 pub mod plugin;
-pub mod policy;
-pub mod record;
-pub mod ruleset;
-pub mod sandbox;
-pub mod state;
+pub mod rules;
 pub mod status;
-pub mod verdict;

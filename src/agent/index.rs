@@ -5,8 +5,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::attachment::{ContainerId, Key, Pod, PodUid};
-use crate::state::answering_keys;
+use crate::model::mark::answering_keys;
+use crate::model::names::{ContainerId, Key, Pod, PodUid};
 
 /// The marks that a sandbox answers to, each with how often it has changed since the agent started.
 pub(super) type Answer = Vec<(Key, u64)>;
@@ -155,7 +155,7 @@ pub(super) fn plan(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::attachment::PodName;
+    use crate::model::names::PodName;
 
     fn id(text: &str) -> ContainerId {
         ContainerId::new(text).unwrap()

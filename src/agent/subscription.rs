@@ -4,12 +4,12 @@ use nix::sys::socket::SockProtocol;
 use nix::unistd::gettid;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use crate::attachment::ContainerId;
-use crate::containment::guard_table;
-use crate::link::read_link;
-use crate::netlink::{Events, NetlinkError, attribute, be32, text};
-use crate::netns::Netns;
-use crate::sandbox::SandboxError;
+use crate::kernel::netlink::{Events, NetlinkError, attribute, be32, text};
+use crate::kernel::netns::Netns;
+use crate::kernel::rtnetlink::read_link;
+use crate::model::names::ContainerId;
+use crate::node::sandbox::SandboxError;
+use crate::rules::containment::guard_table;
 
 const NFNLGRP_NFTABLES: u32 = 7;
 const RTNLGRP_LINK: u32 = 1;
@@ -148,7 +148,7 @@ fn guarded_sandbox(payload: &[u8]) -> Option<ContainerId> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::netlink::{put, put_text};
+    use crate::kernel::netlink::{put, put_text};
 
     #[test]
     fn strangers_are_told_from_our_own_threads() {

@@ -8,8 +8,8 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDescriptor};
 
-use crate::attachment::{ContainerId, Key};
-use crate::state::StateDir;
+use crate::model::names::{ContainerId, Key};
+use crate::node::state::StateDir;
 
 /// One thing that is to be looked at.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]

@@ -10,13 +10,14 @@ use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use crate::attachment::{ContainerId, Key};
-use crate::audit::Line;
-use crate::enforce::{self, Cause, EnforceError};
-use crate::netns::Netns;
-use crate::policy::{Desired, Policy};
-use crate::sandbox::{SandboxError, Scan, Side};
-use crate::state::StateDir;
+use crate::kernel::netns::Netns;
+use crate::model::audit::Line;
+use crate::model::mark::Desired;
+use crate::model::names::{ContainerId, Key};
+use crate::model::policy::Policy;
+use crate::node::enforce::{self, Cause, EnforceError};
+use crate::node::sandbox::{SandboxError, Scan, Side};
+use crate::node::state::StateDir;
 
 use super::index::Answer;
 use super::subscription::{PodEvents, own_thread};
@@ -165,7 +166,7 @@ fn work(state: &StateDir, host: &mut Side, job: &Job) -> Outcome {
         Ok(outcome) => outcome,
         Err(EnforceError::Sandbox(error)) if error.is_gone() => Outcome::Gone,
         Err(error) => {
-            let fault = crate::audit::chain(&error);
+            let fault = crate::model::audit::chain(&error);
             log::error!("{}", Line::new("failed").with("container", &job.container_id).with("error", fault));
             Outcome::Failed
         }
@@ -214,7 +215,7 @@ fn desired(
     state: &StateDir,
     container_id: &ContainerId,
     answer: &Answer,
-    records: &[crate::record::Record],
+    records: &[crate::model::record::Record],
 ) -> Result<Desired, EnforceError> {
     let pod = enforce::pod_of(records);
     let own = Key::from(container_id);

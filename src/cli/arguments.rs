@@ -9,9 +9,11 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use log::LevelFilter;
 
-use crate::config::{DEFAULT_STATE_DIR, LogConfig, LogTarget, parse_level};
 use crate::install::command::{InstallArgs, UninstallArgs};
-use crate::policy::{Allow, Policy, Ports, Probes};
+use crate::model::policy::{Allow, Policy, Ports, Probes};
+use crate::node::logging::{LogConfig, LogTarget};
+use crate::node::state::DEFAULT_STATE_DIR;
+use crate::plugin::config::parse_level;
 
 const EXIT_CODES: &str = "\
 Exit codes:

@@ -4,14 +4,14 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::Path;
 
-use crate::attachment::{ContainerId, Key};
-use crate::audit::Line;
-use crate::audit::chain;
-use crate::enforce::{EnforceError, Outcome};
-use crate::policy::{Desired, Mark};
-use crate::sandbox::{NodeScan, Sandbox, SandboxError, Side};
-use crate::state::StateDir;
-use crate::verdict::Verdict;
+use crate::model::audit::Line;
+use crate::model::audit::chain;
+use crate::model::mark::{Desired, Mark};
+use crate::model::names::{ContainerId, Key};
+use crate::model::verdict::Verdict;
+use crate::node::enforce::{EnforceError, Outcome};
+use crate::node::sandbox::{NodeScan, Sandbox, SandboxError, Side};
+use crate::node::state::StateDir;
 
 use super::arguments::{Attribution, Isolate, Release, Target};
 use super::node::{Node, NodeSandbox};
@@ -305,7 +305,7 @@ fn show_rules(state: &StateDir, node: &Node<'_>, chosen: &Chosen<'_>, mark: &Mar
             .and_then(|mut opened| opened.tables(&desired))
             .map_err(|error| Failure::new(Exit::NotSo, format!("{}: {}", sandbox.container_id, chain(&error))))?;
         for table in tables {
-            let place = if table.name == crate::containment::TABLE { "the pod" } else { "the host" };
+            let place = if table.name == crate::rules::containment::TABLE { "the pod" } else { "the host" };
             let _ = writeln!(
                 text,
                 "# in the network namespace of {place} ({}, {})\n{table}",

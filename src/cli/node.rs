@@ -5,12 +5,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::attachment::{ContainerId, Key, Pod, PodUid};
-use crate::config::HostGuard;
-use crate::enforce::pod_of;
-use crate::policy::{Desired, Mark, MarkContent, Policy};
-use crate::record::Record;
-use crate::state::{DamagedRecord, StateDir, StateError, answering_keys};
+use crate::model::mark::answering_keys;
+use crate::model::mark::{Desired, Mark, MarkContent};
+use crate::model::names::{ContainerId, Key, Pod, PodUid};
+use crate::model::policy::Policy;
+use crate::model::record::HostGuard;
+use crate::model::record::Record;
+use crate::node::enforce::pod_of;
+use crate::node::state::{DamagedRecord, StateDir, StateError};
 use crate::status::{Listed, Marking, UnansweredMark};
 
 /// A sandbox that has a directory among the records.

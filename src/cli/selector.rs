@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use crate::attachment::{ContainerId, Key, Pod, PodName};
+use crate::model::names::{ContainerId, Key, Pod, PodName};
 
 /// What a word was found to mean.
 #[derive(Debug, PartialEq, Eq)]
@@ -34,7 +34,7 @@ pub(super) fn select<'a>(
     has_mark: impl Fn(&Key) -> bool,
 ) -> Result<Selection, SelectError> {
     if let Some((namespace, name)) = word.split_once('/') {
-        let malformed = |error: crate::attachment::NameError| SelectError::Malformed {
+        let malformed = |error: crate::model::names::NameError| SelectError::Malformed {
             word: word.to_owned(),
             why: error.to_string(),
         };
@@ -116,7 +116,7 @@ impl fmt::Display for SelectError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::attachment::PodUid;
+    use crate::model::names::PodUid;
 
     const UUID: &str = "0f9d6b52-6f0a-4a43-9d1c-0123456789ab";
 

@@ -7,19 +7,20 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::attachment::IfName;
-use crate::audit::chain;
-use crate::containment::{ATTEMPTS, NEIGHBOUR_ATTEMPTS, PORTLESS_ATTEMPTS, TABLE};
-use crate::nft::Element;
-use crate::policy::{Desired, Policy};
-use crate::ruleset::{Chain, Hook, Table};
-use crate::sandbox::{NodeScan, Report, Sandbox, SandboxError, Scan, Side};
-use crate::state::StateDir;
+use crate::kernel::nft::Element;
+use crate::model::audit::chain;
+use crate::model::mark::Desired;
+use crate::model::names::IfName;
+use crate::model::policy::Policy;
+use crate::model::verdict::Verdict;
+use crate::node::sandbox::{NodeScan, Report, Sandbox, SandboxError, Scan, Side};
+use crate::node::state::StateDir;
+use crate::rules::containment::{ATTEMPTS, NEIGHBOUR_ATTEMPTS, PORTLESS_ATTEMPTS, TABLE};
+use crate::rules::ruleset::{Chain, Hook, Table};
 use crate::status::{
     Attempt, AttemptProtocol, Damaged, Direction, Drops, Finding, Layer, Listed, Marking, Reading, SandboxStatus,
     Style, UnansweredMark, list_table, merge_attempts, node_to_json, sandbox_text, status_table,
 };
-use crate::verdict::Verdict;
 
 use super::arguments::{List, Output, Status};
 use super::node::{Node, NodeSandbox};

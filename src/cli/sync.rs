@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
-use crate::attachment::ContainerId;
-use crate::audit::chain;
-use crate::enforce::{self, EnforceError, Outcome};
-use crate::sandbox::{NodeScan, Scan, Side};
-use crate::state::StateDir;
+use crate::model::audit::chain;
+use crate::model::names::ContainerId;
+use crate::node::enforce::{self, EnforceError, Outcome};
+use crate::node::sandbox::{NodeScan, Scan, Side};
+use crate::node::state::StateDir;
 
 use super::workers::on_each;
 use super::{Exit, Failure, print, say_error};

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread;
 
-use crate::netlink::NetlinkError;
-use crate::sandbox::Side;
+use crate::kernel::netlink::NetlinkError;
+use crate::node::sandbox::Side;
 
 /// Does `work` on each of `items` and returns the results in their order. Each thread has sockets of its own; one
 /// item that takes long delays no other.

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde_json::Value;
 
-use crate::config::Config;
-use crate::json::At;
+use crate::model::json::At;
+use crate::plugin::config::Config;
 
 use super::{Entry, InstallError, InstallOptions, Layout, Plan, UninstallOptions, plan_install, plan_uninstall};
 

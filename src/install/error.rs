@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::conflist::ConflistError;
-use crate::json::Unexpected;
+use crate::model::json::Unexpected;
 
 /// Why an installation, or its undoing, was refused or failed.
 #[derive(Debug, thiserror::Error)]

@@ -24,7 +24,7 @@ mod writers;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::config::DEFAULT_STATE_DIR;
+use crate::node::state::DEFAULT_STATE_DIR;
 
 pub use conflist::{Entry, PLUGIN};
 pub use error::InstallError;

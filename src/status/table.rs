@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
-use crate::verdict::Verdict;
+use crate::model::verdict::Verdict;
 
 use super::{Damaged, Direction, Finding, Listed, Marking, Reading, SandboxStatus, UnansweredMark, timestamp};
 

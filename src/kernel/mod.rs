@@ -1,0 +1,8 @@
+//! The kernel, as this program asks it: network namespaces, netlink sockets, links and routes, nf_tables.
+//!
+//! It knows how to ask, not what for: no policy, mark or record comes down here.
+
+pub mod netlink;
+pub mod netns;
+pub mod nft;
+pub mod rtnetlink;

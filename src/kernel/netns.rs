@@ -1,0 +1,138 @@
+//! Network namespaces: opened, proved to be one, told from the host's own, and entered by a thread that then ends.
+//!
+//! Nothing ever enters one on a thread that lives on: a thread left in the wrong netns by an early return would act on
+//! the wrong pod. What is opened inside (a netlink socket) stays bound to it and is used from outside.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+use std::thread;
+
+use nix::libc;
+use nix::sched::{CloneFlags, setns};
+use thiserror::Error;
+
+use crate::model::names::NetnsPath;
+
+/// `NS_GET_NSTYPE` of `linux/nsfs.h`.
+const NS_GET_NSTYPE: u8 = 0x3;
+nix::ioctl_none_bad!(
+    /// The kind of a namespace, as its `CLONE_NEW…` flag.
+    ns_get_nstype,
+    nix::request_code_none!(0xb7, NS_GET_NSTYPE)
+);
+
+/// Stack of a thread that only opens sockets.
+const STACK: usize = 64 * 1024;
+/// The calling thread's own netns.
+const OWN: &str = "/proc/thread-self/ns/net";
+
+/// Why a netns cannot be used.
+#[derive(Debug, Error)]
+pub enum NetnsError {
+    /// There is nothing at the path, or nothing that can be opened.
+    #[error("cannot open the network namespace {path}; if its pod is gone, so is it")]
+    Open {
+        /// The path.
+        path: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// There is something else at the path.
+    #[error("{path} is no network namespace")]
+    NotOne {
+        /// The path.
+        path: String,
+    },
+    /// It could not be entered.
+    #[error("cannot enter the network namespace {path}; it takes CAP_SYS_ADMIN")]
+    Enter {
+        /// The path.
+        path: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// What tells one netns from every other that lives at the same time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct NetnsId {
+    /// The device of the nsfs.
+    pub device: u64,
+    /// The inode in it.
+    pub inode: u64,
+}
+
+/// An open network namespace. It lives at least as long as this does.
+#[derive(Debug)]
+pub struct Netns {
+    file: File,
+    path: String,
+    id: NetnsId,
+}
+
+impl Netns {
+    /// Opens the netns at `path` and proves that it is one.
+    ///
+    /// # Errors
+    /// [`NetnsError::Open`], [`NetnsError::NotOne`].
+    pub fn open(path: &NetnsPath) -> Result<Self, NetnsError> {
+        Self::open_path(path.as_path())
+    }
+
+    /// The netns that the calling thread is in: the host's.
+    ///
+    /// # Errors
+    /// [`NetnsError::Open`].
+    pub fn own() -> Result<Self, NetnsError> {
+        Self::open_path(Path::new(OWN))
+    }
+
+    fn open_path(path: &Path) -> Result<Self, NetnsError> {
+        let name = path.display().to_string();
+        // Not blocking: a runtime's left-over at the path may be anything, a FIFO too.
+        let opened = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+        let metadata = opened.and_then(|file| Ok((file.metadata()?, file)));
+        let (metadata, file) = metadata.map_err(|source| NetnsError::Open { path: name.clone(), source })?;
+        // SAFETY: the request takes no argument and changes nothing; on what is no namespace it fails with ENOTTY.
+        let kind = unsafe { ns_get_nstype(std::os::fd::AsRawFd::as_raw_fd(&file)) };
+        if kind != Ok(libc::CLONE_NEWNET) {
+            return Err(NetnsError::NotOne { path: name });
+        }
+        Ok(Self { file, path: name, id: NetnsId { device: metadata.dev(), inode: metadata.ino() } })
+    }
+
+    /// What tells it from others.
+    #[must_use]
+    pub fn id(&self) -> NetnsId {
+        self.id
+    }
+
+    /// Runs `work` inside, on a thread of its own that ends with it, and returns what it returned.
+    ///
+    /// # Errors
+    /// [`NetnsError::Enter`]; `work` has not run then.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, NetnsError> {
+        let enter = |source| NetnsError::Enter { path: self.path.clone(), source };
+        thread::scope(|scope| {
+            let inside = thread::Builder::new().name("netns".to_owned()).stack_size(STACK).spawn_scoped(scope, || {
+                setns(self.file.as_fd(), CloneFlags::CLONE_NEWNET).map_err(io::Error::from)?;
+                Ok(work())
+            });
+            match inside.map_err(enter)?.join() {
+                Ok(result) => result.map_err(enter),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        })
+    }
+}
+
+impl AsFd for Netns {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}

@@ -1,0 +1,231 @@
+//! A batch: changes in order, encoded as they are added.
+
+use nix::errno::Errno;
+
+use crate::kernel::netlink::{NetlinkError, append_message, nest, put, put_text};
+use crate::rules::ruleset::{Chain, Family, Hook, Set, Table};
+
+use super::expression::{compile, encode};
+use super::{header, kernel};
+
+const REQUEST: u16 = 1;
+const ACKNOWLEDGE: u16 = 4;
+const CREATE: u16 = 0x400;
+const APPEND: u16 = 0x800;
+
+/// Changes that the kernel takes whole or not at all.
+///
+/// Two rules of the kernel that the caller has to keep: never a change of a table's flags and a new base chain in one
+/// batch (EINVAL), and waking happens while a batch is prepared, so it is a batch of its own, after everything stands.
+#[derive(Debug, Default)]
+pub struct Batch {
+    changes: Vec<Change>,
+    /// What all of them say, in order.
+    bodies: Vec<u8>,
+}
+
+#[derive(Debug)]
+struct Change {
+    kind: u16,
+    flags: u16,
+    /// Where its own end.
+    end: usize,
+    what: &'static str,
+}
+
+impl Batch {
+    /// Whether there is nothing to change.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.changes.is_empty()
+    }
+
+    /// Adds a table with all that is in it; it must not be there.
+    pub fn add_table(&mut self, table: &Table) {
+        let flags = if table.dormant { kernel::TABLE_F_DORMANT } else { 0 };
+        self.push(kernel::MSG_NEWTABLE, CREATE, "add a table", table.family, |body| {
+            put_text(body, kernel::TABLE_NAME, table.name.as_bytes());
+            put(body, kernel::TABLE_FLAGS, &flags.to_be_bytes());
+        });
+        for set in &table.sets {
+            self.add_set(table, set);
+        }
+        for chain in &table.chains {
+            self.add_chain(table, chain);
+            self.add_rules(table, chain);
+        }
+    }
+
+    /// Deletes a table that is there.
+    pub fn delete_table(&mut self, family: Family, name: &str) {
+        self.push(kernel::MSG_DELTABLE, 0, "delete a table", family, |body| {
+            put_text(body, kernel::TABLE_NAME, name.as_bytes());
+        });
+    }
+
+    /// Unhooks all chains of a table that is there, or hooks them.
+    pub fn set_dormant(&mut self, family: Family, name: &str, dormant: bool) {
+        let flags = if dormant { kernel::TABLE_F_DORMANT } else { 0 };
+        self.push(kernel::MSG_NEWTABLE, 0, "wake a table or put it to sleep", family, |body| {
+            put_text(body, kernel::TABLE_NAME, name.as_bytes());
+            // Sent also when it is 0: without the attribute nothing changes.
+            put(body, kernel::TABLE_FLAGS, &flags.to_be_bytes());
+        });
+    }
+
+    /// Adds a set to a table.
+    pub fn add_set(&mut self, table: &Table, set: &Set) {
+        let id = u32::try_from(self.changes.len()).unwrap_or_default();
+        self.push(kernel::MSG_NEWSET, CREATE, "add a set", table.family, |body| {
+            put_text(body, kernel::SET_TABLE, table.name.as_bytes());
+            put_text(body, kernel::SET_NAME, set.name.as_bytes());
+            put(body, kernel::SET_FLAGS, &kernel::SET_TIMEOUT_AND_EVAL.to_be_bytes());
+            put(body, kernel::SET_KEY_TYPE, &key_type(set).to_be_bytes());
+            put(body, kernel::SET_KEY_LEN, &key_length(set).to_be_bytes());
+            put(body, kernel::SET_ID, &id.to_be_bytes());
+            nest(body, kernel::SET_DESC, |body| put(body, kernel::SET_DESC_SIZE, &set.size.to_be_bytes()));
+            put(body, kernel::SET_TIMEOUT, &milliseconds(set).to_be_bytes());
+        });
+    }
+
+    /// Takes all elements out of a set.
+    pub fn flush_set(&mut self, family: Family, table: &str, set: &str) {
+        self.push(kernel::MSG_DELSETELEM, 0, "flush a set", family, |body| {
+            put_text(body, kernel::SET_ELEM_LIST_TABLE, table.as_bytes());
+            put_text(body, kernel::SET_ELEM_LIST_SET, set.as_bytes());
+        });
+    }
+
+    /// Deletes a set.
+    pub fn delete_set(&mut self, family: Family, table: &str, set: &[u8]) {
+        self.push(kernel::MSG_DELSET, 0, "delete a set", family, |body| {
+            put_text(body, kernel::SET_TABLE, table.as_bytes());
+            put_text(body, kernel::SET_NAME, set);
+        });
+    }
+
+    /// Adds a base chain, without its rules.
+    pub fn add_chain(&mut self, table: &Table, chain: &Chain) {
+        self.push(kernel::MSG_NEWCHAIN, CREATE, "add a base chain", table.family, |body| {
+            put_text(body, kernel::CHAIN_TABLE, table.name.as_bytes());
+            put_text(body, kernel::CHAIN_NAME, chain.name.as_bytes());
+            nest(body, kernel::CHAIN_HOOK, |body| {
+                put(body, kernel::HOOK_HOOKNUM, &hook_number(&chain.hook).to_be_bytes());
+                put(body, kernel::HOOK_PRIORITY, &chain.hook.priority().to_be_bytes());
+                if let Some(device) = chain.hook.device() {
+                    put_text(body, kernel::HOOK_DEV, device.as_bytes());
+                }
+            });
+            put(body, kernel::CHAIN_POLICY, &0_u32.to_be_bytes());
+            put_text(body, kernel::CHAIN_TYPE, b"filter");
+        });
+    }
+
+    /// Deletes a chain.
+    pub fn delete_chain(&mut self, family: Family, table: &str, chain: &[u8]) {
+        self.push(kernel::MSG_DELCHAIN, 0, "delete a chain", family, |body| {
+            put_text(body, kernel::CHAIN_TABLE, table.as_bytes());
+            put_text(body, kernel::CHAIN_NAME, chain);
+        });
+    }
+
+    /// Takes all rules out of a chain.
+    pub fn flush_chain(&mut self, family: Family, table: &str, chain: &[u8]) {
+        self.push(kernel::MSG_DELRULE, 0, "flush a chain", family, |body| {
+            put_text(body, kernel::RULE_TABLE, table.as_bytes());
+            put_text(body, kernel::RULE_CHAIN, chain);
+        });
+    }
+
+    /// Appends the rules of `chain` to it.
+    pub fn add_rules(&mut self, table: &Table, chain: &Chain) {
+        for rule in &chain.rules {
+            self.push(kernel::MSG_NEWRULE, CREATE | APPEND, "add a rule", table.family, |body| {
+                put_text(body, kernel::RULE_TABLE, table.name.as_bytes());
+                put_text(body, kernel::RULE_CHAIN, chain.name.as_bytes());
+                nest(body, kernel::RULE_EXPRESSIONS, |body| {
+                    for expression in compile(rule) {
+                        encode(body, &expression);
+                    }
+                });
+                if let Some(comment) = rule.comment {
+                    // nft's own form: type 0, length, text with its NUL.
+                    let length = u8::try_from(comment.len() + 1).unwrap_or_default();
+                    put(body, kernel::RULE_USERDATA, &[&[0, length][..], comment.as_bytes(), &[0]].concat());
+                }
+            });
+        }
+    }
+
+    fn push(&mut self, kind: u16, flags: u16, what: &'static str, family: Family, write: impl FnOnce(&mut Vec<u8>)) {
+        self.bodies.extend(header(family));
+        write(&mut self.bodies);
+        self.changes.push(Change { kind: kernel::SUBSYSTEM | kind, flags, end: self.bodies.len(), what });
+    }
+
+    pub(super) fn messages(&self) -> u32 {
+        u32::try_from(self.changes.len()).unwrap_or(u32::MAX)
+    }
+
+    /// The batch on the wire, with sequence numbers from `first` on.
+    pub(super) fn bytes(&self, first: u32) -> Vec<u8> {
+        // Family unspecified, and the subsystem as the resource.
+        let frame = |body: &mut Vec<u8>| body.extend_from_slice(&[0, 0, 0, 10]);
+        let mut bytes = Vec::with_capacity(64 + self.bodies.len() + 20 * self.changes.len());
+        append_message(&mut bytes, kernel::BATCH_BEGIN, REQUEST, first, frame);
+        let mut number = first;
+        let mut start = 0;
+        for (index, change) in self.changes.iter().enumerate() {
+            number += 1;
+            // Only the last change is acknowledged: before 6.10 the end of the batch would not be.
+            let acknowledge = if index + 1 == self.changes.len() { ACKNOWLEDGE } else { 0 };
+            append_message(&mut bytes, change.kind, REQUEST | change.flags | acknowledge, number, |body| {
+                body.extend_from_slice(&self.bodies[start..change.end]);
+            });
+            start = change.end;
+        }
+        append_message(&mut bytes, kernel::BATCH_END, REQUEST, number + 1, frame);
+        bytes
+    }
+
+    /// The error for the change with this number in the batch; 0 is the batch itself.
+    pub(super) fn refused(&self, number: u32, errno: Errno) -> NetlinkError {
+        let change = usize::try_from(number).ok().and_then(|number| self.changes.get(number.checked_sub(1)?));
+        NetlinkError::Refused { what: change.map_or("change nf_tables", |change| change.what).to_owned(), errno }
+    }
+}
+
+pub(super) fn hook_number(hook: &Hook) -> u32 {
+    match hook {
+        Hook::Ingress(_) => 0,
+        Hook::Egress(_) | Hook::Input => 1,
+        Hook::Forward => 2,
+        Hook::Output => 3,
+    }
+}
+
+/// nft's number for the type of a key: six bits a field. The kernel only keeps it; `nft list` needs it.
+pub(super) fn key_type(set: &Set) -> u32 {
+    use crate::rules::ruleset::KeyType;
+    set.key.iter().fold(0, |number, field| {
+        number << 6
+            | match field {
+                KeyType::Ipv4 => 7,
+                KeyType::Ipv6 => 8,
+                KeyType::Protocol => 12,
+                KeyType::Port => 13,
+            }
+    })
+}
+
+pub(super) fn key_length(set: &Set) -> u32 {
+    let length: usize = match &set.key[..] {
+        [only] => only.length(),
+        fields => fields.iter().map(|field| field.length().next_multiple_of(4)).sum(),
+    };
+    u32::try_from(length).unwrap_or(u32::MAX)
+}
+
+pub(super) fn milliseconds(set: &Set) -> u64 {
+    u64::from(set.timeout) * 1000
+}

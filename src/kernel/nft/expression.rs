@@ -1,0 +1,392 @@
+//! Rules as the kernel has them: expressions over registers, and their attributes on the wire, both ways.
+
+use crate::kernel::netlink::{attribute, be32, nest, put, put_text, text};
+use crate::rules::ruleset::{Base, Field, Rule, Statement, Test, Value};
+
+use super::kernel;
+
+/// Where single values are loaded to (`NFT_REG_1`).
+const REGISTER: u32 = 1;
+const DROP: u32 = 0;
+const ACCEPT: u32 = 1;
+const EQUAL: u32 = 0;
+const NOT_EQUAL: u32 = 1;
+const AT_MOST: u32 = 3;
+const AT_LEAST: u32 = 5;
+const META_IIFTYPE: u32 = 8;
+const ARPHRD_ETHER: u16 = 1;
+const UPDATE: u32 = 1;
+
+/// One expression.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Expression {
+    Meta {
+        key: u32,
+        register: u32,
+    },
+    Payload {
+        base: u32,
+        offset: u32,
+        length: u32,
+        register: u32,
+    },
+    Compare {
+        operation: u32,
+        register: u32,
+        value: Value,
+    },
+    Mask {
+        register: u32,
+        mask: Value,
+    },
+    Lookup {
+        set: Vec<u8>,
+        register: u32,
+    },
+    Update {
+        set: Vec<u8>,
+        register: u32,
+        counted: bool,
+    },
+    Counter,
+    Verdict {
+        code: u32,
+    },
+    /// One that no rule of ours has.
+    Foreign,
+}
+
+/// Packets and bytes that a counter has seen.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Count {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+/// The expressions of a rule.
+pub(super) fn compile(rule: &Rule) -> Vec<Expression> {
+    let mut expressions = Vec::with_capacity(3 * rule.statements.len());
+    // The length of the whole packet first: what asks for the least work turns most packets away.
+    for statement in rule.statements.iter().filter(|statement| reads_length(statement)) {
+        if let Statement::Match(field, test) = statement {
+            compile_match(*field, *test, &mut expressions);
+        }
+    }
+    if rule.statements.iter().any(reads_link_header) {
+        // What nft itself puts before a link-layer field; without it `nft list` cannot name any field of the rule.
+        expressions.push(Expression::Meta { key: META_IIFTYPE, register: REGISTER });
+        let value = ARPHRD_ETHER.to_ne_bytes().into();
+        expressions.push(Expression::Compare { operation: EQUAL, register: REGISTER, value });
+    }
+    let mut parts = Vec::with_capacity(rule.statements.len());
+    let mut statements = rule.statements.iter().filter(|statement| !reads_length(statement)).peekable();
+    while let Some(statement) = statements.next() {
+        match statement {
+            Statement::Match(field, Test::Is(value)) if field.payload().is_some() => {
+                parts.clear();
+                parts.push((*field, *value));
+                while let Some(Statement::Match(next, Test::Is(value))) = statements.peek()
+                    && is_in_same_header(*field, *next)
+                {
+                    parts.push((*next, *value));
+                    statements.next();
+                }
+                compile_parts(&mut parts, &mut expressions);
+            }
+            Statement::Match(field, test) => compile_match(*field, *test, &mut expressions),
+            Statement::Lookup(key, set) => {
+                load_key(key, &mut expressions);
+                expressions.push(Expression::Lookup { set: set.clone().into_bytes(), register: REGISTER });
+            }
+            Statement::Update { key, set, counted } => {
+                load_key(key, &mut expressions);
+                let set = set.clone().into_bytes();
+                expressions.push(Expression::Update { set, register: REGISTER, counted: *counted });
+            }
+            Statement::Counter => expressions.push(Expression::Counter),
+            Statement::Accept => expressions.push(Expression::Verdict { code: ACCEPT }),
+            Statement::Drop => expressions.push(Expression::Verdict { code: DROP }),
+        }
+    }
+    expressions
+}
+
+fn reads_length(statement: &Statement) -> bool {
+    matches!(statement, Statement::Match(Field::MetaLength, _))
+}
+
+fn reads_link_header(statement: &Statement) -> bool {
+    matches!(statement, Statement::Match(field, _) if matches!(field.payload(), Some((Base::Link, _, _))))
+}
+
+fn is_in_same_header(field: Field, other: Field) -> bool {
+    let base = |field: Field| field.payload().map(|(base, _, _)| base);
+    base(field) == base(other)
+}
+
+/// Fields of one header that must each have a value: those that touch are loaded and compared as one, as `nft` does it.
+/// Each expression costs twice for every rule that is loaded or read back, and again for every packet.
+fn compile_parts(parts: &mut [(Field, Value)], expressions: &mut Vec<Expression>) {
+    let place = |field: Field| field.payload().unwrap_or((Base::Link, 0, 0));
+    parts.sort_by_key(|&(field, _)| place(field).1);
+    let mut parts = parts.iter().peekable();
+    while let Some(&(field, mut value)) = parts.next() {
+        let (base, offset, mut length) = place(field);
+        while let Some(&&(next, more)) = parts.peek()
+            && place(next).1 == offset + length
+            && let Some(both) = value.followed_by(more)
+        {
+            length += place(next).2;
+            value = both;
+            parts.next();
+        }
+        expressions.push(load_payload(base, offset, length, REGISTER));
+        expressions.push(Expression::Compare { operation: EQUAL, register: REGISTER, value });
+    }
+}
+
+fn compile_match(field: Field, test: Test, expressions: &mut Vec<Expression>) {
+    let compare = |operation, value| Expression::Compare { operation, register: REGISTER, value };
+    expressions.push(load(field, REGISTER));
+    match test {
+        Test::Is(value) => expressions.push(compare(EQUAL, value)),
+        Test::Not(value) => expressions.push(compare(NOT_EQUAL, value)),
+        Test::Range(first, last) => {
+            expressions.extend([compare(AT_LEAST, first), compare(AT_MOST, last)]);
+        }
+        Test::Masked(mask, value) | Test::NotMasked(mask, value) => {
+            let operation = if matches!(test, Test::Masked(..)) { EQUAL } else { NOT_EQUAL };
+            expressions.push(Expression::Mask { register: REGISTER, mask });
+            expressions.push(compare(operation, value));
+        }
+    }
+}
+
+fn load(field: Field, register: u32) -> Expression {
+    let meta = |key| Expression::Meta { key, register };
+    match field {
+        Field::MetaLength => meta(0),
+        Field::MetaIifname => meta(6),
+        Field::MetaOifname => meta(7),
+        Field::MetaSkuid => meta(10),
+        Field::MetaNfproto => meta(15),
+        Field::MetaPkttype => meta(19),
+        field => {
+            let (base, offset, length) = field.payload().unwrap_or((Base::Link, 0, 0));
+            load_payload(base, offset, length, register)
+        }
+    }
+}
+
+fn load_payload(base: Base, offset: u32, length: u32, register: u32) -> Expression {
+    let base = match base {
+        Base::Link => 0,
+        Base::Network => 1,
+        Base::Transport => 2,
+    };
+    Expression::Payload { base, offset, length, register }
+}
+
+/// Loads the fields of a key into registers that follow each other; each takes a multiple of four bytes.
+fn load_key(key: &[Field], expressions: &mut Vec<Expression>) {
+    let mut slot = 0;
+    for &field in key {
+        // The first of each four slots has the number of a 16-byte register, as the kernel itself says it.
+        let register = if slot % 4 == 0 { REGISTER + slot / 4 } else { 8 + slot };
+        expressions.push(load(field, register));
+        slot += field.payload().map_or(4, |(_, _, length)| length).div_ceil(4);
+    }
+}
+
+/// Appends an expression as an element of a rule's list.
+pub(super) fn encode(bytes: &mut Vec<u8>, expression: &Expression) {
+    let number = |bytes: &mut Vec<u8>, kind, value: u32| put(bytes, kind, &value.to_be_bytes());
+    let value =
+        |bytes: &mut Vec<u8>, kind, value: &[u8]| nest(bytes, kind, |bytes| put(bytes, kernel::DATA_VALUE, value));
+    let mut element = |name: &[u8], write: &dyn Fn(&mut Vec<u8>)| {
+        nest(bytes, kernel::LIST_ELEM, |bytes| {
+            put_text(bytes, kernel::EXPR_NAME, name);
+            nest(bytes, kernel::EXPR_DATA, write);
+        });
+    };
+    match expression {
+        Expression::Meta { key, register } => element(b"meta", &|bytes| {
+            number(bytes, 1, *register);
+            number(bytes, 2, *key);
+        }),
+        Expression::Payload { base, offset, length, register } => element(b"payload", &|bytes| {
+            number(bytes, 1, *register);
+            number(bytes, 2, *base);
+            number(bytes, 3, *offset);
+            number(bytes, 4, *length);
+        }),
+        Expression::Compare { operation, register, value: data } => element(b"cmp", &|bytes| {
+            number(bytes, 1, *register);
+            number(bytes, 2, *operation);
+            value(bytes, 3, data);
+        }),
+        Expression::Mask { register, mask } => element(b"bitwise", &|bytes| {
+            number(bytes, 1, *register);
+            number(bytes, 2, *register);
+            number(bytes, 3, u32::try_from(mask.len()).unwrap_or_default());
+            value(bytes, 4, mask);
+            value(bytes, 5, &vec![0; mask.len()]);
+        }),
+        Expression::Lookup { set, register } => element(b"lookup", &|bytes| {
+            put_text(bytes, 1, set);
+            number(bytes, 2, *register);
+        }),
+        Expression::Update { set, register, counted } => element(b"dynset", &|bytes| {
+            put_text(bytes, 1, set);
+            number(bytes, 3, UPDATE);
+            number(bytes, 4, *register);
+            if *counted {
+                // Without NFT_DYNSET_F_EXPR, which 5.10 does not know and one expression does not need.
+                nest(bytes, 7, |bytes| {
+                    put_text(bytes, kernel::EXPR_NAME, b"counter");
+                    nest(bytes, kernel::EXPR_DATA, |_| {});
+                });
+            }
+        }),
+        Expression::Counter => element(b"counter", &|_| {}),
+        Expression::Verdict { code } => element(b"immediate", &|bytes| {
+            number(bytes, 1, 0);
+            nest(bytes, 2, |bytes| {
+                nest(bytes, kernel::DATA_VERDICT, |bytes| number(bytes, kernel::VERDICT_CODE, *code))
+            });
+        }),
+        // Nothing compiles to it.
+        Expression::Foreign => {}
+    }
+}
+
+/// Reads one element of a rule's list, and what its counter has seen.
+pub(super) fn decode(element: &[u8]) -> (Expression, Option<Count>) {
+    let name = attribute(element, kernel::EXPR_NAME).map(text).unwrap_or_default();
+    let data = attribute(element, kernel::EXPR_DATA).unwrap_or_default();
+    if name == b"counter" {
+        return (Expression::Counter, Some(count(data)));
+    }
+    (decode_stateless(name, data).unwrap_or(Expression::Foreign), None)
+}
+
+fn decode_stateless(name: &[u8], data: &[u8]) -> Option<Expression> {
+    let number = |kind| attribute(data, kind).and_then(be32);
+    let value = |kind| attribute(data, kind).and_then(|value| attribute(value, kernel::DATA_VALUE));
+    let set = || attribute(data, 1).map(|name| text(name).to_vec());
+    match name {
+        b"meta" => Some(Expression::Meta { register: number(1)?, key: number(2)? }),
+        b"payload" => {
+            Some(Expression::Payload { register: number(1)?, base: number(2)?, offset: number(3)?, length: number(4)? })
+        }
+        b"cmp" => {
+            Some(Expression::Compare { register: number(1)?, operation: number(2)?, value: Value::new(value(3)?)? })
+        }
+        b"bitwise" => {
+            // One register in and out, nothing flipped, and no other operation than mask-and-flip (attribute 6).
+            let plain =
+                number(1)? == number(2)? && value(5)?.iter().all(|&byte| byte == 0) && number(6).unwrap_or(0) == 0;
+            plain.then_some(Expression::Mask { register: number(1)?, mask: Value::new(value(4)?)? })
+        }
+        b"lookup" => {
+            let inverted = number(5).unwrap_or(0) != 0;
+            (!inverted).then_some(Expression::Lookup { set: set()?, register: number(2)? })
+        }
+        b"dynset" => {
+            let timeout_of_its_own = attribute(data, 6).is_some_and(|timeout| timeout.iter().any(|&byte| byte != 0));
+            let counted = attribute(data, 7)
+                .map(|expression| attribute(expression, kernel::EXPR_NAME).map(text) == Some(b"counter"));
+            let plain =
+                number(3)? == UPDATE && !timeout_of_its_own && counted != Some(false) && attribute(data, 5).is_none();
+            plain.then_some(Expression::Update { set: set()?, register: number(4)?, counted: counted.is_some() })
+        }
+        b"immediate" => {
+            let verdict = attribute(data, 2).and_then(|data| attribute(data, kernel::DATA_VERDICT))?;
+            let code = attribute(verdict, kernel::VERDICT_CODE).and_then(be32)?;
+            (number(1)? == 0).then_some(Expression::Verdict { code })
+        }
+        _ => None,
+    }
+}
+
+/// Reads a counter's data.
+pub(super) fn count(data: &[u8]) -> Count {
+    let number = |kind| attribute(data, kind).and_then(|value| value.try_into().ok()).map_or(0, u64::from_be_bytes);
+    Count { bytes: number(1), packets: number(2) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::netlink::attributes;
+
+    #[test]
+    fn expressions_are_read_as_they_are_written() {
+        let rule = Rule::new(vec![
+            Statement::Match(Field::MetaLength, Test::Is(28_u32.to_ne_bytes().into())),
+            Statement::Match(Field::DestinationPort, Test::Range([0, 1].into(), [0xff, 0xff].into())),
+            Statement::Match(Field::IpSource, Test::Masked([255, 0, 0, 0].into(), [10, 0, 0, 0].into())),
+            Statement::Match(Field::IpProtocol, Test::Not([6].into())),
+            Statement::Lookup(&[Field::Ip6NextHeader, Field::Ip6Source, Field::SourcePort], "flows6".to_owned()),
+            Statement::Update { key: &[Field::IpProtocol], set: "attempts4".to_owned(), counted: true },
+            Statement::Update { key: &[Field::IpProtocol], set: "flows4".to_owned(), counted: false },
+            Statement::Counter,
+            Statement::Accept,
+            Statement::Drop,
+        ]);
+        let compiled = compile(&rule);
+        let mut bytes = Vec::new();
+        for expression in &compiled {
+            encode(&mut bytes, expression);
+        }
+        let decoded: Vec<_> = attributes(&bytes).map(|(_, element)| decode(element).0).collect();
+        assert_eq!(decoded, compiled);
+    }
+
+    #[test]
+    fn fields_that_touch_are_compared_as_one() {
+        let is = |field: Field, byte: u8| {
+            let length = field.payload().map_or(0, |(_, _, length)| length);
+            Statement::Match(field, Test::Is(Value::new(&vec![byte; usize::try_from(length).unwrap()]).unwrap()))
+        };
+        let rule = Rule::new(vec![
+            is(Field::ArpTargetIp, 5),
+            is(Field::ArpFormat, 1),
+            is(Field::ArpSenderEther, 3),
+            is(Field::ArpOperation, 2),
+            is(Field::ArpSenderIp, 4),
+            is(Field::Icmp6Type, 9),
+        ]);
+        let compared: Vec<_> = compile(&rule)
+            .chunks(2)
+            .map(|pair| match pair {
+                [Expression::Payload { offset, length, .. }, Expression::Compare { value, .. }] => {
+                    assert_eq!(value.len(), usize::try_from(*length).unwrap());
+                    (*offset, value.to_vec())
+                }
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        let first = [&[1; 6][..], &[2; 2], &[3; 6]].concat();
+        assert_eq!(compared, [(0, first), (14, vec![4; 4]), (24, vec![5; 4]), (0, vec![9])]);
+    }
+
+    #[test]
+    fn keys_take_registers_as_the_kernel_numbers_them() {
+        let mut expressions = Vec::new();
+        load_key(
+            &[Field::Ip6NextHeader, Field::Ip6Source, Field::SourcePort, Field::DestinationPort],
+            &mut expressions,
+        );
+        let registers: Vec<_> = expressions
+            .iter()
+            .map(|expression| match expression {
+                Expression::Payload { register, .. } => *register,
+                _ => 0,
+            })
+            .collect();
+        assert_eq!(registers, [1, 9, 13, 14]);
+    }
+}

@@ -1,0 +1,189 @@
+//! nf_tables over netlink: a [`Batch`] of changes that the kernel takes whole or not at all, and what is loaded, read back.
+//!
+//! Written by hand on the socket of `netlink`: of the crates there are, none has counters, dynamic sets and table
+//! flags together, and what is read back here must be compared to the byte. Nothing is decided here.
+
+mod batch;
+mod expression;
+mod read;
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::SockProtocol;
+
+pub use batch::Batch;
+pub use expression::Count;
+pub use read::{ChainInFront, Difference, Element, LoadedTable};
+
+use crate::kernel::netlink::{NetlinkError, Socket, error_of, leave_to_kernel};
+use crate::rules::ruleset::Family;
+
+/// Message types and attributes of `linux/netfilter/nf_tables.h`, under the kernel's names without their prefix.
+mod kernel {
+    pub(super) const SUBSYSTEM: u16 = 10 << 8;
+    pub(super) const BATCH_BEGIN: u16 = 0x10;
+    pub(super) const BATCH_END: u16 = 0x11;
+    pub(super) const MSG_NEWTABLE: u16 = 0;
+    pub(super) const MSG_GETTABLE: u16 = 1;
+    pub(super) const MSG_DELTABLE: u16 = 2;
+    pub(super) const MSG_NEWCHAIN: u16 = 3;
+    pub(super) const MSG_GETCHAIN: u16 = 4;
+    pub(super) const MSG_DELCHAIN: u16 = 5;
+    pub(super) const MSG_NEWRULE: u16 = 6;
+    pub(super) const MSG_GETRULE: u16 = 7;
+    pub(super) const MSG_DELRULE: u16 = 8;
+    pub(super) const MSG_NEWSET: u16 = 9;
+    pub(super) const MSG_GETSET: u16 = 10;
+    pub(super) const MSG_DELSET: u16 = 11;
+    pub(super) const MSG_GETSETELEM: u16 = 13;
+    pub(super) const MSG_DELSETELEM: u16 = 14;
+
+    pub(super) const TABLE_NAME: u16 = 1;
+    pub(super) const TABLE_FLAGS: u16 = 2;
+    pub(super) const TABLE_USE: u16 = 3;
+    pub(super) const TABLE_F_DORMANT: u32 = 1;
+
+    pub(super) const CHAIN_TABLE: u16 = 1;
+    pub(super) const CHAIN_NAME: u16 = 3;
+    pub(super) const CHAIN_HOOK: u16 = 4;
+    pub(super) const CHAIN_POLICY: u16 = 5;
+    pub(super) const CHAIN_TYPE: u16 = 7;
+    pub(super) const HOOK_HOOKNUM: u16 = 1;
+    pub(super) const HOOK_PRIORITY: u16 = 2;
+    pub(super) const HOOK_DEV: u16 = 3;
+    pub(super) const HOOK_DEVS: u16 = 4;
+
+    pub(super) const RULE_TABLE: u16 = 1;
+    pub(super) const RULE_CHAIN: u16 = 2;
+    pub(super) const RULE_EXPRESSIONS: u16 = 4;
+    pub(super) const RULE_USERDATA: u16 = 7;
+
+    pub(super) const SET_TABLE: u16 = 1;
+    pub(super) const SET_NAME: u16 = 2;
+    pub(super) const SET_FLAGS: u16 = 3;
+    pub(super) const SET_KEY_TYPE: u16 = 4;
+    pub(super) const SET_KEY_LEN: u16 = 5;
+    pub(super) const SET_DESC: u16 = 9;
+    pub(super) const SET_ID: u16 = 10;
+    pub(super) const SET_TIMEOUT: u16 = 11;
+    pub(super) const SET_DESC_SIZE: u16 = 1;
+    pub(super) const SET_TIMEOUT_AND_EVAL: u32 = 0x10 | 0x20;
+
+    pub(super) const SET_ELEM_LIST_TABLE: u16 = 1;
+    pub(super) const SET_ELEM_LIST_SET: u16 = 2;
+    pub(super) const SET_ELEM_LIST_ELEMENTS: u16 = 3;
+    pub(super) const SET_ELEM_KEY: u16 = 1;
+    pub(super) const SET_ELEM_EXPR: u16 = 7;
+
+    pub(super) const LIST_ELEM: u16 = 1;
+    pub(super) const EXPR_NAME: u16 = 1;
+    pub(super) const EXPR_DATA: u16 = 2;
+    pub(super) const DATA_VALUE: u16 = 1;
+    pub(super) const DATA_VERDICT: u16 = 2;
+    pub(super) const VERDICT_CODE: u16 = 1;
+}
+
+/// The `nfgenmsg` that every message's body begins with.
+fn header(family: Family) -> [u8; 4] {
+    let number = match family {
+        Family::Inet => 1,
+        Family::Netdev => 5,
+    };
+    [number, 0, 0, 0]
+}
+
+/// nf_tables in one netns.
+#[derive(Debug)]
+pub struct Nft {
+    socket: Socket,
+}
+
+impl Nft {
+    /// Opens it in the calling thread's netns.
+    ///
+    /// # Errors
+    /// See [`NetlinkError`].
+    pub fn open() -> Result<Self, NetlinkError> {
+        Ok(Self { socket: Socket::open(SockProtocol::NetlinkNetFilter)? })
+    }
+
+    /// Has the kernel take all of `batch`, or nothing.
+    ///
+    /// # Errors
+    /// `NetlinkError::Refused` with the first change that it refused.
+    pub fn apply(&mut self, batch: &Batch) -> Result<(), NetlinkError> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let first = self.socket.sequences(batch.messages() + 2);
+        let bytes = batch.bytes(first);
+        self.socket.send(&[std::io::IoSlice::new(&bytes)])?;
+        // Each refused change is answered, in order, and at last the last one, whose acknowledgement was asked for. A
+        // batch that fails as a whole is answered with the number of its beginning.
+        let last = first + batch.messages();
+        let mut refused = BTreeMap::new();
+        loop {
+            for message in self.socket.receive_datagram()? {
+                let number = message.sequence_number();
+                if !(first..=last).contains(&number) {
+                    continue;
+                }
+                if let Some(Some(errno)) = error_of(message.payload()) {
+                    refused.insert(number, errno);
+                }
+                if number == first || number == last {
+                    return match refused.iter().find(|&(&number, _)| number != first).or(refused.iter().next()) {
+                        None => Ok(()),
+                        Some((number, &errno)) => Err(batch.refused(number - first, errno)),
+                    };
+                }
+            }
+        }
+    }
+
+    /// Wakes or puts to sleep these tables of a netns, in one transaction.
+    ///
+    /// # Errors
+    /// See [`NetlinkError`].
+    pub fn set_dormant(&mut self, name: &str, families: &[Family], dormant: bool) -> Result<(), NetlinkError> {
+        let mut batch = Batch::default();
+        for &family in families {
+            batch.set_dormant(family, name, dormant);
+        }
+        self.apply(&batch)
+    }
+
+    /// Deletes these tables where they are; says whether one was.
+    ///
+    /// # Errors
+    /// See [`NetlinkError`].
+    pub fn delete(&mut self, name: &str, families: &[Family]) -> Result<bool, NetlinkError> {
+        let mut batch = Batch::default();
+        for &family in families {
+            if self.has_table(family, name)? {
+                batch.delete_table(family, name);
+            }
+        }
+        match self.apply(&batch) {
+            // Somebody was faster.
+            Err(error) if error.errno() == Some(Errno::ENOENT) => Ok(false),
+            result => result.map(|()| !batch.is_empty()),
+        }
+    }
+}
+
+/// Closing waits for what anybody deleted in this netns to be freed, 10 to 20 ms after it; on a node there is always
+/// somebody who just did. The kernel's own threads do that waiting.
+impl Drop for Nft {
+    fn drop(&mut self) {
+        let _ = leave_to_kernel(self.socket.as_fd());
+    }
+}
+
+impl AsFd for Nft {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}

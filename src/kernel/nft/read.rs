@@ -1,0 +1,428 @@
+//! What is loaded, read back and compared with what is wanted. Nothing is assumed of what was sent before: whoever has
+//! CAP_NET_ADMIN in the netns can change any of it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use nix::errno::Errno;
+
+use crate::kernel::netlink::{NetlinkError, attribute, attributes, be32, put_text, text};
+use crate::model::names::IfName;
+use crate::rules::ruleset::{Chain, Family, Hook, KeyType, NETDEV_PRIORITY, Rule, Set, Table};
+
+use super::batch::{hook_number, key_length, key_type, milliseconds};
+use super::expression::{Count, Expression, compile, count, decode};
+use super::{Nft, header, kernel};
+
+/// No rule of ours has many more.
+const EXPRESSIONS_EXPECTED: usize = 24;
+
+/// A table as it is loaded.
+#[derive(Debug)]
+pub struct LoadedTable {
+    /// Whether its chains are unhooked.
+    pub dormant: bool,
+    foreign_flags: bool,
+    objects: u32,
+    sets: Vec<LoadedSet>,
+    /// Of the chains that are wanted, those that are there.
+    chains: BTreeMap<String, LoadedChain>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct LoadedSet {
+    name: Vec<u8>,
+    flags: u32,
+    key_type: u32,
+    key_length: u32,
+    timeout: u64,
+    size: u32,
+}
+
+#[derive(Debug)]
+struct LoadedChain {
+    base: BaseChain,
+    rules: Vec<Vec<Expression>>,
+    /// What the counter of its last rule, the drop, has seen.
+    dropped: Count,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct BaseChain {
+    hook: u32,
+    priority: i32,
+    devices: Vec<Vec<u8>>,
+    is_filter: bool,
+    drops: bool,
+}
+
+/// One way in which what is loaded is not what is wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Difference {
+    /// The table is not there.
+    NoTable,
+    /// The table is hooked although it should sleep, or sleeps although it should be hooked.
+    Dormant {
+        /// What it is.
+        is: bool,
+    },
+    /// A set is missing or is another one.
+    Set(String),
+    /// A chain is missing, or is hooked elsewhere.
+    Chain(String),
+    /// The rules of a chain are others.
+    Rules(String),
+    /// There is more in the table than should be.
+    Foreign,
+    /// It could not be read: somebody changes nf_tables in a loop.
+    Restless,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoTable => f.write_str("the table is gone"),
+            Self::Dormant { is: true } => f.write_str("the table is dormant"),
+            Self::Dormant { is: false } => f.write_str("the table is awake"),
+            Self::Set(name) => write!(f, "set {name} is missing or altered"),
+            Self::Chain(name) => write!(f, "chain {name} is missing or hooked elsewhere"),
+            Self::Rules(name) => write!(f, "the rules of chain {name} are altered"),
+            Self::Restless => f.write_str("the table cannot be read: nf_tables changes all the time there"),
+            Self::Foreign => f.write_str("there is something in the table that does not belong there"),
+        }
+    }
+}
+
+/// An element of a set: its key, one value for each field, and what its counter has seen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Element {
+    /// The fields of the key, without padding.
+    pub key: Vec<Vec<u8>>,
+    /// What was counted.
+    pub count: Count,
+}
+
+/// A netdev chain that sees frames no later than ours do.
+#[derive(Debug)]
+pub struct ChainInFront {
+    /// Its table.
+    pub table: String,
+    devices: Vec<Vec<u8>>,
+}
+
+impl ChainInFront {
+    /// Whether it is hooked there.
+    #[must_use]
+    pub fn is_on(&self, device: &IfName) -> bool {
+        self.devices.iter().any(|name| name == device.as_bytes())
+    }
+}
+
+impl Nft {
+    /// Whether the table is there.
+    ///
+    /// # Errors
+    /// See [`NetlinkError`].
+    pub fn has_table(&mut self, family: Family, name: &str) -> Result<bool, NetlinkError> {
+        Ok(self.read_flags(family, name)?.is_some())
+    }
+
+    /// Whether the table is there and its chains are hooked.
+    ///
+    /// # Errors
+    /// See [`NetlinkError`].
+    pub fn is_awake(&mut self, family: Family, name: &str) -> Result<bool, NetlinkError> {
+        Ok(self.read_flags(family, name)?.is_some_and(|(flags, _)| flags & kernel::TABLE_F_DORMANT == 0))
+    }
+
+    /// Flags and number of objects of a table, where it is there.
+    fn read_flags(&mut self, family: Family, name: &str) -> Result<Option<(u32, u32)>, NetlinkError> {
+        let body = named(family, &[(kernel::TABLE_NAME, name.as_bytes())]);
+        let answer = absent_as_none(self.socket.ask("read a table", kernel::SUBSYSTEM | kernel::MSG_GETTABLE, &body))?;
+        Ok(answer.flatten().map(|payload| {
+            let number = |kind| attribute(behind_header(&payload), kind).and_then(be32).unwrap_or(0);
+            (number(kernel::TABLE_FLAGS), number(kernel::TABLE_USE))
+        }))
+    }
+
+    /// Reads of the table all that is to be compared with `wanted`. `None` where it is not there.
+    ///
+    /// # Errors
+    /// See [`NetlinkError`].
+    pub fn read_table(&mut self, wanted: &Table) -> Result<Option<LoadedTable>, NetlinkError> {
+        let (family, name) = (wanted.family, wanted.name.as_bytes());
+        let Some((flags, objects)) = self.read_flags(family, &wanted.name)? else { return Ok(None) };
+        let body = named(family, &[(kernel::SET_TABLE, name)]);
+        let sets = self.socket.dump("read sets", kernel::SUBSYSTEM | kernel::MSG_GETSET, &body, read_set);
+        let mut chains = BTreeMap::new();
+        // Chain by chain: the kernel's dump is of all chains of the netns, and on a node that is every guard's.
+        for chain in &wanted.chains {
+            let body = named(family, &[(kernel::CHAIN_TABLE, name), (kernel::CHAIN_NAME, chain.name.as_bytes())]);
+            let answer = self.socket.ask("read a chain", kernel::SUBSYSTEM | kernel::MSG_GETCHAIN, &body);
+            if let Some(payload) = absent_as_none(answer)?.flatten() {
+                let base = read_chain(behind_header(&payload));
+                let rules = Vec::with_capacity(chain.rules.len());
+                chains.insert(chain.name.clone(), LoadedChain { base, rules, dropped: Count::default() });
+            }
+        }
+        let body = named(family, &[(kernel::RULE_TABLE, name)]);
+        let rules = self.socket.dump("read rules", kernel::SUBSYSTEM | kernel::MSG_GETRULE, &body, |payload| {
+            read_rule(behind_header(payload), wanted)
+        });
+        for (chain, expressions, counted) in absent_as_none(rules)?.unwrap_or_default() {
+            // One that came only now is missing, as it was when it was asked for.
+            if let Some(chain) = chains.get_mut(&chain.name) {
+                chain.rules.push(expressions);
+                chain.dropped = counted;
+            }
+        }
+        Ok(Some(LoadedTable {
+            dormant: flags & kernel::TABLE_F_DORMANT != 0,
+            foreign_flags: flags & !kernel::TABLE_F_DORMANT != 0,
+            objects,
+            sets: absent_as_none(sets)?.unwrap_or_default(),
+            chains,
+        }))
+    }
+
+    /// In what the table differs from `wanted`, read back; with what was read, where it could be.
+    ///
+    /// # Errors
+    /// See [`NetlinkError`].
+    pub fn compare(&mut self, wanted: &Table) -> Result<(Vec<Difference>, Option<LoadedTable>), NetlinkError> {
+        match self.read_table(wanted) {
+            Ok(None) => Ok((vec![Difference::NoTable], None)),
+            Ok(Some(loaded)) => Ok((loaded.differences(wanted), Some(loaded))),
+            Err(NetlinkError::Changing { .. }) => Ok((vec![Difference::Restless], None)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The netdev chains that see frames no later than ours do, ours among them.
+    ///
+    /// # Errors
+    /// See [`NetlinkError`].
+    pub fn chains_in_front(&mut self) -> Result<Vec<ChainInFront>, NetlinkError> {
+        let body = header(Family::Netdev);
+        self.socket.dump_all_seen("list the chains", kernel::SUBSYSTEM | kernel::MSG_GETCHAIN, &body, |payload| {
+            let chain = behind_header(payload);
+            let table = String::from_utf8_lossy(text(attribute(chain, kernel::CHAIN_TABLE)?)).into_owned();
+            attribute(chain, kernel::CHAIN_HOOK)?;
+            let base = read_chain(chain);
+            (base.priority <= NETDEV_PRIORITY).then_some(ChainInFront { table, devices: base.devices })
+        })
+    }
+
+    /// The elements of a set, none where the set is not there.
+    ///
+    /// # Errors
+    /// See [`NetlinkError`].
+    pub fn elements(&mut self, table: &Table, set: &Set) -> Result<Vec<Element>, NetlinkError> {
+        let body = named(
+            table.family,
+            &[(kernel::SET_ELEM_LIST_TABLE, table.name.as_bytes()), (kernel::SET_ELEM_LIST_SET, set.name.as_bytes())],
+        );
+        let lists =
+            self.socket.dump_all_seen("read a set", kernel::SUBSYSTEM | kernel::MSG_GETSETELEM, &body, |payload| {
+                let list = attribute(behind_header(payload), kernel::SET_ELEM_LIST_ELEMENTS)?;
+                Some(attributes(list).filter_map(|(_, element)| read_element(element, &set.key)).collect::<Vec<_>>())
+            });
+        let mut elements: Vec<Element> = absent_as_none(lists)?.unwrap_or_default().into_iter().flatten().collect();
+        // Seen more than once where the set changed meanwhile: the larger count is the later one.
+        elements.sort_by(|a, b| a.key.cmp(&b.key).then(b.count.packets.cmp(&a.count.packets)));
+        elements.dedup_by(|a, b| a.key == b.key);
+        Ok(elements)
+    }
+}
+
+impl LoadedTable {
+    /// In what it differs from `wanted`. Elements of sets are the packet path's and not compared.
+    #[must_use]
+    pub fn differences(&self, wanted: &Table) -> Vec<Difference> {
+        let mut differences = Vec::new();
+        if self.dormant != wanted.dormant {
+            differences.push(Difference::Dormant { is: self.dormant });
+        }
+        for set in &wanted.sets {
+            if !self.has_set(set) {
+                differences.push(Difference::Set(set.name.clone()));
+            }
+        }
+        for chain in &wanted.chains {
+            match self.chains.get(&chain.name) {
+                Some(loaded) if loaded.base == BaseChain::wanted(chain) => {
+                    if !loaded.has_rules(&chain.rules) {
+                        differences.push(Difference::Rules(chain.name.clone()));
+                    }
+                }
+                _ => differences.push(Difference::Chain(chain.name.clone())),
+            }
+        }
+        if self.surplus(wanted) > 0 || self.foreign_flags {
+            differences.push(Difference::Foreign);
+        }
+        differences
+    }
+
+    /// Whether this very set is in it.
+    #[must_use]
+    pub fn has_set(&self, set: &Set) -> bool {
+        self.sets.contains(&LoadedSet::wanted(set))
+    }
+
+    /// Whether a set of this name is in it.
+    #[must_use]
+    pub fn has_set_named(&self, name: &str) -> bool {
+        self.sets.iter().any(|set| set.name == name.as_bytes())
+    }
+
+    /// Whether a chain of this name is in it, of those that were asked for.
+    #[must_use]
+    pub fn has_chain_named(&self, name: &str) -> bool {
+        self.chains.contains_key(name)
+    }
+
+    /// How many more sets and chains are in it than `wanted` has, less those that are missing.
+    #[must_use]
+    pub fn surplus(&self, wanted: &Table) -> usize {
+        let present = wanted.sets.iter().filter(|set| self.has_set_named(&set.name)).count()
+            + wanted.chains.iter().filter(|chain| self.has_chain_named(&chain.name)).count();
+        usize::try_from(self.objects).unwrap_or(usize::MAX).saturating_sub(present)
+    }
+
+    /// The sets in it of this kind, told by their names, that `wanted` does not have.
+    #[must_use]
+    pub fn other_sets(&self, wanted: &Table, is_of_kind: fn(&[u8]) -> bool) -> Vec<Vec<u8>> {
+        let names = self.sets.iter().map(|set| &set.name);
+        names
+            .filter(|name| is_of_kind(name) && !wanted.sets.iter().any(|set| set.name.as_bytes() == &name[..]))
+            .cloned()
+            .collect()
+    }
+
+    /// What the last rule of a chain, the drop, has seen.
+    #[must_use]
+    pub fn dropped(&self, chain: &str) -> Count {
+        self.chains.get(chain).map(|chain| chain.dropped).unwrap_or_default()
+    }
+}
+
+impl LoadedChain {
+    fn has_rules(&self, wanted: &[Rule]) -> bool {
+        self.rules.len() == wanted.len() && self.rules.iter().zip(wanted).all(|(rule, wanted)| *rule == compile(wanted))
+    }
+}
+
+impl BaseChain {
+    fn wanted(chain: &Chain) -> Self {
+        Self {
+            hook: hook_number(&chain.hook),
+            priority: chain.hook.priority(),
+            devices: match &chain.hook {
+                Hook::Ingress(device) | Hook::Egress(device) => vec![device.as_bytes().to_vec()],
+                Hook::Input | Hook::Output | Hook::Forward => Vec::new(),
+            },
+            is_filter: true,
+            drops: true,
+        }
+    }
+}
+
+impl LoadedSet {
+    fn wanted(set: &Set) -> Self {
+        Self {
+            name: set.name.clone().into_bytes(),
+            flags: kernel::SET_TIMEOUT_AND_EVAL,
+            key_type: key_type(set),
+            key_length: key_length(set),
+            timeout: milliseconds(set),
+            size: set.size,
+        }
+    }
+}
+
+fn behind_header(payload: &[u8]) -> &[u8] {
+    payload.get(4..).unwrap_or_default()
+}
+
+fn named(family: Family, names: &[(u16, &[u8])]) -> Vec<u8> {
+    let mut body = header(family).to_vec();
+    for &(kind, name) in names {
+        put_text(&mut body, kind, name);
+    }
+    body
+}
+
+fn absent_as_none<T>(result: Result<T, NetlinkError>) -> Result<Option<T>, NetlinkError> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.errno() == Some(Errno::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn read_set(payload: &[u8]) -> Option<LoadedSet> {
+    let set = behind_header(payload);
+    let number = |kind| attribute(set, kind).and_then(be32).unwrap_or(0);
+    Some(LoadedSet {
+        name: text(attribute(set, kernel::SET_NAME)?).to_vec(),
+        flags: number(kernel::SET_FLAGS),
+        key_type: number(kernel::SET_KEY_TYPE),
+        key_length: number(kernel::SET_KEY_LEN),
+        timeout: attribute(set, kernel::SET_TIMEOUT)
+            .and_then(|value| value.try_into().ok())
+            .map_or(0, u64::from_be_bytes),
+        size: attribute(set, kernel::SET_DESC)
+            .and_then(|description| attribute(description, kernel::SET_DESC_SIZE))
+            .and_then(be32)
+            .unwrap_or(0),
+    })
+}
+
+fn read_chain(chain: &[u8]) -> BaseChain {
+    let hook = attribute(chain, kernel::CHAIN_HOOK).unwrap_or_default();
+    let number = |kind| attribute(hook, kind).and_then(be32).unwrap_or(u32::MAX);
+    let mut devices: Vec<_> = attribute(hook, kernel::HOOK_DEVS)
+        .map(|list| attributes(list).map(|(_, name)| text(name).to_vec()).collect())
+        .unwrap_or_default();
+    if devices.is_empty() {
+        devices.extend(attribute(hook, kernel::HOOK_DEV).map(|name| text(name).to_vec()));
+    }
+    BaseChain {
+        hook: number(kernel::HOOK_HOOKNUM),
+        priority: number(kernel::HOOK_PRIORITY).cast_signed(),
+        devices,
+        is_filter: attribute(chain, kernel::CHAIN_TYPE).map(text) == Some(b"filter"),
+        drops: attribute(chain, kernel::CHAIN_POLICY).and_then(be32) == Some(0),
+    }
+}
+
+/// Chain, expressions and last count of a rule in one of the chains of `table`.
+fn read_rule<'a>(rule: &[u8], table: &'a Table) -> Option<(&'a Chain, Vec<Expression>, Count)> {
+    if attribute(rule, kernel::RULE_TABLE).map(text) != Some(table.name.as_bytes()) {
+        return None;
+    }
+    let name = text(attribute(rule, kernel::RULE_CHAIN)?);
+    let chain = table.chains.iter().find(|chain| chain.name.as_bytes() == name)?;
+    let list = attribute(rule, kernel::RULE_EXPRESSIONS).unwrap_or_default();
+    let mut counted = Count::default();
+    let mut expressions = Vec::with_capacity(EXPRESSIONS_EXPECTED);
+    for (_, element) in attributes(list) {
+        let (expression, count) = decode(element);
+        counted = count.unwrap_or(counted);
+        expressions.push(expression);
+    }
+    Some((chain, expressions, counted))
+}
+
+fn read_element(element: &[u8], key: &[KeyType]) -> Option<Element> {
+    let mut bytes = attribute(attribute(element, kernel::SET_ELEM_KEY)?, kernel::DATA_VALUE)?;
+    let mut fields = Vec::with_capacity(key.len());
+    for field in key {
+        fields.push(bytes.get(..field.length())?.to_vec());
+        bytes = bytes.get(field.length().next_multiple_of(4)..).unwrap_or_default();
+    }
+    let counter =
+        attribute(element, kernel::SET_ELEM_EXPR).and_then(|expression| attribute(expression, kernel::EXPR_DATA));
+    Some(Element { key: fields, count: counter.map(count).unwrap_or_default() })
+}

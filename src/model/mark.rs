@@ -1,0 +1,201 @@
+//! What an operator's mark says, which marks answer for a sandbox, and which of them decides.
+//!
+//! Pure. Where marks are kept is the business of `node::state`; what a policy allows, that of `policy`.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Map, Value, json};
+
+use crate::model::json::{At, Unexpected};
+use crate::model::names::{ContainerId, Key, Pod, PodUid};
+use crate::model::policy::Policy;
+
+/// What an operator wrote into a mark.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Mark {
+    /// Replaces the conflist's policy whole.
+    pub policy: Option<Policy>,
+    /// Why.
+    pub reason: Option<String>,
+    /// The case it belongs to.
+    pub case: Option<String>,
+    /// Who.
+    pub actor: Option<String>,
+}
+
+impl Mark {
+    /// Reads a mark. Nothing but white space (`touch`, `echo >`) is a mark that says nothing.
+    ///
+    /// # Errors
+    /// Says what is wrong when it is not a JSON object of known keys; such a mark seals.
+    pub fn read(content: &[u8]) -> Result<Self, String> {
+        if content.iter().all(u8::is_ascii_whitespace) {
+            return Ok(Self::default());
+        }
+        let value: Value = serde_json::from_slice(content).map_err(|error| format!("not JSON: {error}"))?;
+        Self::from_json(&At::new("", &value)).map_err(|error| error.to_string())
+    }
+
+    fn from_json(at: &At<'_>) -> Result<Self, Unexpected> {
+        at.object_of(&["policy", "reason", "case", "actor"])?;
+        let text = |key| at.get(key)?.map(|value| value.text().map(str::to_owned)).transpose();
+        Ok(Self {
+            policy: at.get("policy")?.map(|policy| Policy::read(&policy)).transpose()?,
+            reason: text("reason")?,
+            case: text("case")?,
+            actor: text("actor")?,
+        })
+    }
+
+    /// The mark as `read` reads it, without what it does not say.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        let mut object = Map::new();
+        if let Some(policy) = &self.policy {
+            object.insert("policy".to_owned(), policy.to_json());
+        }
+        for (key, text) in [("reason", &self.reason), ("case", &self.case), ("actor", &self.actor)] {
+            if let Some(text) = text {
+                object.insert(key.to_owned(), json!(text));
+            }
+        }
+        Value::Object(object)
+    }
+}
+
+/// What a file in `isolated/` says: its presence isolates, whatever it holds.
+pub type MarkContent = Result<Mark, String>;
+
+/// What is wanted of a sandbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Desired {
+    /// Traffic flows.
+    Released,
+    /// Nothing passes but what the policy lets through.
+    Isolated {
+        /// What is still let through.
+        policy: Policy,
+        /// The mark that decided (reason, case, actor).
+        mark: Box<Mark>,
+        /// Why the sandbox is sealed although nobody asked for that: a mark that can't be read.
+        fault: Option<String>,
+    },
+}
+
+impl Desired {
+    /// Decides by the marks that name a sandbox, the most specific first (container ID, UID, name). The first one
+    /// gives the policy, else the attachment's own (`configured`) holds; one that can't be read seals.
+    #[must_use]
+    pub fn by_marks(marks: &[MarkContent], configured: &Policy) -> Self {
+        let Some(first) = marks.first() else { return Self::Released };
+        let mark = first.as_ref().ok().cloned().unwrap_or_default();
+        match marks.iter().find_map(|mark| mark.as_ref().err()) {
+            Some(fault) => {
+                Self::Isolated { policy: Policy::sealed(), mark: Box::new(mark), fault: Some(fault.clone()) }
+            }
+            None => {
+                let policy = mark.policy.clone().unwrap_or_else(|| configured.clone());
+                Self::Isolated { policy, mark: Box::new(mark), fault: None }
+            }
+        }
+    }
+
+    /// Whether the sandbox is to be isolated.
+    #[must_use]
+    pub fn is_isolated(&self) -> bool {
+        matches!(self, Self::Isolated { .. })
+    }
+}
+
+/// Which of `marks` a sandbox answers to, the most specific first; `uid_of` says to which pod the sandbox that a mark
+/// names by its container ID belongs.
+#[must_use]
+pub fn answering_keys(
+    container_id: &ContainerId,
+    pod: &Pod,
+    marks: &BTreeSet<Key>,
+    uid_of: impl Fn(&Key) -> Option<PodUid>,
+) -> Vec<Key> {
+    let own = Key::from(container_id);
+    let uid = pod.uid.as_ref().map(Key::from);
+    let name = pod.name_key();
+    let siblings = marks.iter().filter(|&key| {
+        pod.uid.is_some()
+            && *key != own
+            && Some(key) != uid.as_ref()
+            && Some(key) != name.as_ref()
+            && uid_of(key) == pod.uid
+    });
+    let mut keys: Vec<Key> = Vec::new();
+    for key in [&own].into_iter().chain(siblings).chain(&uid).chain(&name) {
+        if marks.contains(key) && !keys.contains(key) {
+            keys.push(key.clone());
+        }
+    }
+    keys
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::names::PodName;
+    use crate::model::policy::Probes;
+
+    #[test]
+    fn marks_say_nothing_something_or_seal() {
+        assert_eq!(Mark::read(b""), Ok(Mark::default()));
+        assert_eq!(Mark::read(b" \n\t"), Ok(Mark::default()));
+        let mark = Mark::read(br#"{"reason": "beacon", "policy": {"probes": false}}"#).unwrap();
+        assert_eq!(Mark::read(mark.to_json().to_string().as_bytes()), Ok(mark));
+        for bad in [
+            &b"yes"[..],
+            b"null",
+            b"[]",
+            b"{",
+            b"{}x",
+            br#"{"polciy": {}}"#,
+            br#"{"reason": 1}"#,
+            b"\xff",
+            b"{\"policy\": null}",
+        ] {
+            assert!(Mark::read(bad).is_err(), "{}", String::from_utf8_lossy(bad));
+        }
+    }
+
+    #[test]
+    fn the_most_specific_mark_decides_and_an_unreadable_one_seals() {
+        let configured = Policy { loopback: false, ..Policy::default() };
+        let own = Mark { policy: Some(Policy { probes: Probes::Off, ..Policy::default() }), ..Mark::default() };
+        let silent = Mark::default();
+        let decide = |marks: &[MarkContent]| match Desired::by_marks(marks, &configured) {
+            Desired::Released => None,
+            Desired::Isolated { policy, .. } => Some(policy),
+        };
+        assert_eq!(decide(&[]), None);
+        assert_eq!(decide(&[Ok(silent.clone())]), Some(configured.clone()));
+        assert_eq!(decide(&[Ok(own.clone()), Ok(silent.clone())]), own.policy);
+        assert_eq!(decide(&[Ok(silent.clone()), Ok(own.clone())]), Some(configured.clone()));
+        assert_eq!(decide(&[Ok(own), Err("broken".to_owned())]), Some(Policy::sealed()));
+        assert_eq!(decide(&[Err("broken".to_owned()), Ok(silent)]), Some(Policy::sealed()));
+    }
+
+    #[test]
+    fn the_most_specific_mark_comes_first() {
+        let key = |text: &str| Key::new(text).unwrap();
+        let marks: BTreeSet<_> = ["ns_n", "uid-1", "old", "new", "other", "uid-2"].map(key).into_iter().collect();
+        let pod = Pod {
+            namespace: Some(PodName::new("ns").unwrap()),
+            name: Some(PodName::new("n").unwrap()),
+            uid: Some(PodUid::new("uid-1").unwrap()),
+        };
+        let uid_of = |key: &Key| match key.as_str() {
+            "old" | "new" => PodUid::new("uid-1").ok(),
+            "other" => PodUid::new("uid-2").ok(),
+            _ => None,
+        };
+        let keys = answering_keys(&ContainerId::new("new").unwrap(), &pod, &marks, uid_of);
+        assert_eq!(keys, ["new", "old", "uid-1", "ns_n"].map(key));
+        let nobody = answering_keys(&ContainerId::new("x").unwrap(), &Pod::default(), &marks, uid_of);
+        assert_eq!(nobody, []);
+    }
+}

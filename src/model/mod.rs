@@ -1,0 +1,9 @@
+//! What everything else speaks of: names, policies, marks, records, verdicts. Pure: nothing here opens or asks anything.
+
+pub mod audit;
+pub mod json;
+pub mod mark;
+pub mod names;
+pub mod policy;
+pub mod record;
+pub mod verdict;

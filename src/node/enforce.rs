@@ -1,0 +1,216 @@
+//! Marks to kernel for one sandbox: what ADD, CHECK, the agent and the commands all do, under the sandbox's lock.
+
+use std::time::Instant;
+
+use thiserror::Error;
+
+use crate::model::audit::Line;
+use crate::model::mark::Desired;
+use crate::model::names::{ContainerId, Pod};
+use crate::model::policy::Policy;
+use crate::model::record::Record;
+use crate::model::verdict::Verdict;
+use crate::node::sandbox::{Applied, Report, Sandbox, SandboxError, Scan, Side};
+use crate::node::state::{StateDir, StateError};
+
+/// Why the marks could not be enforced.
+#[derive(Debug, Error)]
+pub enum EnforceError {
+    /// The marks could not be read.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The kernel could not be brought to them.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+}
+
+/// What is wanted, and what was found.
+#[derive(Debug)]
+pub struct Outcome {
+    /// What the marks want.
+    pub desired: Desired,
+    /// What was read back.
+    pub report: Report,
+}
+
+/// What the marks want of a sandbox. The caller holds its lock, or does not mind that the answer may be old.
+///
+/// # Errors
+/// [`StateError`].
+pub fn desired(
+    state: &StateDir,
+    container_id: &ContainerId,
+    pod: &Pod,
+    records: &[Record],
+) -> Result<Desired, StateError> {
+    let marks: Vec<_> = state.marks_of(container_id, pod)?.into_iter().map(|(_, mark)| mark).collect();
+    let configured = records.first().map_or_else(Policy::default, |record| record.policy.clone());
+    Ok(Desired::by_marks(&marks, &configured))
+}
+
+/// The pod that the records of a sandbox speak of.
+#[must_use]
+pub fn pod_of(records: &[Record]) -> Pod {
+    records
+        .iter()
+        .map(|record| &record.pod)
+        .find(|pod| pod.uid.is_some())
+        .or(records.first().map(|record| &record.pod))
+        .cloned()
+        .unwrap_or_default()
+}
+
+/// Reads the marks of a sandbox and brings the kernel to them. The caller holds the sandbox's lock.
+///
+/// # Errors
+/// [`EnforceError`].
+pub fn apply(
+    state: &StateDir,
+    host: &mut Side,
+    container_id: &ContainerId,
+    records: &[Record],
+    scan: Scan<'_>,
+) -> Result<Outcome, EnforceError> {
+    let desired = desired(state, container_id, &pod_of(records), records)?;
+    let applied = apply_desired(host, container_id, records, &desired, Cause::Asked, scan)?;
+    Ok(Outcome { desired, report: applied.report })
+}
+
+/// Why a sandbox is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// A runtime, a person or a mark asked for it.
+    Asked,
+    /// It was seen to be as it is wanted: what is found to differ was changed by somebody.
+    Disturbed,
+}
+
+/// Brings the kernel to what is wanted of a sandbox, reads it back, and says so in the log. The caller holds the
+/// sandbox's lock, and has read what is wanted under it.
+///
+/// # Errors
+/// [`SandboxError`].
+pub fn apply_desired(
+    host: &mut Side,
+    container_id: &ContainerId,
+    records: &[Record],
+    desired: &Desired,
+    cause: Cause,
+    scan: Scan<'_>,
+) -> Result<Applied, SandboxError> {
+    let started = Instant::now();
+    match Sandbox::open(host, container_id, records) {
+        Ok(mut sandbox) => bring(&mut sandbox, desired, cause, scan, started),
+        Err(error) => {
+            log_failed(container_id, &pod_of(records), desired, &error);
+            Err(error)
+        }
+    }
+}
+
+/// Like [`apply`] for ADD, of a sandbox that is open already: one of which nothing is or shall be isolated only gets its
+/// rules, and nothing is read back.
+///
+/// # Errors
+/// [`EnforceError`].
+pub fn install(state: &StateDir, sandbox: &mut Sandbox<'_>) -> Result<(), EnforceError> {
+    let started = Instant::now();
+    let desired = desired(state, sandbox.container_id(), &pod_of(sandbox.records()), sandbox.records())?;
+    if is_released(sandbox, &desired)? {
+        sandbox.install()?;
+    } else {
+        bring(sandbox, &desired, Cause::Asked, Scan::Sandbox, started)?;
+    }
+    Ok(())
+}
+
+fn bring(
+    sandbox: &mut Sandbox<'_>,
+    desired: &Desired,
+    cause: Cause,
+    scan: Scan<'_>,
+    started: Instant,
+) -> Result<Applied, SandboxError> {
+    let applied = sandbox.apply(desired, scan);
+    let (container_id, pod) = (sandbox.container_id(), pod_of(sandbox.records()));
+    match &applied {
+        Ok(applied) => log_applied(container_id, &pod, desired, applied, cause, started),
+        Err(error) => log_failed(container_id, &pod, desired, error),
+    }
+    applied
+}
+
+fn log_failed(container_id: &ContainerId, pod: &Pod, desired: &Desired, error: &SandboxError) {
+    if desired.is_isolated() && !error.is_gone() {
+        log::error!("{}", subject("not-isolated", container_id, pod).with("error", crate::model::audit::chain(error)));
+    }
+}
+
+/// Like [`apply`] for CHECK, of a sandbox that is open already: one that is to be released only has its waking state
+/// changed, so that rules that somebody altered are found and not silently replaced.
+///
+/// # Errors
+/// [`EnforceError`].
+pub fn check(state: &StateDir, sandbox: &mut Sandbox<'_>) -> Result<Outcome, EnforceError> {
+    let started = Instant::now();
+    let desired = desired(state, sandbox.container_id(), &pod_of(sandbox.records()), sandbox.records())?;
+    let report = if is_released(sandbox, &desired)? {
+        sandbox.verify(&desired, Scan::Sandbox)?
+    } else {
+        bring(sandbox, &desired, Cause::Asked, Scan::Sandbox, started)?.report
+    };
+    Ok(Outcome { desired, report })
+}
+
+/// Whether nothing of it is isolated, nor shall be.
+fn is_released(sandbox: &mut Sandbox<'_>, desired: &Desired) -> Result<bool, SandboxError> {
+    Ok(!desired.is_isolated() && !sandbox.is_isolated_in_part()?)
+}
+
+/// The start of every line about a sandbox: who it is.
+fn subject(event: &str, container_id: &ContainerId, pod: &Pod) -> Line {
+    Line::new(event).with("container", container_id).with("pod", pod).with_some("uid", pod.uid.as_ref())
+}
+
+fn log_applied(
+    container_id: &ContainerId,
+    pod: &Pod,
+    desired: &Desired,
+    applied: &Applied,
+    cause: Cause,
+    started: Instant,
+) {
+    let milliseconds = format!("{:.3}", started.elapsed().as_secs_f64() * 1000.0);
+    match desired {
+        Desired::Isolated { policy, mark, fault } if applied.changed => {
+            let event = match (applied.was_isolated, cause) {
+                (false, Cause::Asked) => "isolated",
+                (true, Cause::Asked) => "updated",
+                // Whether anything was left of the isolation or not.
+                (_, Cause::Disturbed) => "repaired",
+            };
+            let line = subject(event, container_id, pod)
+                .with("verdict", applied.report.verdict.as_str())
+                .with("policy", policy)
+                .with_some("reason", mark.reason.as_ref())
+                .with_some("case", mark.case.as_ref())
+                .with_some("actor", mark.actor.as_ref())
+                .with_some("sealed_because", fault.as_ref())
+                .with_some(
+                    "changed",
+                    (event != "isolated" && !applied.altered.is_empty()).then(|| applied.altered.join(", ")),
+                )
+                .with_some("open", (!applied.report.reasons.is_empty()).then(|| applied.report.reasons.join("; ")))
+                .with("ms", milliseconds);
+            if applied.report.verdict == Verdict::Contained && event != "repaired" {
+                log::info!("{line}")
+            } else {
+                log::warn!("{line}")
+            }
+        }
+        Desired::Released if applied.was_isolated => {
+            log::info!("{}", subject("released", container_id, pod).with("ms", milliseconds));
+        }
+        _ => {}
+    }
+}

@@ -1,0 +1,489 @@
+//! One sandbox: brought to what its marks want, on both sides, and read back.
+//!
+//! Everything that isolates or releases comes together here, whoever asked: ADD, CHECK, the agent, a command. The
+//! caller holds the sandbox's lock. The host guard comes before the pod-side rules when a sandbox is isolated, and goes
+//! after them when it is released: each stops everything by itself, so there is no half state in between.
+
+mod side;
+mod survey;
+mod transition;
+
+use nix::errno::Errno;
+use thiserror::Error;
+
+pub use side::Side;
+pub use survey::{NodeScan, Scan, pin_interfaces};
+
+use crate::kernel::netlink::NetlinkError;
+use crate::kernel::netns::{Netns, NetnsError};
+use crate::kernel::rtnetlink::Link;
+use crate::model::audit::Line;
+use crate::model::mark::Desired;
+use crate::model::names::{ContainerId, IfName};
+use crate::model::policy::Policy;
+use crate::model::record::HostGuard;
+use crate::model::record::Record;
+use crate::model::verdict::{Exposure, Guard, PodSide, Verdict, judge};
+use crate::rules::containment::{EgressHook, GuardedInterface, TABLE, guard, guard_table, pod_tables};
+use crate::rules::ruleset::{Family, Table};
+
+use survey::{End, Survey, jumps_past_guard, jumps_past_pod_side, pinned_interfaces, survey};
+use transition::{Transition, bring};
+
+const POD_FAMILIES: [Family; 2] = [Family::Netdev, Family::Inet];
+
+/// Why a sandbox could not be brought to what is wanted.
+#[derive(Debug, Error)]
+pub enum SandboxError {
+    /// Its netns cannot be entered; mostly because the pod is gone.
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
+    /// The netns at its path is another one by now: the pod is gone.
+    #[error("{path} is another pod's network namespace by now; the sandbox is gone")]
+    Replaced {
+        /// The path.
+        path: String,
+    },
+    /// The kernel refused, or could not be asked.
+    #[error(transparent)]
+    Kernel(#[from] NetlinkError),
+    /// The configuration requires a host guard.
+    #[error(
+        "{interface} has no peer on the host, and hostGuard is \"require\": nothing was changed; set hostGuard to \"auto\" to isolate it by the pod-side rules alone"
+    )]
+    NoHostPeer {
+        /// The interface.
+        interface: String,
+    },
+    /// No attachment of it is known.
+    #[error("sandbox {container_id} has no readable attachment record; it can't be found without one")]
+    Unknown {
+        /// The sandbox.
+        container_id: ContainerId,
+    },
+}
+
+impl SandboxError {
+    /// Whether the sandbox does not exist any more.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        matches!(self, Self::Netns(NetnsError::Open { .. } | NetnsError::NotOne { .. }) | Self::Replaced { .. })
+    }
+}
+
+/// What a sandbox was found to be, read back from the kernel.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// What may be claimed.
+    pub verdict: Verdict,
+    /// Why it is not `contained`, where it is isolated.
+    pub reasons: Vec<String>,
+    /// How many interfaces the rules are for.
+    pub interfaces: usize,
+    /// Whether the pod-side tables are as wanted.
+    pub pod_side: bool,
+    /// Whether the host guard is in place on every interface that leads outside.
+    pub host_guard: bool,
+    /// In what the pod-side tables and the guard differ from what is wanted.
+    pub differences: Vec<String>,
+    /// The rules as they are wanted, pod-side and host guard.
+    pub tables: Vec<Table>,
+}
+
+/// What applying found and did.
+#[derive(Debug, Clone)]
+pub struct Applied {
+    /// Whether anything was changed.
+    pub changed: bool,
+    /// Whether it was awake before: it had been isolated already.
+    pub was_isolated: bool,
+    /// In what the rules differed from what is wanted.
+    pub altered: Vec<String>,
+    /// What was read back afterwards.
+    pub report: Report,
+}
+
+/// A sandbox with both its sides open.
+#[derive(Debug)]
+pub struct Sandbox<'a> {
+    container_id: &'a ContainerId,
+    records: &'a [Record],
+    netns: Netns,
+    pod: Side,
+    host: &'a mut Side,
+}
+
+/// What is wanted on both sides.
+struct Wanted {
+    survey: Survey,
+    pod: Vec<Table>,
+    guard: Option<Table>,
+    egress: EgressHook,
+}
+
+impl<'a> Sandbox<'a> {
+    /// Opens a sandbox by the records of its attachments.
+    ///
+    /// # Errors
+    /// [`SandboxError`]; [`SandboxError::is_gone`] tells a pod that has ended from a failure.
+    pub fn open(
+        host: &'a mut Side,
+        container_id: &'a ContainerId,
+        records: &'a [Record],
+    ) -> Result<Self, SandboxError> {
+        let record = records.first().ok_or_else(|| SandboxError::Unknown { container_id: container_id.clone() })?;
+        let netns = Netns::open(&record.netns)?;
+        let pod = Side::of(&netns)?;
+        if record.netns_cookie != 0 && record.netns_cookie != pod.links.netns_cookie() {
+            return Err(SandboxError::Replaced { path: record.netns.to_string() });
+        }
+        Ok(Self { container_id, records, netns, pod, host })
+    }
+
+    /// A sandbox whose sides are open already; `records` are those of this netns, and at least one.
+    #[must_use]
+    pub fn of_sides(
+        host: &'a mut Side,
+        pod: Side,
+        netns: Netns,
+        container_id: &'a ContainerId,
+        records: &'a [Record],
+    ) -> Self {
+        Self { container_id, records, netns, pod, host }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn container_id(&self) -> &'a ContainerId {
+        self.container_id
+    }
+
+    /// The records of its attachments.
+    #[must_use]
+    pub fn records(&self) -> &'a [Record] {
+        self.records
+    }
+
+    /// Brings it to what is wanted and reads it back.
+    ///
+    /// # Errors
+    /// [`SandboxError`]. Where a host guard is required and impossible, nothing was changed.
+    pub fn apply(&mut self, desired: &Desired, scan: Scan<'_>) -> Result<Applied, SandboxError> {
+        match self.apply_with(desired, EgressHook::Netdev) {
+            // No netdev egress hook (before 5.16): the kernel says so when the chain is added, and takes nothing.
+            Err(error) if is_unsupported(&error) => {
+                let (wanted, done) = self.apply_with(desired, EgressHook::Missing)?;
+                self.applied(desired, wanted, done, scan)
+            }
+            result => {
+                let (wanted, done) = result?;
+                self.applied(desired, wanted, done, scan)
+            }
+        }
+    }
+
+    /// Puts the sleeping rules into a sandbox of which nothing is isolated. They are not read back: they do nothing
+    /// before the sandbox is isolated, and then everything is read.
+    ///
+    /// # Errors
+    /// [`SandboxError`].
+    pub fn install(&mut self) -> Result<(), SandboxError> {
+        match self.install_with(EgressHook::Netdev) {
+            Err(error) if is_unsupported(&error) => self.install_with(EgressHook::Missing),
+            result => result,
+        }
+    }
+
+    fn install_with(&mut self, egress: EgressHook) -> Result<(), SandboxError> {
+        let wanted = self.wanted_released(egress)?;
+        bring(&mut self.pod.nft, &wanted.pod)?;
+        Ok(())
+    }
+
+    fn apply_with(&mut self, desired: &Desired, egress: EgressHook) -> Result<(Wanted, Done), SandboxError> {
+        let wanted = self.wanted(desired, egress)?;
+        let mut done = Done { was_isolated: self.is_isolated_in_part()?, ..Done::default() };
+        if desired.is_isolated() {
+            self.require_peers(&wanted)?;
+            if let Some(guard) = &wanted.guard {
+                done.guard = bring(&mut self.host.nft, std::slice::from_ref(guard))?;
+            }
+            match bring(&mut self.pod.nft, &wanted.pod) {
+                Ok(transition) => done.pod = transition,
+                Err(error) if wanted.guard.is_none() || error.errno() == Some(Errno::EOPNOTSUPP) => {
+                    return Err(error.into());
+                }
+                // Root in the pod can make any change of its rules fail. The guard stands, and the verdict says so.
+                Err(error) => log::warn!(
+                    "{}",
+                    Line::new("pod-side-failed").with("container", self.container_id).with("error", error)
+                ),
+            }
+            if wanted.guard.is_none() {
+                done.guard.changed = self.remove_guard()?;
+            }
+        } else {
+            done.pod = bring(&mut self.pod.nft, &wanted.pod)?;
+            done.guard.changed = self.remove_guard()?;
+        }
+        Ok((wanted, done))
+    }
+
+    fn applied(
+        &mut self,
+        desired: &Desired,
+        wanted: Wanted,
+        done: Done,
+        scan: Scan<'_>,
+    ) -> Result<Applied, SandboxError> {
+        let mut altered = Vec::new();
+        for (side, transition) in [("pod", &done.pod), ("host", &done.guard)] {
+            altered.extend(transition.differences.iter().map(|difference| format!("{side} {difference}")));
+        }
+        Ok(Applied {
+            changed: done.pod.changed || done.guard.changed,
+            was_isolated: done.was_isolated,
+            altered,
+            report: self.report(desired, wanted, scan)?,
+        })
+    }
+
+    /// Reads it back and compares with what is wanted, changing nothing.
+    ///
+    /// # Errors
+    /// [`SandboxError`].
+    pub fn verify(&mut self, desired: &Desired, scan: Scan<'_>) -> Result<Report, SandboxError> {
+        let wanted = self.wanted(desired, EgressHook::Netdev)?;
+        let report = self.report(desired, wanted, scan)?;
+        if report.differences.is_empty() {
+            return Ok(report);
+        }
+        // Where the kernel has no egress hook, the other form of the rules is what was loaded.
+        let without = self.wanted(desired, EgressHook::Missing)?;
+        let fallback = self.report(desired, without, scan)?;
+        Ok(if fallback.differences.is_empty() { fallback } else { report })
+    }
+
+    /// The rules that would be in place for `desired`.
+    ///
+    /// # Errors
+    /// [`SandboxError`].
+    pub fn tables(&mut self, desired: &Desired) -> Result<Vec<Table>, SandboxError> {
+        let wanted = self.wanted(desired, EgressHook::Netdev)?;
+        Ok(wanted.pod.into_iter().chain(wanted.guard).collect())
+    }
+
+    /// Reads the elements of a set on the side where its table is.
+    ///
+    /// # Errors
+    /// See [`NetlinkError`].
+    pub fn side_of(&mut self, table: &Table) -> &mut Side {
+        if table.name == TABLE { &mut self.pod } else { self.host }
+    }
+
+    /// Takes the pod-side tables out of it, and the host guard.
+    ///
+    /// # Errors
+    /// [`SandboxError`].
+    pub fn clear(&mut self) -> Result<(), SandboxError> {
+        self.pod.nft.delete(TABLE, &POD_FAMILIES)?;
+        self.remove_guard()?;
+        Ok(())
+    }
+
+    fn remove_guard(&mut self) -> Result<bool, NetlinkError> {
+        remove_guard(self.host, self.container_id)
+    }
+
+    /// Whether anything of an isolation is in place: the pod-side rules awake, or a host guard.
+    ///
+    /// # Errors
+    /// See [`NetlinkError`].
+    pub fn is_isolated_in_part(&mut self) -> Result<bool, NetlinkError> {
+        let (pod_side, host_guard) = self.layers_in_place()?;
+        Ok(pod_side || host_guard)
+    }
+
+    /// Of an isolation, whatever it was: whether pod-side rules are awake, and whether there is a host guard.
+    ///
+    /// # Errors
+    /// See [`NetlinkError`].
+    pub fn layers_in_place(&mut self) -> Result<(bool, bool), NetlinkError> {
+        Ok((self.pod_side_is_awake()?, self.host.nft.has_table(Family::Netdev, &guard_table(self.container_id))?))
+    }
+
+    fn pod_side_is_awake(&mut self) -> Result<bool, NetlinkError> {
+        for family in POD_FAMILIES {
+            if self.pod.nft.is_awake(family, TABLE)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn wanted(&mut self, desired: &Desired, egress: EgressHook) -> Result<Wanted, SandboxError> {
+        let Desired::Isolated { policy, .. } = desired else { return self.wanted_released(egress) };
+        let survey = survey(self.host, &mut self.pod, &self.netns, self.records, policy)?;
+        let guarded: Vec<_> = survey.interfaces.iter().map(|interface| interface.guarded.clone()).collect();
+        let pod = pod_tables(policy, &guarded, egress, false);
+        let ends: Vec<_> = survey.ends.iter().map(|end| (end.link.name.clone(), end.guarded.clone())).collect();
+        let wants_guard = self.host_guard() != HostGuard::Off && !ends.is_empty();
+        let guard = wants_guard.then(|| guard(self.container_id, policy, &ends, egress));
+        Ok(Wanted { survey, pod, guard, egress })
+    }
+
+    /// What ADD left: nothing is looked up, so that what differs was changed by somebody.
+    fn wanted_released(&mut self, egress: EgressHook) -> Result<Wanted, SandboxError> {
+        let present: Vec<IfName> = self.pod.links.all()?.into_iter().map(|link| link.name).collect();
+        let guarded: Vec<_> = pinned_interfaces(self.records)
+            .into_iter()
+            .filter(|pinned| present.contains(&pinned.interface.name))
+            .map(|pinned| GuardedInterface {
+                name: pinned.interface.name.clone(),
+                known: Some((pinned.interface.clone(), pinned.node.clone())),
+            })
+            .collect();
+        let pod = pod_tables(self.policy(), &guarded, egress, true);
+        Ok(Wanted { survey: Survey::default(), pod, guard: None, egress })
+    }
+
+    /// The policy of the conflist.
+    #[must_use]
+    pub fn policy(&self) -> &Policy {
+        // `open` has seen a record.
+        &self.records[0].policy
+    }
+
+    fn host_guard(&self) -> HostGuard {
+        let asked = |guard| self.records.iter().any(|record| record.host_guard == guard);
+        if asked(HostGuard::Require) {
+            HostGuard::Require
+        } else if asked(HostGuard::Auto) {
+            HostGuard::Auto
+        } else {
+            HostGuard::Off
+        }
+    }
+
+    /// Whether its configuration asks for a host guard without which it is not isolated at all.
+    #[must_use]
+    pub fn requires_host_guard(&self) -> bool {
+        self.host_guard() == HostGuard::Require
+    }
+
+    fn require_peers(&self, wanted: &Wanted) -> Result<(), SandboxError> {
+        if self.host_guard() != HostGuard::Require {
+            return Ok(());
+        }
+        let unguarded = wanted.survey.unguarded().filter(|interface| !interface.leads_elsewhere());
+        match unguarded.map(|interface| &interface.link.name).chain(&wanted.survey.missing).next() {
+            None => Ok(()),
+            Some(interface) => Err(SandboxError::NoHostPeer { interface: interface.to_string() }),
+        }
+    }
+
+    fn report(&mut self, desired: &Desired, wanted: Wanted, scan: Scan<'_>) -> Result<Report, SandboxError> {
+        let mut differences = Vec::new();
+        for table in &wanted.pod {
+            let found = differences_of(&mut self.pod, table)?;
+            differences.extend(found.into_iter().map(|difference| format!("pod {} {difference}", table.family)));
+        }
+        let pod_side = differences.is_empty();
+        let guard_differences = match &wanted.guard {
+            Some(guard) => differences_of(self.host, guard)?,
+            None => Vec::new(),
+        };
+        let (mut verdict, mut reasons, mut host_guard) = (Verdict::Open, Vec::new(), false);
+        if desired.is_isolated() {
+            let exposures = self.exposures(&wanted, &guard_differences, scan)?;
+            host_guard =
+                !exposures.is_empty() && exposures.iter().all(|exposure| matches!(exposure.guard, Guard::Holds { .. }));
+            (verdict, reasons) = judge(pod_side, &exposures);
+        }
+        differences.extend(guard_differences.into_iter().map(|difference| format!("host {difference}")));
+        let interfaces = wanted.survey.interfaces.len();
+        let tables = wanted.pod.into_iter().chain(wanted.guard).collect();
+        Ok(Report { verdict, reasons, interfaces, pod_side, host_guard, differences, tables })
+    }
+
+    fn exposures(
+        &mut self,
+        wanted: &Wanted,
+        guard_differences: &[String],
+        scan: Scan<'_>,
+    ) -> Result<Vec<Exposure>, SandboxError> {
+        let mut exposures = Vec::new();
+        let off = || Guard::Missing("hostGuard is \"off\"".to_owned());
+        let is_off = self.host_guard() == HostGuard::Off;
+        for End { link, guarded } in &wanted.survey.ends {
+            let guard = if is_off {
+                off()
+            } else if !guard_differences.is_empty() {
+                Guard::Missing(format!("the host guard is not in place ({})", guard_differences.join(", ")))
+            } else {
+                let passed_by = jumps_past_guard(self.host, &guard_table(self.container_id), link, scan)?;
+                Guard::Holds { passed_by, both_ways: wanted.egress == EgressHook::Netdev }
+            };
+            let inside = wanted.survey.interfaces.iter().find(|interface| interface.host_end == Some(link.index));
+            exposures.push(self.exposure(&guarded.name, guard, inside.map(|interface| &interface.link))?);
+        }
+        for interface in wanted.survey.unguarded() {
+            let guard = match interface {
+                interface if interface.leads_elsewhere() => Guard::Elsewhere,
+                _ if is_off => off(),
+                interface => Guard::Missing(no_peer(&interface.link.kind)),
+            };
+            exposures.push(self.exposure(&interface.link.name, guard, Some(&interface.link))?);
+        }
+        for name in &wanted.survey.missing {
+            exposures.push(self.exposure(
+                name,
+                Guard::Missing(no_peer(b"an interface that left the sandbox")),
+                None,
+            )?);
+        }
+        Ok(exposures)
+    }
+
+    /// `inside` is the sandbox's end, where it is still there.
+    fn exposure(&mut self, interface: &IfName, guard: Guard, inside: Option<&Link>) -> Result<Exposure, SandboxError> {
+        let pod_side = match (&guard, inside) {
+            (_, None) => PodSide::Left,
+            // Not asked where nothing depends on it.
+            (Guard::Holds { passed_by, both_ways: true }, _) if passed_by.is_empty() => PodSide::InTheWay,
+            (_, Some(link)) if jumps_past_pod_side(&mut self.pod.links, &self.netns, link)? => PodSide::PassedBy,
+            (_, Some(_)) => PodSide::InTheWay,
+        };
+        Ok(Exposure { interface: interface.to_string(), guard, pod_side })
+    }
+}
+
+/// What was done on either side.
+#[derive(Debug, Default)]
+struct Done {
+    was_isolated: bool,
+    pod: Transition,
+    guard: Transition,
+}
+
+/// Removes the host guard of a sandbox that may be gone; says whether there was one.
+///
+/// # Errors
+/// See [`NetlinkError`].
+pub fn remove_guard(host: &mut Side, container_id: &ContainerId) -> Result<bool, NetlinkError> {
+    host.nft.delete(&guard_table(container_id), &[Family::Netdev])
+}
+
+fn differences_of(side: &mut Side, table: &Table) -> Result<Vec<String>, NetlinkError> {
+    Ok(side.nft.compare(table)?.0.iter().map(ToString::to_string).collect())
+}
+
+fn is_unsupported(error: &SandboxError) -> bool {
+    matches!(error, SandboxError::Kernel(error) if error.errno() == Some(Errno::EOPNOTSUPP))
+}
+
+fn no_peer(kind: &[u8]) -> String {
+    let kind =
+        if kind.is_empty() { "a physical device".to_owned() } else { String::from_utf8_lossy(kind).into_owned() };
+    format!("{kind} has no peer on the host for a host guard")
+}

@@ -1,0 +1,333 @@
+//! What a sandbox looks like right now: its interfaces, their other ends on the host, and the node as it is seen from
+//! each. What concerns the pod's own identity comes from its records; what is asked now is asked of the host.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::OnceLock;
+
+use crate::kernel::netlink::NetlinkError;
+use crate::kernel::netns::Netns;
+use crate::kernel::nft::ChainInFront;
+use crate::kernel::rtnetlink::{Jump, Link, Links, has_bpf_links};
+use crate::model::names::{IfName, SandboxInterface};
+use crate::model::policy::Policy;
+use crate::model::record::NodeOnLink;
+use crate::model::record::{HostEnd, PinnedInterface, Record};
+use crate::rules::containment::{GuardedInterface, neighbours_needed};
+
+use super::{SandboxError, Side};
+
+/// The most interfaces that get chains of their own; what root in the pod makes beyond is left to inet's default drop.
+/// Those that the host made come first, so that there is no hiding in a crowd.
+const INTERFACES_MAX: usize = 128;
+
+/// An interface of a sandbox.
+#[derive(Debug, Clone)]
+pub(super) struct Surveyed {
+    pub(super) link: Link,
+    pub(super) guarded: GuardedInterface,
+    /// The index of its other end, where that is on the host.
+    pub(super) host_end: Option<u32>,
+}
+
+/// The host's end of an interface of a sandbox, wherever the other end is by now.
+#[derive(Debug, Clone)]
+pub(super) struct End {
+    pub(super) link: Link,
+    pub(super) guarded: GuardedInterface,
+}
+
+/// A sandbox as it is now.
+#[derive(Debug, Default)]
+pub(super) struct Survey {
+    /// Its interfaces but `lo`, those that the host made first.
+    pub(super) interfaces: Vec<Surveyed>,
+    /// The ends on the host: those that ADD found, and those of interfaces that came since.
+    pub(super) ends: Vec<End>,
+    /// Interfaces that ADD found without an end on the host, and that are not in the sandbox any more.
+    pub(super) missing: Vec<IfName>,
+}
+
+impl Surveyed {
+    /// Whether it is one end of a pair that no ADD made, and whose other end is not on the host.
+    pub(super) fn leads_elsewhere(&self) -> bool {
+        self.guarded.known.is_none() && self.link.is_pair() && self.host_end.is_none()
+    }
+}
+
+impl Survey {
+    /// The interfaces that lead out of the sandbox without an end on the host.
+    pub(super) fn unguarded(&self) -> impl Iterator<Item = &Surveyed> {
+        self.interfaces.iter().filter(|interface| interface.host_end.is_none() && interface.link.leads_outside())
+    }
+}
+
+/// Looks at a sandbox.
+pub(super) fn survey(
+    host: &mut Side,
+    pod: &mut Side,
+    netns: &Netns,
+    records: &[Record],
+    policy: &Policy,
+) -> Result<Survey, SandboxError> {
+    let mut survey = Survey::default();
+    let links = pod.links.all()?;
+    let host_in_pod = pod.links.id_of(&Netns::own()?)?;
+    let pinned = pinned_interfaces(records);
+    for pinned in &pinned {
+        let name = &pinned.interface.name;
+        let Some(end) = pinned.host_end else {
+            if !links.iter().any(|link| link.name == *name) {
+                survey.missing.push(name.clone());
+            }
+            continue;
+        };
+        // Gone with the interface itself, or another one of the same index.
+        let Some(link) = host.links.by_index(end.index)?.filter(|link| link.mac == end.mac && link.is_pair()) else {
+            continue;
+        };
+        let node = node_seen_from(&mut host.links, &pinned.interface, policy)?;
+        let known = Some((pinned.interface.clone(), node));
+        survey.ends.push(End { link, guarded: GuardedInterface { name: name.clone(), known } });
+    }
+    // Asked after the links were read: reading a link gives the netns of its other end an ID.
+    let mut pod_in_host = None;
+    for link in links.into_iter().filter(|link| !link.is_loopback) {
+        let mut host_end = None;
+        if let Some(end) = other_end(&mut host.links, &link, host_in_pod)? {
+            if pod_in_host.is_none() {
+                pod_in_host = Some(host.links.id_of(netns)?);
+            }
+            let points_back =
+                end.other == Some(link.index) && end.other_netns.is_some() && Some(end.other_netns) == pod_in_host;
+            if points_back {
+                host_end = Some(end.index);
+                if !survey.ends.iter().any(|known| known.link.index == end.index) {
+                    // One of ADD's whose Ethernet address was changed on the host since, or one that came later.
+                    let of_add =
+                        pinned.iter().find(|pinned| pinned.host_end.is_some_and(|known| known.index == end.index));
+                    let known = match of_add {
+                        Some(pinned) => Some((
+                            pinned.interface.clone(),
+                            node_seen_from(&mut host.links, &pinned.interface, policy)?,
+                        )),
+                        None => None,
+                    };
+                    survey.ends.push(End { link: end, guarded: GuardedInterface { name: link.name.clone(), known } });
+                }
+            }
+        }
+        let known = match pinned.iter().find(|pinned| pinned.interface.name == link.name) {
+            None => None,
+            Some(pinned) => {
+                let of_end = survey
+                    .ends
+                    .iter()
+                    .find(|end| end.guarded.name == link.name)
+                    .and_then(|end| end.guarded.known.clone());
+                Some(match of_end {
+                    Some(known) => known,
+                    None => (pinned.interface.clone(), node_seen_from(&mut host.links, &pinned.interface, policy)?),
+                })
+            }
+        };
+        survey.interfaces.push(Surveyed {
+            guarded: GuardedInterface { name: link.name.clone(), known },
+            link,
+            host_end,
+        });
+    }
+    survey.interfaces.sort_by_key(|Surveyed { link, guarded, host_end }| {
+        let is_made_by_host =
+            host_end.is_some() || link.is_physical() || (link.other_netns.is_some() && link.other_netns == host_in_pod);
+        (guarded.known.is_none(), !is_made_by_host, link.index)
+    });
+    survey.interfaces.truncate(INTERFACES_MAX);
+    Ok(survey)
+}
+
+/// The interfaces of all records, each once.
+pub(super) fn pinned_interfaces(records: &[Record]) -> Vec<&PinnedInterface> {
+    let mut pinned: Vec<&PinnedInterface> = Vec::new();
+    for interface in records.iter().flat_map(|record| &record.interfaces) {
+        if !pinned.iter().any(|earlier| earlier.interface.name == interface.interface.name) {
+            pinned.push(interface);
+        }
+    }
+    pinned
+}
+
+/// Pins the identity of the interfaces that are in a sandbox when its ADD runs, without those that the records of
+/// `earlier` attachments have pinned already. `said_addresses` are those that prevResult gives an interface.
+///
+/// # Errors
+/// [`SandboxError`].
+pub fn pin_interfaces(
+    host: &mut Side,
+    pod: &mut Side,
+    netns: &Netns,
+    said_addresses: impl Fn(&IfName) -> Vec<IpAddr>,
+    earlier: &[Record],
+) -> Result<Vec<PinnedInterface>, SandboxError> {
+    let earlier: BTreeSet<&IfName> =
+        pinned_interfaces(earlier).into_iter().map(|pinned| &pinned.interface.name).collect();
+    let routes = pod.links.routes()?;
+    let host_in_pod = pod.links.id_of(&Netns::own()?)?;
+    let mut pinned = Vec::new();
+    for link in pod.links.all()? {
+        if link.is_loopback || earlier.contains(&link.name) {
+            continue;
+        }
+        let mut addresses = said_addresses(&link.name);
+        for address in pod.links.addresses_of(link.index)? {
+            if !addresses.contains(&address) {
+                addresses.push(address);
+            }
+        }
+        let routes = routes.iter().filter(|(index, _)| *index == link.index).map(|(_, route)| route.clone()).collect();
+        let end = other_end(&mut host.links, &link, host_in_pod)?;
+        let pod_in_host = if end.is_some() { host.links.id_of(netns)? } else { None };
+        let host_end = end
+            .filter(|end| end.other == Some(link.index) && end.other_netns.is_some() && end.other_netns == pod_in_host)
+            .map(|end| HostEnd { index: end.index, mac: end.mac });
+        let interface = SandboxInterface { name: link.name, mac: link.mac, addresses, routes };
+        let node = node_seen_from(&mut host.links, &interface, &Policy::default())?;
+        pinned.push(PinnedInterface { interface, node, host_end });
+    }
+    Ok(pinned)
+}
+
+/// The link on the host that the kernel's own data of a link in the pod names as its other end. Whether that one points
+/// back is for the caller to see.
+fn other_end(host: &mut Links, link: &Link, host_in_pod: Option<i32>) -> Result<Option<Link>, NetlinkError> {
+    match link.other.filter(|_| link.is_pair() && link.other_netns.is_some() && link.other_netns == host_in_pod) {
+        Some(index) => Ok(host.by_index(index)?.filter(|end| end.kind == link.kind)),
+        None => Ok(None),
+    }
+}
+
+/// What the node looks like from an interface: the addresses that the kernel itself would choose to reach it, and the
+/// Ethernet address on that link; and the other next hops that the policy needs, as far as the node knows them.
+fn node_seen_from(host: &mut Links, interface: &SandboxInterface, policy: &Policy) -> Result<NodeOnLink, NetlinkError> {
+    let mut node = NodeOnLink::default();
+    let mut on_link: Option<u32> = None;
+    for address in interface.addresses.iter().filter(|address| !is_link_local(address)) {
+        let Some(path) = host.path_to(*address)? else { continue };
+        let mut sources: Vec<IpAddr> =
+            path.source.into_iter().filter(|source| !source.is_loopback() && !is_link_local(source)).collect();
+        if sources.is_empty() {
+            // The node's own address is still tentative (RFC 4862): what it speaks from once it is not.
+            sources = host.addresses_of(path.interface)?;
+            sources.retain(|source| {
+                source.is_ipv6() == address.is_ipv6() && !source.is_loopback() && !is_link_local(source)
+            });
+        }
+        sources.retain(|source| !node.addresses.contains(source));
+        node.addresses.append(&mut sources);
+        if path.gateway.is_none() {
+            on_link.get_or_insert(path.interface);
+        }
+    }
+    let Some(index) = on_link else { return Ok(node) };
+    node.mac = host.by_index(index)?.and_then(|link| link.mac);
+    if interface.addresses.iter().any(IpAddr::is_ipv6) {
+        // The node's entry for the pod is re-confirmed from its link-local address.
+        node.addresses.extend(host.addresses_of(index)?.into_iter().filter(is_link_local));
+    }
+    for neighbour in neighbours_needed(policy, interface, &node) {
+        let answer = host.resolve(index, neighbour)?;
+        node.neighbours.push((neighbour, answer));
+    }
+    Ok(node)
+}
+
+fn is_link_local(address: &IpAddr) -> bool {
+    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
+}
+
+/// How far to look for what takes packets past the host guard.
+#[derive(Debug, Clone, Copy)]
+pub enum Scan<'a> {
+    /// On the sandbox's own interfaces and their host ends.
+    Sandbox,
+    /// On every interface of the node that has filters, too: one could redirect to a host end.
+    Node(&'a NodeScan),
+}
+
+/// What is on all of the node's interfaces. It is looked for when it is first asked for, and then kept: once for a
+/// command, however many sandboxes that is about.
+#[derive(Debug, Default)]
+pub struct NodeScan(OnceLock<OnNode>);
+
+#[derive(Debug)]
+struct OnNode {
+    /// From the interface of one index to that of another.
+    redirects: Vec<(u32, u32)>,
+    chains_in_front: Vec<ChainInFront>,
+}
+
+impl NodeScan {
+    fn of(&self, host: &mut Side) -> Result<&OnNode, NetlinkError> {
+        if let Some(found) = self.0.get() {
+            return Ok(found);
+        }
+        let mut redirects = Vec::new();
+        for from in host.links.with_filters()? {
+            let jumps = host.links.jumps(from)?;
+            redirects.extend(jumps.into_iter().filter_map(|jump| match jump {
+                Jump::Redirect(to) => Some((from, to)),
+                Jump::Bpf | Jump::Xdp => None,
+            }));
+        }
+        let found = OnNode { redirects, chains_in_front: host.nft.chains_in_front()? };
+        Ok(self.0.get_or_init(|| found))
+    }
+}
+
+/// What takes packets past the hooks on the host's end of an interface, in words.
+pub(super) fn jumps_past_guard(
+    side: &mut Side,
+    guard: &str,
+    end: &Link,
+    scan: Scan<'_>,
+) -> Result<Vec<String>, NetlinkError> {
+    let mut found = Vec::new();
+    let device = &end.name;
+    let host = &mut side.links;
+    if end.has_xdp {
+        found.push(format!("an XDP program on {device}"));
+    }
+    for jump in host.jumps(end.index)? {
+        found.push(match jump {
+            Jump::Redirect(_) => format!("a tc redirect on {device}"),
+            Jump::Bpf | Jump::Xdp => format!("a BPF program in tc on {device}"),
+        });
+    }
+    if has_bpf_links(end.index) {
+        found.push(format!("a BPF program in tcx or netkit on {device}"));
+    }
+    if let Scan::Node(node) = scan {
+        let node = node.of(side)?;
+        for &(from, _) in node.redirects.iter().filter(|&&(from, to)| to == end.index && from != end.index) {
+            let from = side.links.by_index(from)?.map_or_else(|| from.to_string(), |link| link.name.to_string());
+            found.push(format!("a tc redirect from {from} to {device}"));
+        }
+        for chain in node.chains_in_front.iter().filter(|chain| chain.is_on(device) && chain.table != guard) {
+            found.push(format!("nftables table netdev {} in front of the guard on {device}", chain.table));
+        }
+    }
+    Ok(found)
+}
+
+/// Whether something in the sandbox takes packets past the pod-side hooks of this interface.
+pub(super) fn jumps_past_pod_side(pod: &mut Links, netns: &Netns, link: &Link) -> Result<bool, SandboxError> {
+    if link.has_xdp || !pod.jumps(link.index)?.is_empty() || netns.run(|| has_bpf_links(link.index))? {
+        return Ok(true);
+    }
+    for index in pod.with_filters()? {
+        if index != link.index && pod.jumps(index)?.contains(&Jump::Redirect(link.index)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}

@@ -1,0 +1,105 @@
+//! From what is loaded to what is wanted, without a packet in between.
+//!
+//! A table that is awake is changed in place, flush and rules in one batch; only what cannot be changed in place (a set
+//! or a chain of our name that is not ours) has it replaced whole, also in one batch, which is safe because each base
+//! chain ends in an explicit drop. A table that sleeps is written asleep. Waking comes last and alone: the kernel hooks
+//! the chains while it prepares the batch, also when a later change of that batch then fails.
+
+use crate::kernel::netlink::NetlinkError;
+use crate::kernel::nft::{Batch, Difference, LoadedTable, Nft};
+use crate::rules::containment::is_flow_set;
+use crate::rules::ruleset::Table;
+
+/// What was found and done.
+#[derive(Debug, Default)]
+pub(super) struct Transition {
+    /// In what the tables differed from what was wanted, each with its family.
+    pub(super) differences: Vec<String>,
+    /// Whether anything was changed.
+    pub(super) changed: bool,
+}
+
+/// Brings the tables of one side to what is wanted. All of `wanted` have one name, and sleep or wake together.
+pub(super) fn bring(nft: &mut Nft, wanted: &[Table]) -> Result<Transition, NetlinkError> {
+    let mut transition = Transition::default();
+    let mut to_sleep = Batch::default();
+    let mut rewrite = Batch::default();
+    let mut wake = Batch::default();
+    for table in wanted {
+        let (mut differences, loaded) = nft.compare(table)?;
+        let was_dormant = match &loaded {
+            Some(loaded) => Some(loaded.dormant),
+            None if differences.contains(&Difference::NoTable) => None,
+            // Not read is not absent.
+            None if nft.has_table(table.family, &table.name)? => Some(!nft.is_awake(table.family, &table.name)?),
+            None => None,
+        };
+        if was_dormant == Some(false) && table.dormant {
+            to_sleep.set_dormant(table.family, &table.name, true);
+        }
+        differences.retain(|difference| !matches!(difference, Difference::Dormant { .. }));
+        let is_as_wanted = differences.is_empty();
+        let wakes = was_dormant != Some(false) && !table.dormant;
+        match (&loaded, was_dormant) {
+            _ if is_as_wanted => {}
+            (Some(loaded), Some(false)) if !table.dormant => change_in_place(&mut rewrite, table, loaded, &differences),
+            // Awake, and nobody knows with what in it.
+            (None, Some(false)) if !table.dormant => replace(&mut rewrite, table, true),
+            _ => replace(&mut rewrite, &Table { dormant: true, ..table.clone() }, was_dormant.is_some()),
+        }
+        if wakes && was_dormant.is_some() {
+            differences.push(Difference::Dormant { is: true });
+        }
+        if wakes {
+            // Flows of an earlier isolation are not open in this one.
+            if is_as_wanted {
+                for set in &table.sets {
+                    wake.flush_set(table.family, &table.name, &set.name);
+                }
+            }
+            wake.set_dormant(table.family, &table.name, false);
+        }
+        transition.differences.extend(differences.iter().map(|difference| format!("{} {difference}", table.family)));
+    }
+    for batch in [&to_sleep, &rewrite, &wake] {
+        nft.apply(batch)?;
+        transition.changed |= !batch.is_empty();
+    }
+    Ok(transition)
+}
+
+fn replace(batch: &mut Batch, table: &Table, is_there: bool) {
+    if is_there {
+        batch.delete_table(table.family, &table.name);
+    }
+    batch.add_table(table);
+}
+
+fn change_in_place(batch: &mut Batch, table: &Table, loaded: &LoadedTable, differences: &[Difference]) {
+    // Sets of another policy's flows are what is foreign after a change of policy, and can go; anything else is not ours.
+    let stale = loaded.other_sets(table, is_flow_set);
+    let foreign = differences.contains(&Difference::Foreign) && loaded.surplus(table) != stale.len();
+    let in_the_way = table.sets.iter().any(|set| loaded.has_set_named(&set.name) && !loaded.has_set(set))
+        || table.chains.iter().any(|chain| {
+            differences.contains(&Difference::Chain(chain.name.clone())) && loaded.has_chain_named(&chain.name)
+        });
+    if foreign || in_the_way {
+        replace(batch, table, true);
+        return;
+    }
+    for set in table.sets.iter().filter(|set| !loaded.has_set(set)) {
+        batch.add_set(table, set);
+    }
+    for chain in &table.chains {
+        if differences.contains(&Difference::Chain(chain.name.clone())) {
+            batch.add_chain(table, chain);
+            batch.add_rules(table, chain);
+        } else if differences.contains(&Difference::Rules(chain.name.clone())) {
+            batch.flush_chain(table.family, &table.name, chain.name.as_bytes());
+            batch.add_rules(table, chain);
+        }
+    }
+    for set in stale {
+        batch.delete_set(table.family, &table.name, &set);
+    }
+}

@@ -1,0 +1,362 @@
+//! The plugin's face: the verbs of CNI over the state directory and one sandbox.
+//!
+//! Exactly one JSON document on standard output, or none; everything else goes to the log. What a verb may fail for,
+//! and with which code, is decided here; what isolating means is decided in `sandbox`.
+
+pub mod cni;
+pub mod config;
+
+use std::error::Error;
+use std::ffi::OsString;
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use serde_json::Value;
+
+use self::cni::{Call, Code, Failure, Network, Target, VERSIONS, versions};
+use crate::kernel::netns::{Netns, NetnsError};
+use crate::model::audit::{Line, chain};
+use crate::model::names::{AttachmentId, ContainerId, Pod};
+use crate::model::record::Record;
+use crate::model::verdict::Verdict;
+use crate::node::enforce::{self, EnforceError};
+use crate::node::logging;
+use crate::node::sandbox::{Sandbox, SandboxError, Scan, Side, pin_interfaces, remove_guard};
+use crate::node::state::{StateDir, StateError};
+use crate::rules::ruleset::Family;
+use config::Config;
+
+use crate::model::record::HostGuard;
+
+/// How long VERSION waits for a configuration that says which version to answer in.
+const VERSION_PATIENCE: Duration = Duration::from_millis(100);
+
+/// What to write to standard output, and whether the call succeeded.
+#[derive(Debug)]
+pub struct Answer {
+    /// The one JSON document, where there is one.
+    pub document: Option<Value>,
+    /// Whether the verb did what it is for.
+    pub succeeded: bool,
+}
+
+/// What a call without CNI_COMMAND is told.
+#[must_use]
+pub fn about() -> String {
+    format!(
+        "quarantine {}: a chained CNI plugin that cuts a compromised pod off the network\nCNI protocol versions supported: {}",
+        env!("CARGO_PKG_VERSION"),
+        VERSIONS.join(", ")
+    )
+}
+
+/// Serves one call.
+pub fn serve(environment: impl Fn(&str) -> Option<OsString>, input: &mut (impl Read + AsFd)) -> Answer {
+    let mut version = None;
+    match serve_call(environment, input, &mut version) {
+        Ok(document) => Answer { document, succeeded: true },
+        Err(failure) => {
+            log::warn!("{}", Line::new("failed").with("code", failure.code as u32).with("error", &failure.message));
+            Answer { document: Some(failure.to_json(version.as_deref())), succeeded: false }
+        }
+    }
+}
+
+/// Writes the answer; a result that could not be written is no success.
+///
+/// # Errors
+/// When standard output is closed or full.
+pub fn write_answer(answer: &Answer, output: &mut impl Write) -> io::Result<()> {
+    if let Some(document) = &answer.document {
+        serde_json::to_writer(&mut *output, document)?;
+        output.write_all(b"\n")?;
+    }
+    output.flush()
+}
+
+fn serve_call(
+    environment: impl Fn(&str) -> Option<OsString>,
+    input: &mut (impl Read + AsFd),
+    version: &mut Option<String>,
+) -> Result<Option<Value>, Failure> {
+    let call = Call::from_environment(environment)?;
+    if call == Call::Version {
+        return Ok(Some(versions(version_asked_in(input).as_deref())));
+    }
+    let mut bytes = Vec::new();
+    input.read_to_end(&mut bytes).map_err(|error| {
+        Failure::new(Code::Io, format!("cannot read the network configuration from standard input: {error}"))
+    })?;
+    *version = said_version(&bytes);
+    let network = Network::decode(&bytes, &call)?;
+    let checked =
+        || Config::read(&network.document).map_err(|error| Failure::new(Code::InvalidConfig, error.to_string()));
+    match &call {
+        Call::Add(target) => {
+            let config = checked()?;
+            logging::start(config.log);
+            add(&config, &network, target).map(Some)
+        }
+        Call::Check(target) => {
+            let config = checked()?;
+            logging::start(config.log);
+            check(&config, &network, target).map(|()| None)
+        }
+        Call::Status => {
+            let config = checked()?;
+            logging::start(config.log);
+            status(&config).map(|()| None)
+        }
+        Call::Del { attachment, pod, .. } => {
+            let config = Config::read_what_is_sound(&network.document);
+            logging::start(config.log);
+            del(&config, attachment, pod).map(|()| None)
+        }
+        Call::Gc => {
+            let config = Config::read_what_is_sound(&network.document);
+            logging::start(config.log);
+            gc(&config, &network).map(|()| None)
+        }
+        Call::Version => Ok(None),
+    }
+}
+
+/// The version that a configuration says, however broken the rest of it is.
+fn said_version(bytes: &[u8]) -> Option<String> {
+    let document: Value = serde_json::from_slice(bytes).ok()?;
+    document.get("cniVersion")?.as_str().filter(|version| !version.is_empty()).map(str::to_owned)
+}
+
+/// Reads the configuration for VERSION without waiting for the end of an input that has none.
+fn version_asked_in(input: &mut (impl Read + AsFd)) -> Option<String> {
+    let deadline = Instant::now() + VERSION_PATIENCE;
+    let mut bytes = Vec::new();
+    let mut part = [0; 4096];
+    loop {
+        let left = u16::try_from(deadline.saturating_duration_since(Instant::now()).as_millis()).unwrap_or(0);
+        let mut waiting = [PollFd::new(input.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut waiting, PollTimeout::from(left)).ok()? == 0 {
+            return None;
+        }
+        match input.read(&mut part).ok()? {
+            0 => return said_version(&bytes),
+            read => bytes.extend_from_slice(&part[..read]),
+        }
+        if let Some(version) = said_version(&bytes) {
+            return Some(version);
+        }
+    }
+}
+
+fn add(config: &Config, network: &Network, target: &Target) -> Result<Value, Failure> {
+    let previous = network.previous_result()?;
+    let netns = open_netns(target)?;
+    let mut host = Side::own().map_err(|error| failure(Code::Kernel, &error))?;
+    let mut pod = Side::of(&netns).map_err(|error| failure(Code::Kernel, &error))?;
+    let state = StateDir::open_or_create(&config.state_dir).map_err(|error| failure(Code::State, &error))?;
+    let container_id = &target.attachment.container_id;
+    let _lock = state.lock(container_id).map_err(|error| failure(Code::State, &error))?;
+
+    let (mut records, _) = state.records_of(container_id);
+    let cookie = pod.links.netns_cookie();
+    // Those of a netns that is gone speak of other interfaces; this attachment's own is written anew.
+    records.retain(|record| record.id != target.attachment && record.netns_cookie == cookie);
+    let interfaces =
+        pin_interfaces(&mut host, &mut pod, &netns, |name| previous.addresses_of(name).collect(), &records)
+            .map_err(|error| failure(Code::Kernel, &error))?;
+    let record = Record {
+        id: target.attachment.clone(),
+        network: network.name.clone(),
+        netns: target.netns.clone(),
+        netns_cookie: cookie,
+        pod: target.pod.clone(),
+        policy: config.policy.clone(),
+        host_guard: config.host_guard,
+        interfaces,
+    };
+    let is_first = records.is_empty();
+    // The record first, then the marks: an operator's mark is seen here, or the record is seen by whoever handles the
+    // mark.
+    state.write_record(&record).map_err(|error| failure(Code::State, &error))?;
+    records.push(record);
+    records.sort_by(|a, b| a.id.cmp(&b.id));
+    let mut sandbox = Sandbox::of_sides(&mut host, pod, netns, container_id, &records);
+    match enforce::install(&state, &mut sandbox) {
+        Ok(()) => Ok(previous.into_result(network.version)),
+        Err(error) => {
+            let _ = state.remove_record(&target.attachment);
+            if is_first {
+                let _ = sandbox.clear();
+            }
+            Err(enforcement_failure(&error))
+        }
+    }
+}
+
+fn check(config: &Config, network: &Network, target: &Target) -> Result<(), Failure> {
+    let previous = network.previous_result()?;
+    let netns = open_netns(target)?;
+    let mut host = Side::own().map_err(|error| failure(Code::Kernel, &error))?;
+    let mut pod = Side::of(&netns).map_err(|error| failure(Code::Kernel, &error))?;
+    let state = StateDir::open(&config.state_dir).map_err(|error| failure(Code::State, &error))?;
+    let container_id = &target.attachment.container_id;
+    let _lock = state.lock(container_id).map_err(|error| failure(Code::State, &error))?;
+
+    let (records, _) = state.records_of(container_id);
+    let altered = |message: String| Failure::new(Code::Altered, message);
+    let Some(record) = records.iter().find(|record| record.id == target.attachment) else {
+        return Err(altered(format!(
+            "{container_id} {} has no attachment record: it was not added",
+            target.attachment.ifname
+        )));
+    };
+    if record.netns_cookie != pod.links.netns_cookie() {
+        return Err(altered(format!("{} is not the network namespace that {container_id} was added in", target.netns)));
+    }
+    let links = pod.links.all().map_err(|error| failure(Code::Kernel, &error))?;
+    for (name, sandbox) in previous.sandbox_interfaces() {
+        let is_here = std::path::Path::new(sandbox) == target.netns.as_path();
+        if is_here && !links.iter().any(|link| link.name == name) {
+            return Err(altered(format!("interface {name} of prevResult is gone from {}", target.netns)));
+        }
+    }
+    let mut sandbox = Sandbox::of_sides(&mut host, pod, netns, container_id, &records);
+    let outcome = enforce::check(&state, &mut sandbox).map_err(|error| enforcement_failure(&error))?;
+    let report = outcome.report;
+    if !outcome.desired.is_isolated() {
+        return match report.differences.first() {
+            None => Ok(()),
+            Some(_) => Err(altered(format!(
+                "the rules of {container_id} are not as they were made: {}",
+                report.differences.join(", ")
+            ))),
+        };
+    }
+    let strict = config.host_guard == HostGuard::Require;
+    match report.verdict {
+        Verdict::Contained => Ok(()),
+        Verdict::Partial if !strict => Ok(()),
+        verdict => Err(altered(format!(
+            "{container_id} is marked isolated and is {}: {}",
+            verdict.as_str(),
+            report.reasons.join("; ")
+        ))),
+    }
+}
+
+fn del(config: &Config, attachment: &AttachmentId, pod: &Pod) -> Result<(), Failure> {
+    let state = match StateDir::open(&config.state_dir) {
+        Ok(state) => state,
+        // Nothing was ever added here, or all was lost.
+        Err(StateError::Absent { .. } | StateError::NotADirectory { .. }) => return Ok(()),
+        Err(error) => return Err(failure(Code::Io, &error)),
+    };
+    let _lock = state.lock(&attachment.container_id).map_err(|error| failure(Code::Io, &error))?;
+    detach(&state, attachment, pod).map_err(|error| failure(Code::Io, &*error))
+}
+
+/// Takes an attachment out of the state directory; its sandbox's rules with the last one.
+fn detach(state: &StateDir, attachment: &AttachmentId, said: &Pod) -> Result<(), Box<dyn Error>> {
+    let container_id = &attachment.container_id;
+    let (records, _) = state.records_of(container_id);
+    let (own, others): (Vec<_>, Vec<_>) = records.into_iter().partition(|record| record.id == *attachment);
+    let pod = own.first().map_or(said, |record| &record.pod);
+    let isolated = enforce::desired(state, container_id, pod, &own)?.is_isolated();
+    let mut host = Side::own()?;
+    if others.is_empty() {
+        if isolated {
+            // Before the record goes: without either, the mark would hold for nothing.
+            if let Some(uid) = &pod.uid
+                && state.carry_mark_over(container_id, uid)?
+            {
+                log::info!("{}", Line::new("carried-over").with("container", container_id).with("uid", uid));
+            }
+        }
+        // The pod-side rules of an isolated sandbox go with its netns: clearing them would open a gap.
+        if !own.is_empty() && !isolated {
+            match Sandbox::open(&mut host, container_id, &own) {
+                Ok(mut sandbox) => {
+                    sandbox.clear()?;
+                }
+                Err(error) if error.is_gone() => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        remove_guard(&mut host, container_id)?;
+        state.remove_record(attachment)?;
+        return Ok(());
+    }
+    state.remove_record(attachment)?;
+    match enforce::apply(state, &mut host, container_id, &others, Scan::Sandbox) {
+        Err(EnforceError::Sandbox(error)) if error.is_gone() => Ok(()),
+        result => result.map(drop).map_err(Into::into),
+    }
+}
+
+fn gc(config: &Config, network: &Network) -> Result<(), Failure> {
+    let Some(valid) = network.valid_attachments()? else { return Ok(()) };
+    let state = match StateDir::open(&config.state_dir) {
+        Ok(state) => state,
+        Err(StateError::Absent { .. } | StateError::NotADirectory { .. }) => return Ok(()),
+        Err(error) => return Err(failure(Code::State, &error)),
+    };
+    let sandboxes = state.sandboxes().map_err(|error| failure(Code::State, &error))?;
+    let mut failures = Vec::new();
+    for container_id in sandboxes {
+        if let Err(error) = collect(&state, &container_id, network, &valid) {
+            failures.push(format!("{container_id}: {}", chain(&*error)));
+        }
+    }
+    if failures.is_empty() { Ok(()) } else { Err(Failure::new(Code::State, failures.join("; "))) }
+}
+
+fn collect(
+    state: &StateDir,
+    container_id: &ContainerId,
+    network: &Network,
+    valid: &[AttachmentId],
+) -> Result<(), Box<dyn Error>> {
+    let _lock = state.lock(container_id)?;
+    for record in state.records_of(container_id).0 {
+        if record.network == network.name && !valid.contains(&record.id) {
+            detach(state, &record.id, &record.pod)?;
+        }
+    }
+    Ok(())
+}
+
+fn status(config: &Config) -> Result<(), Failure> {
+    match StateDir::open(&config.state_dir) {
+        // ADD makes it.
+        Ok(_) | Err(StateError::Absent { .. }) => {}
+        Err(error) => return Err(failure(Code::NotAvailable, &error)),
+    }
+    let asked = Side::own().and_then(|mut host| host.nft.has_table(Family::Netdev, crate::rules::containment::TABLE));
+    asked.map(drop).map_err(|error| failure(Code::NotAvailable, &error))
+}
+
+fn open_netns(target: &Target) -> Result<Netns, Failure> {
+    let invalid = |error: NetnsError| failure(Code::InvalidNetns, &error);
+    let netns = Netns::open(&target.netns).map_err(invalid)?;
+    if netns.id() == Netns::own().map_err(invalid)?.id() && !target.own_netns_allowed {
+        let message = format!("CNI_NETNS {} is the plugin's own network namespace, the host's: refused", target.netns);
+        return Err(Failure::new(Code::InvalidNetns, message));
+    }
+    Ok(netns)
+}
+
+fn enforcement_failure(error: &EnforceError) -> Failure {
+    let code = match error {
+        EnforceError::State(_) => Code::State,
+        EnforceError::Sandbox(SandboxError::NoHostPeer { .. }) => Code::NoHostPeer,
+        EnforceError::Sandbox(SandboxError::Netns(_) | SandboxError::Replaced { .. }) => Code::InvalidNetns,
+        EnforceError::Sandbox(SandboxError::Kernel(_) | SandboxError::Unknown { .. }) => Code::Kernel,
+    };
+    failure(code, error)
+}
+
+fn failure(code: Code, error: &(dyn Error + 'static)) -> Failure {
+    Failure::new(code, chain(error))
+}

@@ -1,0 +1,351 @@
+//! What a policy becomes: the pod-side tables and the host guard of one sandbox.
+//!
+//! Pure: a policy, the interfaces as they were when the sandbox was made, and what the node looks like from each of
+//! them go in; tables come out. The same policy is compiled for every place where packets are met (a netdev hook in
+//! the pod, one on the host's end of the veth, and the inet hooks where a kernel has no netdev egress), so that the
+//! layers cannot drift apart.
+//!
+//! Nothing here uses conntrack: it would register conntrack in a netns that had none, and it would let flows live on
+//! that the pod had opened before. An allowed *opening* packet puts its flow into a set, and everything else passes only
+//! for what is in the set. For TCP only a bare SYN opens.
+//!
+//! What passes is bound to its sender and its receiver down to the Ethernet address: on a bridge, a packet that is
+//! allowed by its IP header would else reach whichever neighbour its Ethernet header names.
+
+mod hops;
+mod interface;
+#[cfg(test)]
+mod tests;
+mod words;
+
+use std::collections::BTreeSet;
+use std::net::Ipv6Addr;
+
+pub use hops::neighbours_needed;
+
+use crate::model::names::{ContainerId, IfName, SandboxInterface};
+use crate::model::policy::{Allow, Direction, Policy, Probes, Protocol};
+use crate::model::record::NodeOnLink;
+use crate::rules::ruleset::{Chain, Family, Field, Hook, KeyType, Rule, Set, Statement, Table, Test};
+
+use interface::{interface_rules, link_rules};
+use words::*;
+
+/// The name of the pod-side tables.
+pub const TABLE: &str = "quarantine";
+/// The sets of attempts; `4` or `6` follows.
+pub const ATTEMPTS: &str = "attempts";
+/// Attempts with protocols that have no ports.
+pub const PORTLESS_ATTEMPTS: &str = "portless-attempts";
+/// Neighbours that were asked for on the link.
+pub const NEIGHBOUR_ATTEMPTS: &str = "neighbour-attempts";
+
+/// The sets of flows; `4-` or `6-` and the policy's fingerprint follow.
+const PROBE_FLOWS: &str = "probes";
+const ALLOWED_FLOWS: &str = "flows";
+/// Seconds that a flow lives on without a packet.
+const FLOW_TIMEOUT: u32 = 120;
+/// The most flows of one family at a time. The kernel makes room for all of them when the set is made: eight bytes for
+/// each of four thirds of them, rounded up to a power of two; 32 KiB here.
+const FLOWS_MAX: u32 = 3072;
+/// Seconds for which an attempt is remembered.
+const ATTEMPT_TIMEOUT: u32 = 86400;
+/// The most attempts that are remembered, for each set; 4 KiB.
+const ATTEMPTS_MAX: u32 = 384;
+
+const SCTP: u8 = 132;
+/// The last IPv6 address before the multicast ones (ff00::/8).
+const LAST_UNICAST: [u8; 16] = Ipv6Addr::new(0xfeff, 0xffff, 0xffff, 0xffff, 0xffff, 0xffff, 0xffff, 0xffff).octets();
+
+/// The name of the host guard's table.
+#[must_use]
+pub fn guard_table(container_id: &ContainerId) -> String {
+    format!("{TABLE}-{container_id}")
+}
+
+/// An interface of a sandbox with what is known about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuardedInterface {
+    /// Its name now.
+    pub name: IfName,
+    /// What it was at ADD and what the node looks like from it; `None` for an interface that no ADD made: nothing
+    /// passes there.
+    pub known: Option<(SandboxInterface, NodeOnLink)>,
+}
+
+/// Which hooks the kernel has for the frames that leave the pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EgressHook {
+    /// netdev egress (Linux 5.16).
+    Netdev,
+    /// None: inet output has to do, and the host guard for raw frames.
+    Missing,
+}
+
+/// Where the rules of a policy are compiled for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// netdev hooks in the pod.
+    Pod,
+    /// netdev hooks on the host's end: what leaves there goes to the pod.
+    Host,
+    /// The host's end where the kernel has no netdev egress: only what the pod sends is met.
+    HostIngress,
+    /// inet hooks in the pod: no Ethernet header, no ARP.
+    PodInet,
+}
+
+/// The pod-side tables of a sandbox.
+#[must_use]
+pub fn pod_tables(policy: &Policy, interfaces: &[GuardedInterface], egress: EgressHook, dormant: bool) -> Vec<Table> {
+    let mut netdev =
+        Table { family: Family::Netdev, name: TABLE.to_owned(), dormant, sets: Vec::new(), chains: Vec::new() };
+    let mut inet =
+        Table { family: Family::Inet, name: TABLE.to_owned(), dormant, sets: attempt_sets(), chains: Vec::new() };
+    let flows = FlowSets::of(policy);
+    let (mut input, mut output) = (Vec::new(), Vec::new());
+    let lo = interface_value(b"lo");
+    if policy.loopback {
+        input.push(Rule::new(vec![is(Field::MetaIifname, lo), Statement::Accept]));
+    }
+    // Where lo is closed, it is closed at its receiving end: a drop on the way out is told to the sender (EPERM).
+    output.push(Rule::new(vec![is(Field::MetaOifname, lo), Statement::Accept]));
+    match egress {
+        EgressHook::Netdev => {
+            netdev.sets = flows.sets();
+            netdev.sets.extend(attempt_sets());
+            netdev.sets.extend(neighbour_sets());
+            for interface in interfaces {
+                let (inbound, outbound) = interface_rules(policy, &flows, interface, Place::Pod);
+                let name = &interface.name;
+                netdev.chains.push(chain(format!("ingress-{name}"), Hook::Ingress(name.clone()), inbound));
+                netdev.chains.push(chain(format!("egress-{name}"), Hook::Egress(name.clone()), outbound));
+                let device = interface_value(name.as_bytes());
+                input.push(Rule::new(vec![is(Field::MetaIifname, device), Statement::Accept]));
+                // Counted before the neighbour is resolved, dropped behind it: a drop here would be told to the sender.
+                let counted = policy.allow.iter().flat_map(uncounted_rules).chain(attempt_rules(Place::PodInet));
+                output.extend(counted.map(|rule| on(Field::MetaOifname, device, rule)));
+                output.push(Rule::new(vec![is(Field::MetaOifname, device), Statement::Accept]));
+            }
+        }
+        EgressHook::Missing => {
+            inet.sets.splice(0..0, flows.sets());
+            for interface in interfaces {
+                let name = &interface.name;
+                let device = interface_value(name.as_bytes());
+                netdev.chains.push(chain(
+                    format!("ingress-{name}"),
+                    Hook::Ingress(name.clone()),
+                    link_rules(policy, interface),
+                ));
+                let (inbound, outbound) = interface_rules(policy, &flows, interface, Place::PodInet);
+                input.extend(inbound.into_iter().map(|rule| on(Field::MetaIifname, device, rule)));
+                output.extend(outbound.into_iter().map(|rule| on(Field::MetaOifname, device, rule)));
+            }
+        }
+    }
+    inet.chains = vec![
+        chain("input".to_owned(), Hook::Input, input),
+        chain("output".to_owned(), Hook::Output, output),
+        chain("forward".to_owned(), Hook::Forward, Vec::new()),
+    ];
+    vec![netdev, inet]
+}
+
+/// The host guard of a sandbox: one pair of chains for each interface whose other end, `device`, is on the host.
+#[must_use]
+pub fn guard(
+    container_id: &ContainerId,
+    policy: &Policy,
+    ends: &[(IfName, GuardedInterface)],
+    egress: EgressHook,
+) -> Table {
+    let flows = FlowSets::of(policy);
+    let mut sets = flows.sets();
+    sets.extend(attempt_sets());
+    sets.extend(neighbour_sets());
+    let mut chains = Vec::with_capacity(2 * ends.len());
+    let mut names = BTreeSet::new();
+    for (device, interface) in ends {
+        // Two interfaces can have had one name; two ends on the host cannot.
+        let mut name = interface.name.to_string();
+        if !names.insert(name.clone()) {
+            name = format!("{name}@{device}");
+        }
+        let place = match egress {
+            EgressHook::Netdev => Place::Host,
+            EgressHook::Missing => Place::HostIngress,
+        };
+        let (inbound, outbound) = interface_rules(policy, &flows, interface, place);
+        if egress == EgressHook::Netdev {
+            chains.push(chain(format!("to-{name}"), Hook::Egress(device.clone()), inbound));
+        }
+        chains.push(chain(format!("from-{name}"), Hook::Ingress(device.clone()), outbound));
+    }
+    Table { family: Family::Netdev, name: guard_table(container_id), dormant: false, sets, chains }
+}
+
+fn chain(name: String, hook: Hook, mut rules: Vec<Rule>) -> Chain {
+    rules.push(Rule::new(vec![Statement::Counter, Statement::Drop]));
+    Chain { name, hook, rules }
+}
+
+/// The sets of flows that are open, named after the policy that opened them: another policy gets other, empty sets.
+/// Flushing the old ones would not do, since the packet path can put a flow back between a batch's flush and its commit.
+/// Probes have sets of their own, so that no flood of allowed flows can crowd them out.
+struct FlowSets {
+    fingerprint: u32,
+    with_probes: bool,
+    with_allowed: bool,
+}
+
+impl FlowSets {
+    fn of(policy: &Policy) -> Self {
+        // FNV-1a: it must not change from one build to the next, and nobody gains by a collision.
+        let fingerprint = policy
+            .to_json()
+            .to_string()
+            .bytes()
+            .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+        Self { fingerprint, with_probes: policy.probes != Probes::Off, with_allowed: !policy.allow.is_empty() }
+    }
+
+    fn probes(&self, v6: bool) -> String {
+        format!("{PROBE_FLOWS}{}-{:08x}", family_suffix(v6), self.fingerprint)
+    }
+
+    fn allowed(&self, v6: bool) -> String {
+        format!("{ALLOWED_FLOWS}{}-{:08x}", family_suffix(v6), self.fingerprint)
+    }
+
+    fn sets(&self) -> Vec<Set> {
+        let set = |name, v6| Set {
+            name,
+            key: vec![KeyType::Protocol, address_type(v6), KeyType::Port, KeyType::Port],
+            timeout: FLOW_TIMEOUT,
+            size: FLOWS_MAX,
+        };
+        let pair =
+            |wanted: bool, name: &dyn Fn(bool) -> String| wanted.then(|| [false, true].map(|v6| set(name(v6), v6)));
+        let probes = pair(self.with_probes, &|v6| self.probes(v6));
+        let allowed = pair(self.with_allowed, &|v6| self.allowed(v6));
+        probes.into_iter().chain(allowed).flatten().collect()
+    }
+}
+
+/// Whether a set of this name holds the flows of some policy.
+#[must_use]
+pub fn is_flow_set(name: &[u8]) -> bool {
+    let is_of = |kind: &str| {
+        name.strip_prefix(kind.as_bytes()).is_some_and(|rest| rest.starts_with(b"4-") || rest.starts_with(b"6-"))
+    };
+    is_of(PROBE_FLOWS) || is_of(ALLOWED_FLOWS)
+}
+
+fn lets_network_through(policy: &Policy) -> bool {
+    policy.probes != Probes::Off || !policy.allow.is_empty()
+}
+
+fn address_type(v6: bool) -> KeyType {
+    if v6 { KeyType::Ipv6 } else { KeyType::Ipv4 }
+}
+
+fn family_suffix(v6: bool) -> char {
+    if v6 { '6' } else { '4' }
+}
+
+fn attempt_sets() -> Vec<Set> {
+    let set = |name: &str, v6, key: &[KeyType]| Set {
+        name: format!("{name}{}", family_suffix(v6)),
+        key: key.to_vec(),
+        timeout: ATTEMPT_TIMEOUT,
+        size: ATTEMPTS_MAX,
+    };
+    [false, true]
+        .into_iter()
+        .flat_map(|v6| {
+            let address = address_type(v6);
+            [
+                set(ATTEMPTS, v6, &[KeyType::Protocol, address, KeyType::Port]),
+                set(PORTLESS_ATTEMPTS, v6, &[KeyType::Protocol, address]),
+            ]
+        })
+        .collect()
+}
+
+fn neighbour_sets() -> Vec<Set> {
+    [false, true]
+        .into_iter()
+        .map(|v6| Set {
+            name: format!("{NEIGHBOUR_ATTEMPTS}{}", family_suffix(v6)),
+            key: vec![address_type(v6)],
+            timeout: ATTEMPT_TIMEOUT,
+            size: ATTEMPTS_MAX,
+        })
+        .collect()
+}
+
+/// The same rule for one device alone.
+fn on(field: Field, device: [u8; 16], mut rule: Rule) -> Rule {
+    rule.statements.insert(0, is(field, device));
+    rule
+}
+
+/// What the policy allows is no attempt: it leaves inet output before anything is counted.
+fn uncounted_rules(allow: &Allow) -> Vec<Rule> {
+    let v6 = allow.peer.is_ipv6();
+    let port = match allow.direction {
+        Direction::Egress => Field::DestinationPort,
+        Direction::Ingress => Field::SourcePort,
+    };
+    let rule = |&range: &(u16, u16)| {
+        let mut statements =
+            vec![is(Field::MetaNfproto, nfproto(v6)), is(protocol_field(v6), [allow.protocol.number()])];
+        statements.extend(to_peer(allow.peer));
+        statements.extend([in_ports(port, range), Statement::Accept]);
+        Rule::new(statements)
+    };
+    allow.ports.ranges().iter().map(rule).collect()
+}
+
+/// What the pod tried: counted, never decided here.
+fn attempt_rules(place: Place) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    let mut count = |mut statements: Vec<Statement>, name: &str, v6: bool, key: &'static [Field]| {
+        let set = format!("{name}{}", family_suffix(v6));
+        statements.push(Statement::Update { key, set, counted: true });
+        rules.push(Rule::new(statements));
+    };
+    for v6 in [false, true] {
+        let family = if place == Place::PodInet { is(Field::MetaNfproto, nfproto(v6)) } else { ether_type(v6) };
+        let protocol = protocol_field(v6);
+        for number in [Protocol::Tcp.number(), Protocol::Udp.number(), SCTP] {
+            let mut statements = vec![family.clone(), is(protocol, [number])];
+            if place == Place::PodInet && number == Protocol::Tcp.number() {
+                // Here answers pass too; what opens a connection is an attempt.
+                statements.push(bare_syn());
+            }
+            count(statements, ATTEMPTS, v6, attempt_key(v6));
+        }
+        let mut statements = vec![family];
+        statements.extend(
+            [Protocol::Tcp.number(), Protocol::Udp.number(), SCTP]
+                .map(|number| Statement::Match(protocol, Test::Not([number].into()))),
+        );
+        if v6 {
+            // Router solicitations and multicast reports are every host's chatter.
+            statements.push(Statement::Match(Field::Ip6Destination, Test::Range([0; 16].into(), LAST_UNICAST.into())));
+        }
+        count(statements, PORTLESS_ATTEMPTS, v6, &attempt_key(v6)[..2]);
+    }
+    if place != Place::PodInet {
+        // A stack of the pod's own (gVisor) asks on the link before it sends anything.
+        count(
+            vec![is(Field::EtherType, [0x08, 0x06]), is(Field::ArpOperation, [0, 1])],
+            NEIGHBOUR_ATTEMPTS,
+            false,
+            &[Field::ArpTargetIp],
+        );
+    }
+    rules
+}

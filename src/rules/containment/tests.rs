@@ -1,0 +1,116 @@
+//! The rules as a person reads them, for each kind of policy and place: `testdata/rulesets/*.nft`.
+//!
+//! `UPDATE_TESTDATA=1 cargo test` writes them anew; what changed is then to be read, as nft text, before it is committed.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::slice;
+
+use super::*;
+use crate::model::names::Mac;
+use crate::model::policy::{Direction, Ports};
+use crate::model::record::NodeOnLink;
+
+fn name(text: &str) -> IfName {
+    IfName::new(text).unwrap()
+}
+
+/// A pod on a bridge, or Calico-style, with an IPv4, an IPv6 and a link-local address.
+fn interface(is_routed: bool) -> GuardedInterface {
+    let route = |destination: &str, gateway: Option<&str>| crate::model::names::Route {
+        destination: destination.parse().unwrap(),
+        gateway: gateway.map(|gateway| gateway.parse().unwrap()),
+    };
+    let routes = if is_routed {
+        vec![route("0.0.0.0/0", Some("169.254.1.1")), route("::/0", Some("fe80::ecee:eeff:feee:eeee"))]
+    } else {
+        vec![
+            route("0.0.0.0/0", Some("10.77.0.1")),
+            route("10.77.0.0/24", None),
+            route("::/0", Some("fd77::1")),
+            route("fd77::/64", None),
+        ]
+    };
+    let addresses = ["10.77.0.2", "fd77::2", "fe80::2"].map(|address| address.parse().unwrap()).to_vec();
+    let node = if is_routed {
+        ["192.0.2.10", "2001:db8::10", "fe80::ecee:eeff:feee:eeee"]
+    } else {
+        ["10.77.0.1", "fd77::1", "fe80::1"]
+    };
+    let node = NodeOnLink {
+        addresses: node.map(|address| address.parse().unwrap()).to_vec(),
+        mac: Mac::parse(if is_routed { "ee:ee:ee:ee:ee:ee" } else { "02:00:00:00:00:01" }),
+        neighbours: vec![
+            ("10.77.0.9".parse().unwrap(), Mac::parse("02:00:00:00:00:09")),
+            ("fd77::9".parse().unwrap(), None),
+        ],
+    };
+    let identity = SandboxInterface { name: name("eth0"), mac: Mac::parse("02:00:00:00:00:02"), addresses, routes };
+    GuardedInterface { name: name("eth0"), known: Some((identity, node)) }
+}
+
+fn allow(direction: Direction, peer: &str, protocol: Protocol, ports: &[(u16, u16)]) -> Allow {
+    Allow { direction, peer: peer.parse().unwrap(), protocol, ports: Ports::new(ports.iter().copied()).unwrap() }
+}
+
+fn listed() -> Policy {
+    Policy {
+        loopback: true,
+        probes: Probes::Ports(Ports::new([(8080, 8080), (9000, 9010)]).unwrap()),
+        allow: vec![
+            // Through the node, to a neighbour that answers, and to one that does not.
+            allow(Direction::Egress, "10.20.0.5/32", Protocol::Tcp, &[(443, 443)]),
+            allow(Direction::Ingress, "10.77.0.9/32", Protocol::Udp, &[(53, 53), (5000, 5010)]),
+            allow(Direction::Egress, "fd77::9/128", Protocol::Tcp, &[(443, 443)]),
+            allow(Direction::Ingress, "::/0", Protocol::Tcp, &[(22, 22)]),
+        ],
+    }
+}
+
+#[test]
+fn the_rules_are_as_they_were_read() {
+    let guard_of = |policy: &Policy, interface: GuardedInterface, egress| {
+        vec![guard(&ContainerId::new("c1").unwrap(), policy, &[(name("veth1"), interface)], egress)]
+    };
+    let unknown = GuardedInterface { name: name("net1"), known: None };
+    let (standard, bridged, routed) = (Policy::default(), interface(false), interface(true));
+    let cases = [
+        ("pod-released", pod_tables(&standard, slice::from_ref(&bridged), EgressHook::Netdev, true)),
+        ("pod-sealed", pod_tables(&Policy::sealed(), slice::from_ref(&bridged), EgressHook::Netdev, false)),
+        ("pod-routed", pod_tables(&standard, slice::from_ref(&routed), EgressHook::Netdev, false)),
+        (
+            "pod-allow-list-and-an-unknown-interface",
+            pod_tables(&listed(), &[bridged.clone(), unknown], EgressHook::Netdev, false),
+        ),
+        ("pod-without-egress-hook", pod_tables(&listed(), slice::from_ref(&bridged), EgressHook::Missing, false)),
+        ("guard-bridge", guard_of(&standard, bridged.clone(), EgressHook::Netdev)),
+        ("guard-routed", guard_of(&standard, routed, EgressHook::Netdev)),
+        ("guard-allow-list", guard_of(&listed(), bridged.clone(), EgressHook::Netdev)),
+        ("guard-without-egress-hook", guard_of(&listed(), bridged, EgressHook::Missing)),
+    ];
+    for (case, tables) in cases {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("testdata/rulesets/{case}.nft"));
+        let mut text = String::new();
+        for table in &tables {
+            write!(text, "{table}").unwrap();
+        }
+        if std::env::var_os("UPDATE_TESTDATA").is_some() {
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, &text).unwrap();
+        }
+        let expected = std::fs::read_to_string(&path).unwrap_or_default();
+        assert!(text == expected, "{case} is not as in {}:\n{text}", path.display());
+    }
+}
+
+#[test]
+fn every_base_chain_ends_in_a_drop() {
+    for egress in [EgressHook::Netdev, EgressHook::Missing] {
+        for table in pod_tables(&listed(), &[interface(false)], egress, false) {
+            for chain in table.chains {
+                let last = chain.rules.last().and_then(|rule| rule.statements.last());
+                assert_eq!(last, Some(&Statement::Drop), "{} {}", table.family, chain.name);
+            }
+        }
+    }
+}

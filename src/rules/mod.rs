@@ -1,0 +1,5 @@
+//! What a policy becomes: tables, chains and rules as data, and as nft text. Pure: nothing here knows how the kernel is
+//! told.
+
+pub mod containment;
+pub mod ruleset;

@@ -1,0 +1,617 @@
+//! An nftables ruleset as data: tables, sets, base chains and rules, and the same as nft text that a person can read.
+//!
+//! Pure. It knows the fields and statements that containment needs and no others; what a policy becomes is decided in
+//! `containment`, how a rule reaches the kernel in `nft`.
+
+use std::fmt::{self, Write as _};
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::ops::Deref;
+
+use crate::model::names::{IfName, Mac};
+
+/// The address family of a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Family {
+    /// Routed IPv4 and IPv6 packets.
+    Inet,
+    /// Frames of one device.
+    Netdev,
+}
+
+/// A table and all that is in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Table {
+    /// Its family.
+    pub family: Family,
+    /// Its name.
+    pub name: String,
+    /// Whether its chains are unhooked.
+    pub dormant: bool,
+    /// Its sets. All of them are filled from the packet path.
+    pub sets: Vec<Set>,
+    /// Its chains, all of them base chains.
+    pub chains: Vec<Chain>,
+}
+
+/// A set whose elements come from the packet path, with a time-out each.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Set {
+    /// Its name.
+    pub name: String,
+    /// The fields of a key, in order.
+    pub key: Vec<KeyType>,
+    /// Seconds after which an element goes that was not refreshed.
+    pub timeout: u32,
+    /// The most elements that it holds.
+    pub size: u32,
+}
+
+/// The type of one field of a set's key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyType {
+    /// An IP protocol number.
+    Protocol,
+    /// An IPv4 address.
+    Ipv4,
+    /// An IPv6 address.
+    Ipv6,
+    /// A port.
+    Port,
+}
+
+impl KeyType {
+    /// Bytes of it in a key; in registers each field takes a multiple of four.
+    #[must_use]
+    pub fn length(self) -> usize {
+        match self {
+            Self::Protocol => 1,
+            Self::Port => 2,
+            Self::Ipv4 => 4,
+            Self::Ipv6 => 16,
+        }
+    }
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Protocol => "inet_proto",
+            Self::Ipv4 => "ipv4_addr",
+            Self::Ipv6 => "ipv6_addr",
+            Self::Port => "inet_service",
+        }
+    }
+}
+
+/// A base chain. Its policy is drop, and its last rule an explicit drop: while a table is replaced, a chain that
+/// relies on its policy alone lets single packets through (seen on 6.18).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chain {
+    /// Its name.
+    pub name: String,
+    /// Where packets meet it.
+    pub hook: Hook,
+    /// Its rules, in order.
+    pub rules: Vec<Rule>,
+}
+
+/// Where a base chain sits.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Hook {
+    /// Frames that come in from a device (family netdev).
+    Ingress(IfName),
+    /// Frames that go out to a device (family netdev, Linux 5.16).
+    Egress(IfName),
+    /// Packets for this netns (family inet).
+    Input,
+    /// Packets from this netns (family inet).
+    Output,
+    /// Packets through this netns (family inet).
+    Forward,
+}
+
+/// The priority of all our netdev chains.
+pub const NETDEV_PRIORITY: i32 = -500;
+
+impl Hook {
+    /// Priorities come before everything that users put there (raw is -300).
+    #[must_use]
+    pub fn priority(&self) -> i32 {
+        match self {
+            Self::Ingress(_) | Self::Egress(_) => NETDEV_PRIORITY,
+            Self::Input | Self::Output | Self::Forward => -400,
+        }
+    }
+
+    /// The device, where the hook is one of a device.
+    #[must_use]
+    pub fn device(&self) -> Option<&IfName> {
+        match self {
+            Self::Ingress(device) | Self::Egress(device) => Some(device),
+            Self::Input | Self::Output | Self::Forward => None,
+        }
+    }
+}
+
+/// A rule: its statements, each of which must hold for the next to be reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rule {
+    /// In order.
+    pub statements: Vec<Statement>,
+    /// Said beside the rule wherever it is listed.
+    pub comment: Option<&'static str>,
+}
+
+/// One statement of a rule.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Statement {
+    /// Goes on when the field is so.
+    Match(Field, Test),
+    /// Goes on when the key made of these fields is in the set.
+    Lookup(&'static [Field], String),
+    /// Puts the key into the set, or refreshes it. Ends the rule when the set is full.
+    Update {
+        /// The fields of the key.
+        key: &'static [Field],
+        /// The set's name.
+        set: String,
+        /// Whether each element counts packets.
+        counted: bool,
+    },
+    /// Counts packets and bytes.
+    Counter,
+    /// Lets the packet pass this chain.
+    Accept,
+    /// Ends the packet.
+    Drop,
+}
+
+/// What a field must be. All values are as they stand in the packet, or in host order for `meta` numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Test {
+    /// This.
+    Is(Value),
+    /// Anything but this.
+    Not(Value),
+    /// From the first to the second, both included.
+    Range(Value, Value),
+    /// The second, where the first has a bit.
+    Masked(Value, Value),
+    /// Anything but the second, where the first has a bit.
+    NotMasked(Value, Value),
+}
+
+/// Bytes that a field is compared with: no more than a register of the kernel holds, and so none of them is on the heap.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Value {
+    bytes: [u8; Self::LONGEST],
+    length: usize,
+}
+
+impl Value {
+    const LONGEST: usize = 16;
+
+    /// These bytes, where they are not too many.
+    #[must_use]
+    pub fn new(bytes: &[u8]) -> Option<Self> {
+        let mut value = Self { bytes: [0; Self::LONGEST], length: bytes.len() };
+        value.bytes.get_mut(..bytes.len())?.copy_from_slice(bytes);
+        Some(value)
+    }
+
+    /// These bytes and then the other's, where they are not too many.
+    #[must_use]
+    pub fn followed_by(mut self, other: Self) -> Option<Self> {
+        let end = self.length + other.length;
+        self.bytes.get_mut(self.length..end)?.copy_from_slice(&other);
+        self.length = end;
+        Some(self)
+    }
+}
+
+impl<const LENGTH: usize> From<[u8; LENGTH]> for Value {
+    fn from(array: [u8; LENGTH]) -> Self {
+        const { assert!(LENGTH <= Self::LONGEST) }
+        let mut bytes = [0; Self::LONGEST];
+        bytes[..LENGTH].copy_from_slice(&array);
+        Self { bytes, length: LENGTH }
+    }
+}
+
+impl Deref for Value {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+}
+
+impl fmt::Debug for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
+}
+
+/// Where a payload field is counted from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Base {
+    /// The Ethernet header.
+    Link,
+    /// The IP or ARP header.
+    Network,
+    /// The header behind it.
+    Transport,
+}
+
+/// A field of a packet, or something that the kernel knows about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(missing_docs, reason = "each variant is the nft name of the field; `text` spells it")]
+pub enum Field {
+    MetaLength,
+    MetaIifname,
+    MetaOifname,
+    MetaSkuid,
+    MetaPkttype,
+    MetaNfproto,
+    EtherDestination,
+    EtherSource,
+    EtherType,
+    /// Hardware type, protocol type and both lengths of an ARP packet.
+    ArpFormat,
+    ArpOperation,
+    ArpSenderEther,
+    ArpSenderIp,
+    ArpTargetEther,
+    ArpTargetIp,
+    IpProtocol,
+    IpSource,
+    IpDestination,
+    /// The first eight bytes of an IPv6 header: version, class, flow label, length, next header, hop limit.
+    Ip6Head,
+    Ip6NextHeader,
+    Ip6HopLimit,
+    Ip6Source,
+    Ip6Destination,
+    SourcePort,
+    DestinationPort,
+    TcpFlags,
+    Icmp6Type,
+    /// Type, code, checksum and the reserved word of a neighbour solicitation.
+    SolicitationHead,
+    /// The target address of neighbour discovery.
+    NeighbourTarget,
+    /// The option behind the target of a neighbour solicitation or advertisement.
+    NeighbourOption,
+}
+
+/// How the values of a field are written.
+#[derive(Clone, Copy)]
+enum Notation {
+    HostNumber,
+    Number,
+    Hexadecimal,
+    Interface,
+    Mac,
+    Ipv4,
+    Ipv6,
+    EtherType,
+    Protocol,
+    NfProto,
+    Pkttype,
+    Operation,
+    TcpFlags,
+    Icmp6Type,
+}
+
+impl Field {
+    /// Where the field is, for one that is part of the packet: base, offset and length in bytes.
+    #[must_use]
+    pub fn payload(self) -> Option<(Base, u32, u32)> {
+        Some(match self {
+            Self::MetaLength
+            | Self::MetaIifname
+            | Self::MetaOifname
+            | Self::MetaSkuid
+            | Self::MetaPkttype
+            | Self::MetaNfproto => {
+                return None;
+            }
+            Self::EtherDestination => (Base::Link, 0, 6),
+            Self::EtherSource => (Base::Link, 6, 6),
+            Self::EtherType => (Base::Link, 12, 2),
+            Self::ArpFormat => (Base::Network, 0, 6),
+            Self::ArpOperation => (Base::Network, 6, 2),
+            Self::ArpSenderEther => (Base::Network, 8, 6),
+            Self::ArpSenderIp => (Base::Network, 14, 4),
+            Self::ArpTargetEther => (Base::Network, 18, 6),
+            Self::ArpTargetIp => (Base::Network, 24, 4),
+            Self::IpProtocol => (Base::Network, 9, 1),
+            Self::IpSource => (Base::Network, 12, 4),
+            Self::IpDestination => (Base::Network, 16, 4),
+            Self::Ip6Head => (Base::Network, 0, 8),
+            Self::Ip6NextHeader => (Base::Network, 6, 1),
+            Self::Ip6HopLimit => (Base::Network, 7, 1),
+            Self::Ip6Source => (Base::Network, 8, 16),
+            Self::Ip6Destination => (Base::Network, 24, 16),
+            Self::SourcePort => (Base::Transport, 0, 2),
+            Self::DestinationPort => (Base::Transport, 2, 2),
+            Self::TcpFlags => (Base::Transport, 13, 1),
+            Self::Icmp6Type => (Base::Transport, 0, 1),
+            Self::SolicitationHead => (Base::Transport, 0, 8),
+            Self::NeighbourTarget => (Base::Transport, 8, 16),
+            Self::NeighbourOption => (Base::Transport, 24, 8),
+        })
+    }
+
+    fn text(self) -> (&'static str, Notation) {
+        match self {
+            Self::MetaLength => ("meta length", Notation::HostNumber),
+            Self::MetaIifname => ("iifname", Notation::Interface),
+            Self::MetaOifname => ("oifname", Notation::Interface),
+            Self::MetaSkuid => ("meta skuid", Notation::HostNumber),
+            Self::MetaPkttype => ("meta pkttype", Notation::Pkttype),
+            Self::MetaNfproto => ("meta nfproto", Notation::NfProto),
+            Self::EtherDestination => ("ether daddr", Notation::Mac),
+            Self::EtherSource => ("ether saddr", Notation::Mac),
+            Self::EtherType => ("ether type", Notation::EtherType),
+            Self::ArpFormat => ("@nh,0,48", Notation::Hexadecimal),
+            Self::ArpOperation => ("arp operation", Notation::Operation),
+            Self::ArpSenderEther => ("arp saddr ether", Notation::Mac),
+            Self::ArpSenderIp => ("arp saddr ip", Notation::Ipv4),
+            Self::ArpTargetEther => ("arp daddr ether", Notation::Mac),
+            Self::ArpTargetIp => ("arp daddr ip", Notation::Ipv4),
+            Self::IpProtocol => ("ip protocol", Notation::Protocol),
+            Self::IpSource => ("ip saddr", Notation::Ipv4),
+            Self::IpDestination => ("ip daddr", Notation::Ipv4),
+            Self::Ip6Head => ("@nh,0,64", Notation::Hexadecimal),
+            Self::Ip6NextHeader => ("ip6 nexthdr", Notation::Protocol),
+            Self::Ip6HopLimit => ("ip6 hoplimit", Notation::Number),
+            Self::Ip6Source => ("ip6 saddr", Notation::Ipv6),
+            Self::Ip6Destination => ("ip6 daddr", Notation::Ipv6),
+            Self::SourcePort => ("th sport", Notation::Number),
+            Self::DestinationPort => ("th dport", Notation::Number),
+            Self::TcpFlags => ("tcp flags", Notation::TcpFlags),
+            Self::Icmp6Type => ("icmpv6 type", Notation::Icmp6Type),
+            Self::SolicitationHead => ("@th,0,64", Notation::Hexadecimal),
+            Self::NeighbourTarget => ("@th,64,128", Notation::Hexadecimal),
+            Self::NeighbourOption => ("@th,192,64", Notation::Hexadecimal),
+        }
+    }
+}
+
+/// The flags of a TCP segment that tell an opening one from all others.
+pub const TCP_FIN_SYN_RST_ACK: u8 = 0x17;
+/// The SYN flag.
+pub const TCP_SYN: u8 = 0x02;
+/// The RST flag.
+pub const TCP_RST: u8 = 0x04;
+/// The ACK flag.
+pub const TCP_ACK: u8 = 0x10;
+
+impl Rule {
+    /// A rule of these statements.
+    #[must_use]
+    pub fn new(statements: Vec<Statement>) -> Self {
+        Self { statements, comment: None }
+    }
+
+    /// The same with a comment.
+    #[must_use]
+    pub fn comment(mut self, comment: &'static str) -> Self {
+        self.comment = Some(comment);
+        self
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Inet => "inet",
+            Self::Netdev => "netdev",
+        })
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "table {} {} {{", self.family, Word(&self.name))?;
+        if self.dormant {
+            writeln!(f, "\tflags dormant")?;
+        }
+        for set in &self.sets {
+            let key: Vec<_> = set.key.iter().map(|field| field.as_str()).collect();
+            writeln!(f, "\tset {} {{", set.name)?;
+            writeln!(f, "\t\ttype {}", key.join(" . "))?;
+            writeln!(f, "\t\tsize {}", set.size)?;
+            writeln!(f, "\t\tflags dynamic,timeout")?;
+            writeln!(f, "\t\ttimeout {}s", set.timeout)?;
+            writeln!(f, "\t}}")?;
+        }
+        for chain in &self.chains {
+            writeln!(f, "\tchain {} {{", Word(&chain.name))?;
+            let (hook, device) = match &chain.hook {
+                Hook::Ingress(device) => ("ingress", Some(device)),
+                Hook::Egress(device) => ("egress", Some(device)),
+                Hook::Input => ("input", None),
+                Hook::Output => ("output", None),
+                Hook::Forward => ("forward", None),
+            };
+            write!(f, "\t\ttype filter hook {hook}")?;
+            if let Some(device) = device {
+                write!(f, " device {}", Quoted(&device.to_string()))?;
+            }
+            writeln!(f, " priority {}; policy drop;", chain.hook.priority())?;
+            for rule in &chain.rules {
+                writeln!(f, "\t\t{rule}")?;
+            }
+            writeln!(f, "\t}}")?;
+        }
+        writeln!(f, "}}")
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, statement) in self.statements.iter().enumerate() {
+            if index > 0 {
+                f.write_char(' ')?;
+            }
+            write!(f, "{statement}")?;
+        }
+        match self.comment {
+            Some(comment) => write!(f, " comment {}", Quoted(comment)),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for Statement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Match(field, test) => {
+                let (name, notation) = field.text();
+                let value = |bytes| Written(notation, bytes);
+                match test {
+                    Test::Is(bytes) => write!(f, "{name} {}", value(bytes)),
+                    Test::Not(bytes) => write!(f, "{name} != {}", value(bytes)),
+                    Test::Range(first, last) => match notation {
+                        // nft reads no range of words.
+                        Notation::Operation => {
+                            let number = |bytes| Written(Notation::Number, bytes);
+                            write!(f, "{name} {}-{}", number(first), number(last))
+                        }
+                        _ => write!(f, "{name} {}-{}", value(first), value(last)),
+                    },
+                    Test::Masked(mask, bytes) => match (notation, prefix_length(mask)) {
+                        (Notation::Ipv4 | Notation::Ipv6, Some(length)) => {
+                            write!(f, "{name} {}/{length}", value(bytes))
+                        }
+                        _ => write!(f, "{name} & {} == {}", value(mask), value(bytes)),
+                    },
+                    Test::NotMasked(mask, bytes) => write!(f, "{name} & {} != {}", value(mask), value(bytes)),
+                }
+            }
+            Self::Lookup(key, set) => write!(f, "{} @{set}", Key(key)),
+            Self::Update { key, set, counted } => {
+                write!(f, "update @{set} {{ {}{} }}", Key(key), if *counted { " counter" } else { "" })
+            }
+            Self::Counter => f.write_str("counter"),
+            Self::Accept => f.write_str("accept"),
+            Self::Drop => f.write_str("drop"),
+        }
+    }
+}
+
+/// The fields of a key, as nft writes them.
+struct Key<'a>(&'a [Field]);
+
+impl fmt::Display for Key<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<_> = self.0.iter().map(|field| field.text().0).collect();
+        f.write_str(&names.join(" . "))
+    }
+}
+
+/// A value in the notation of its field.
+struct Written<'a>(Notation, &'a [u8]);
+
+impl fmt::Display for Written<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(notation, bytes) = *self;
+        match (notation, bytes) {
+            (Notation::HostNumber, &[a, b, c, d]) => write!(f, "{}", u32::from_ne_bytes([a, b, c, d])),
+            (Notation::Interface, name) => {
+                let end = name.iter().position(|&byte| byte == 0).unwrap_or(name.len());
+                write!(f, "{}", Quoted(&String::from_utf8_lossy(&name[..end])))
+            }
+            (Notation::Mac, &[a, b, c, d, e, g]) => write!(f, "{}", Mac([a, b, c, d, e, g])),
+            (Notation::Ipv4, &[a, b, c, d]) => write!(f, "{}", Ipv4Addr::new(a, b, c, d)),
+            (Notation::Ipv6, bytes) if bytes.len() == 16 => {
+                let mut address = [0; 16];
+                address.copy_from_slice(bytes);
+                write!(f, "{}", Ipv6Addr::from(address))
+            }
+            (Notation::EtherType, [0x08, 0x00]) => f.write_str("ip"),
+            (Notation::EtherType, [0x08, 0x06]) => f.write_str("arp"),
+            (Notation::EtherType, [0x86, 0xdd]) => f.write_str("ip6"),
+            (Notation::Protocol, [6]) => f.write_str("tcp"),
+            (Notation::Protocol, [17]) => f.write_str("udp"),
+            (Notation::Protocol, [58]) => f.write_str("ipv6-icmp"),
+            (Notation::Protocol, [132]) => f.write_str("sctp"),
+            (Notation::NfProto, [2]) => f.write_str("ipv4"),
+            (Notation::NfProto, [10]) => f.write_str("ipv6"),
+            (Notation::Pkttype, [0]) => f.write_str("host"),
+            (Notation::Operation, [0, 1]) => f.write_str("request"),
+            (Notation::Operation, [0, 2]) => f.write_str("reply"),
+            (Notation::TcpFlags, &[TCP_SYN]) => f.write_str("syn"),
+            (Notation::TcpFlags, &[TCP_RST]) => f.write_str("rst"),
+            (Notation::TcpFlags, &[TCP_ACK]) => f.write_str("ack"),
+            (Notation::TcpFlags, &[TCP_FIN_SYN_RST_ACK]) => f.write_str("(fin | syn | rst | ack)"),
+            (Notation::Icmp6Type, [135]) => f.write_str("nd-neighbor-solicit"),
+            (Notation::Icmp6Type, [136]) => f.write_str("nd-neighbor-advert"),
+            (Notation::Number, bytes) if bytes.len() <= 8 => {
+                write!(f, "{}", bytes.iter().fold(0_u64, |number, &byte| number << 8 | u64::from(byte)))
+            }
+            (_, bytes) => {
+                f.write_str("0x")?;
+                bytes.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+            }
+        }
+    }
+}
+
+/// The length of the prefix that `mask` is, where it is one.
+fn prefix_length(mask: &[u8]) -> Option<u32> {
+    let length: u32 = mask.iter().map(|byte| byte.leading_ones()).sum();
+    let ones: u32 = mask.iter().map(|byte| byte.count_ones()).sum();
+    let first_short = mask.iter().position(|&byte| byte != 0xff).unwrap_or(mask.len());
+    let rest_is_zero = mask.iter().skip(first_short + 1).all(|&byte| byte == 0);
+    (ones == length && rest_is_zero).then_some(length)
+}
+
+/// A string in quotes. The kernel lets an interface be called almost anything; nft has no escape for a quote, so
+/// what could end the string is replaced.
+struct Quoted<'a>(&'a str);
+
+impl fmt::Display for Quoted<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let safe: String = self.0.chars().map(|c| if c == '"' || c.is_control() { '?' } else { c }).collect();
+        write!(f, "\"{safe}\"")
+    }
+}
+
+/// The name of a table or chain: bare where nft reads it bare, else in quotes.
+struct Word<'a>(&'a str);
+
+impl fmt::Display for Word<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bare = self.0.starts_with(|first: char| first.is_ascii_alphabetic())
+            && self.0.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte));
+        if bare { f.write_str(self.0) } else { write!(f, "{}", Quoted(self.0)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_is_no_longer_than_a_register() {
+        let (six, ten) = (Value::from([6; 6]), Value::from([10; 10]));
+        let both = six.followed_by(ten).unwrap();
+        assert_eq!(*both, [&[6; 6][..], &[10; 10]].concat());
+        assert_eq!(Value::new(&both), Some(both));
+        assert_eq!(both.followed_by([0].into()), None);
+        assert_eq!(Value::new(&[0; 17]), None);
+        assert_ne!(Value::from([0; 2]), Value::from([0; 3]));
+    }
+
+    #[test]
+    fn prefixes_are_told_from_other_masks() {
+        assert_eq!(prefix_length(&[0xff, 0xff, 0, 0]), Some(16));
+        assert_eq!(prefix_length(&[0xff, 0xfe, 0, 0]), Some(15));
+        assert_eq!(prefix_length(&[0, 0, 0, 0]), Some(0));
+        assert_eq!(prefix_length(&[0xff; 4]), Some(32));
+        assert_eq!(prefix_length(&[0xff, 0xf1, 0, 0]), None);
+        assert_eq!(prefix_length(&[0xff, 0xf0, 0x80, 0]), None);
+        assert_eq!(prefix_length(&[1, 0]), None);
+    }
+}
