@@ -29,7 +29,6 @@ use crate::kernel::netlink::NetlinkError;
 use crate::model::audit::Line;
 use crate::model::names::{ContainerId, Key};
 use crate::model::policy::Policy;
-use crate::node::enforce::pod_of;
 use crate::node::state::{StateDir, StateError};
 
 use index::{Action, Answer, Index, plan};
@@ -347,13 +346,14 @@ impl Agent {
 
     fn look_at_records(&mut self, container_id: &ContainerId) {
         let (records, damaged) = self.state.records_of(container_id);
-        if records.is_empty() {
-            if !damaged.is_empty() {
-                self.index.doubt(container_id);
+        match records {
+            Some(records) => self.index.record(container_id.clone(), records.pod().clone()),
+            None => {
+                if !damaged.is_empty() {
+                    self.index.doubt(container_id);
+                }
+                self.index.unrecord(container_id);
             }
-            self.index.unrecord(container_id);
-        } else {
-            self.index.record(container_id.clone(), pod_of(&records));
         }
     }
 

@@ -15,6 +15,7 @@ use crate::model::audit::Line;
 use crate::model::mark::Desired;
 use crate::model::names::{ContainerId, Key};
 use crate::model::policy::Policy;
+use crate::model::records::SandboxRecords;
 use crate::node::enforce::{self, Cause, EnforceError};
 use crate::node::sandbox::{SandboxError, Scan, Side};
 use crate::node::state::StateDir;
@@ -183,23 +184,21 @@ fn apply(state: &StateDir, host: &mut Side, job: &Job) -> Result<Outcome, Enforc
     for damaged in damaged {
         log::warn!("{}", Line::new("damaged-record").with("file", damaged.path.display()).with("error", damaged.fault));
     }
-    if records.is_empty() {
-        return Ok(Outcome::Unrecorded);
-    }
-    let desired = desired(state, container_id, &job.answer, &records)?;
+    let Some(records) = records else { return Ok(Outcome::Unrecorded) };
+    let desired = desired(state, &job.answer, &records)?;
     let policy = match &desired {
         Desired::Isolated { policy, .. } => Some(policy),
         Desired::Released => None,
     };
     // Before the rules: what happens to them from now on is heard.
     let events = if policy.is_some() && !job.is_subscribed {
-        Some(PodEvents::subscribe(&Netns::open(&records[0].netns).map_err(SandboxError::from)?)?)
+        Some(PodEvents::subscribe(&Netns::open(records.netns()).map_err(SandboxError::from)?)?)
     } else {
         None
     };
     // What is not as it was, although the same is wanted, was changed by somebody, whatever had it looked at.
     let cause = if policy.is_some() && job.enforced.as_ref() == policy { Cause::Disturbed } else { Cause::Asked };
-    let applied = enforce::apply_desired(host, container_id, &records, &desired, cause, Scan::Sandbox)?;
+    let applied = enforce::apply_desired(host, &records, &desired, cause, Scan::Sandbox)?;
     let Some(policy) = policy else { return Ok(Outcome::Released) };
     Ok(Outcome::Isolated {
         events,
@@ -211,21 +210,16 @@ fn apply(state: &StateDir, host: &mut Side, job: &Job) -> Result<Outcome, Enforc
 
 /// What the marks want, now and under the lock: the job may be older than a mark. To isolate, the marks that the job
 /// names and the sandbox's own will do; only to release are all of the node's looked through.
-fn desired(
-    state: &StateDir,
-    container_id: &ContainerId,
-    answer: &Answer,
-    records: &[crate::model::record::Record],
-) -> Result<Desired, EnforceError> {
-    let pod = enforce::pod_of(records);
-    let own = Key::from(container_id);
+fn desired(state: &StateDir, answer: &Answer, records: &SandboxRecords) -> Result<Desired, EnforceError> {
+    let pod = records.pod();
+    let own = Key::from(records.container_id());
     let last = [pod.uid.as_ref().map(Key::from), pod.name_key()];
     let siblings =
         answer.iter().map(|(key, _)| key).filter(|key| **key != own && !last.iter().flatten().any(|last| last == *key));
     let keys: Vec<&Key> = [&own].into_iter().chain(siblings).chain(last.iter().flatten()).collect();
     let marks: Vec<_> = keys.into_iter().filter_map(|key| state.read_mark(key)).collect();
     if marks.is_empty() {
-        return Ok(enforce::desired(state, container_id, &pod, records)?);
+        return Ok(enforce::desired(state, records)?);
     }
-    Ok(Desired::by_marks(&marks, &records[0].policy))
+    Ok(records.desired(&marks))
 }

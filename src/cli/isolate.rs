@@ -281,8 +281,10 @@ fn release_one(
 }
 
 fn left_behind(state: &StateDir, host: &mut Side, container_id: &ContainerId) -> Result<bool, SandboxError> {
-    let (records, _) = state.records_of(container_id);
-    Ok(Sandbox::open(host, container_id, &records)?.is_isolated_in_part()?)
+    match state.records_of(container_id).0 {
+        Some(records) => Ok(Sandbox::open(host, &records)?.is_isolated_in_part()?),
+        None => Err(SandboxError::Unknown { container_id: container_id.clone() }),
+    }
 }
 
 fn show_rules(state: &StateDir, node: &Node<'_>, chosen: &Chosen<'_>, mark: &Mark) -> Result<Exit, Failure> {
@@ -301,7 +303,8 @@ fn show_rules(state: &StateDir, node: &Node<'_>, chosen: &Chosen<'_>, mark: &Mar
         let marks: Vec<_> =
             std::iter::once(Ok(mark.clone())).chain(others.filter_map(|key| state.read_mark(&key))).collect();
         let desired = Desired::by_marks(&marks, &sandbox.configured_policy());
-        let tables = Sandbox::open(&mut host, &sandbox.container_id, &sandbox.records)
+        let tables = sandbox
+            .open(&mut host)
             .and_then(|mut opened| opened.tables(&desired))
             .map_err(|error| Failure::new(Exit::NotSo, format!("{}: {}", sandbox.container_id, chain(&error))))?;
         for table in tables {

@@ -10,8 +10,8 @@ use crate::model::mark::{Desired, Mark, MarkContent};
 use crate::model::names::{ContainerId, Key, Pod, PodUid};
 use crate::model::policy::Policy;
 use crate::model::record::HostGuard;
-use crate::model::record::Record;
-use crate::node::enforce::pod_of;
+use crate::model::records::SandboxRecords;
+use crate::node::sandbox::{Sandbox, SandboxError, Side};
 use crate::node::state::{DamagedRecord, StateDir, StateError};
 use crate::status::{Listed, Marking, UnansweredMark};
 
@@ -20,17 +20,30 @@ use crate::status::{Listed, Marking, UnansweredMark};
 pub(super) struct NodeSandbox {
     pub(super) container_id: ContainerId,
     pub(super) pod: Pod,
-    pub(super) records: Vec<Record>,
+    /// None where none can be read.
+    pub(super) records: Option<SandboxRecords>,
+}
+
+fn pod_of(records: Option<&SandboxRecords>) -> Pod {
+    records.map(|records| records.pod().clone()).unwrap_or_default()
 }
 
 impl NodeSandbox {
+    /// Opens it.
+    pub(super) fn open<'a>(&'a self, host: &'a mut Side) -> Result<Sandbox<'a>, SandboxError> {
+        match &self.records {
+            Some(records) => Sandbox::open(host, records),
+            None => Err(SandboxError::Unknown { container_id: self.container_id.clone() }),
+        }
+    }
+
     /// Reads one sandbox, and what holds for it now. `None` where it was deleted.
     pub(super) fn read(state: &StateDir, container_id: &ContainerId) -> Result<Option<(Self, Listed)>, StateError> {
         let (records, damaged) = state.records_of(container_id);
-        if records.is_empty() && damaged.is_empty() {
+        if records.is_none() && damaged.is_empty() {
             return Ok(None);
         }
-        let sandbox = Self { container_id: container_id.clone(), pod: pod_of(&records), records };
+        let sandbox = Self { container_id: container_id.clone(), pod: pod_of(records.as_ref()), records };
         let marks = state.marks_of(container_id, &sandbox.pod)?;
         let listed = sandbox.listed(state, marks);
         Ok(Some((sandbox, listed)))
@@ -48,7 +61,7 @@ impl NodeSandbox {
         Listed {
             container_id: self.container_id.clone(),
             pod: self.pod.clone(),
-            netns: self.records.first().map(|record| record.netns.clone()),
+            netns: self.records.as_ref().map(|records| records.netns().clone()),
             marking,
         }
     }
@@ -60,12 +73,12 @@ impl NodeSandbox {
 
     /// Whether it counts as isolated only with a host guard.
     pub(super) fn requires_host_guard(&self) -> bool {
-        self.records.iter().any(|record| record.host_guard == HostGuard::Require)
+        self.records.as_ref().is_some_and(|records| records.host_guard() == HostGuard::Require)
     }
 
     /// The policy that holds where a mark gives none.
     pub(super) fn configured_policy(&self) -> Policy {
-        self.records.first().map(|record| record.policy.clone()).unwrap_or_default()
+        self.records.as_ref().map(|records| records.policy().clone()).unwrap_or_default()
     }
 }
 
@@ -96,17 +109,17 @@ impl<'a> Node<'a> {
             Self { state, sandboxes: Vec::new(), damaged: Vec::new(), marks: BTreeSet::new(), uids: BTreeMap::new() };
         let known: BTreeMap<_, _> = known.iter().map(|sandbox| (&sandbox.container_id, sandbox)).collect();
         for container_id in state.sandboxes()? {
-            if let Some(&known) = known.get(&container_id).filter(|known| !known.records.is_empty()) {
+            if let Some(&known) = known.get(&container_id).filter(|known| known.records.is_some()) {
                 node.push(known.clone());
                 continue;
             }
             let (records, damaged) = state.records_of(&container_id);
-            if records.is_empty() && damaged.is_empty() {
+            if records.is_none() && damaged.is_empty() {
                 // It is being added or deleted.
                 continue;
             }
             node.damaged.extend(damaged);
-            node.push(Arc::new(NodeSandbox { container_id, pod: pod_of(&records), records }));
+            node.push(Arc::new(NodeSandbox { container_id, pod: pod_of(records.as_ref()), records }));
         }
         // After the records: a mark that is carried over in between is then found by the pod's UID.
         node.marks = state.marks()?;
@@ -126,7 +139,7 @@ impl<'a> Node<'a> {
 
     /// Sandboxes without a record that can be read: they could be anybody's.
     pub(super) fn unreadable(&self) -> impl Iterator<Item = &ContainerId> {
-        self.sandboxes.iter().filter(|sandbox| sandbox.records.is_empty()).map(|sandbox| &sandbox.container_id)
+        self.sandboxes.iter().filter(|sandbox| sandbox.records.is_none()).map(|sandbox| &sandbox.container_id)
     }
 
     pub(super) fn has_mark(&self, key: &Key) -> bool {

@@ -182,7 +182,7 @@ fn find_wanted(
     desired: &Desired,
     scan: &NodeScan,
 ) -> Result<Reading, SandboxError> {
-    let mut opened = Sandbox::open(host, &sandbox.container_id, &sandbox.records)?;
+    let mut opened = sandbox.open(host)?;
     let guard_required = opened.requires_host_guard();
     let Desired::Isolated { policy, .. } = desired else {
         return released(&mut opened, guard_required);

@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::model::audit::chain;
 use crate::model::names::ContainerId;
 use crate::node::enforce::{self, EnforceError, Outcome};
-use crate::node::sandbox::{NodeScan, Scan, Side};
+use crate::node::sandbox::{NodeScan, SandboxError, Scan, Side};
 use crate::node::state::StateDir;
 
 use super::workers::on_each;
@@ -43,8 +43,9 @@ pub(super) fn bring(
 ) -> Result<Option<Outcome>, EnforceError> {
     let _lock = state.lock(container_id)?;
     let (records, damaged) = state.records_of(container_id);
-    if records.is_empty() && damaged.is_empty() {
-        return Ok(None);
+    match records {
+        Some(records) => enforce::apply(state, host, &records, Scan::Node(scan)).map(Some),
+        None if damaged.is_empty() => Ok(None),
+        None => Err(SandboxError::Unknown { container_id: container_id.clone() }.into()),
     }
-    enforce::apply(state, host, container_id, &records, Scan::Node(scan)).map(Some)
 }

@@ -6,4 +6,5 @@ pub mod mark;
 pub mod names;
 pub mod policy;
 pub mod record;
+pub mod records;
 pub mod verdict;

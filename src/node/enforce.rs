@@ -6,9 +6,7 @@ use thiserror::Error;
 
 use crate::model::audit::Line;
 use crate::model::mark::Desired;
-use crate::model::names::{ContainerId, Pod};
-use crate::model::policy::Policy;
-use crate::model::record::Record;
+use crate::model::records::SandboxRecords;
 use crate::model::verdict::Verdict;
 use crate::node::sandbox::{Applied, Report, Sandbox, SandboxError, Scan, Side};
 use crate::node::state::{StateDir, StateError};
@@ -37,27 +35,10 @@ pub struct Outcome {
 ///
 /// # Errors
 /// [`StateError`].
-pub fn desired(
-    state: &StateDir,
-    container_id: &ContainerId,
-    pod: &Pod,
-    records: &[Record],
-) -> Result<Desired, StateError> {
-    let marks: Vec<_> = state.marks_of(container_id, pod)?.into_iter().map(|(_, mark)| mark).collect();
-    let configured = records.first().map_or_else(Policy::default, |record| record.policy.clone());
-    Ok(Desired::by_marks(&marks, &configured))
-}
-
-/// The pod that the records of a sandbox speak of.
-#[must_use]
-pub fn pod_of(records: &[Record]) -> Pod {
-    records
-        .iter()
-        .map(|record| &record.pod)
-        .find(|pod| pod.uid.is_some())
-        .or(records.first().map(|record| &record.pod))
-        .cloned()
-        .unwrap_or_default()
+pub fn desired(state: &StateDir, records: &SandboxRecords) -> Result<Desired, StateError> {
+    let marks = state.marks_of(records.container_id(), records.pod())?;
+    let contents: Vec<_> = marks.into_iter().map(|(_, mark)| mark).collect();
+    Ok(records.desired(&contents))
 }
 
 /// Reads the marks of a sandbox and brings the kernel to them. The caller holds the sandbox's lock.
@@ -67,12 +48,11 @@ pub fn pod_of(records: &[Record]) -> Pod {
 pub fn apply(
     state: &StateDir,
     host: &mut Side,
-    container_id: &ContainerId,
-    records: &[Record],
+    records: &SandboxRecords,
     scan: Scan<'_>,
 ) -> Result<Outcome, EnforceError> {
-    let desired = desired(state, container_id, &pod_of(records), records)?;
-    let applied = apply_desired(host, container_id, records, &desired, Cause::Asked, scan)?;
+    let desired = desired(state, records)?;
+    let applied = apply_desired(host, records, &desired, Cause::Asked, scan)?;
     Ok(Outcome { desired, report: applied.report })
 }
 
@@ -92,17 +72,16 @@ pub enum Cause {
 /// [`SandboxError`].
 pub fn apply_desired(
     host: &mut Side,
-    container_id: &ContainerId,
-    records: &[Record],
+    records: &SandboxRecords,
     desired: &Desired,
     cause: Cause,
     scan: Scan<'_>,
 ) -> Result<Applied, SandboxError> {
     let started = Instant::now();
-    match Sandbox::open(host, container_id, records) {
+    match Sandbox::open(host, records) {
         Ok(mut sandbox) => bring(&mut sandbox, desired, cause, scan, started),
         Err(error) => {
-            log_failed(container_id, &pod_of(records), desired, &error);
+            log_failed(records, desired, &error);
             Err(error)
         }
     }
@@ -115,7 +94,7 @@ pub fn apply_desired(
 /// [`EnforceError`].
 pub fn install(state: &StateDir, sandbox: &mut Sandbox<'_>) -> Result<(), EnforceError> {
     let started = Instant::now();
-    let desired = desired(state, sandbox.container_id(), &pod_of(sandbox.records()), sandbox.records())?;
+    let desired = desired(state, sandbox.records())?;
     if is_released(sandbox, &desired)? {
         sandbox.install()?;
     } else {
@@ -132,17 +111,17 @@ fn bring(
     started: Instant,
 ) -> Result<Applied, SandboxError> {
     let applied = sandbox.apply(desired, scan);
-    let (container_id, pod) = (sandbox.container_id(), pod_of(sandbox.records()));
+    let records = sandbox.records();
     match &applied {
-        Ok(applied) => log_applied(container_id, &pod, desired, applied, cause, started),
-        Err(error) => log_failed(container_id, &pod, desired, error),
+        Ok(applied) => log_applied(records, desired, applied, cause, started),
+        Err(error) => log_failed(records, desired, error),
     }
     applied
 }
 
-fn log_failed(container_id: &ContainerId, pod: &Pod, desired: &Desired, error: &SandboxError) {
+fn log_failed(records: &SandboxRecords, desired: &Desired, error: &SandboxError) {
     if desired.is_isolated() && !error.is_gone() {
-        log::error!("{}", subject("not-isolated", container_id, pod).with("error", crate::model::audit::chain(error)));
+        log::error!("{}", subject("not-isolated", records).with("error", crate::model::audit::chain(error)));
     }
 }
 
@@ -153,7 +132,7 @@ fn log_failed(container_id: &ContainerId, pod: &Pod, desired: &Desired, error: &
 /// [`EnforceError`].
 pub fn check(state: &StateDir, sandbox: &mut Sandbox<'_>) -> Result<Outcome, EnforceError> {
     let started = Instant::now();
-    let desired = desired(state, sandbox.container_id(), &pod_of(sandbox.records()), sandbox.records())?;
+    let desired = desired(state, sandbox.records())?;
     let report = if is_released(sandbox, &desired)? {
         sandbox.verify(&desired, Scan::Sandbox)?
     } else {
@@ -168,18 +147,12 @@ fn is_released(sandbox: &mut Sandbox<'_>, desired: &Desired) -> Result<bool, San
 }
 
 /// The start of every line about a sandbox: who it is.
-fn subject(event: &str, container_id: &ContainerId, pod: &Pod) -> Line {
-    Line::new(event).with("container", container_id).with("pod", pod).with_some("uid", pod.uid.as_ref())
+fn subject(event: &str, records: &SandboxRecords) -> Line {
+    let pod = records.pod();
+    Line::new(event).with("container", records.container_id()).with("pod", pod).with_some("uid", pod.uid.as_ref())
 }
 
-fn log_applied(
-    container_id: &ContainerId,
-    pod: &Pod,
-    desired: &Desired,
-    applied: &Applied,
-    cause: Cause,
-    started: Instant,
-) {
+fn log_applied(records: &SandboxRecords, desired: &Desired, applied: &Applied, cause: Cause, started: Instant) {
     let milliseconds = format!("{:.3}", started.elapsed().as_secs_f64() * 1000.0);
     match desired {
         Desired::Isolated { policy, mark, fault } if applied.changed => {
@@ -189,7 +162,7 @@ fn log_applied(
                 // Whether anything was left of the isolation or not.
                 (_, Cause::Disturbed) => "repaired",
             };
-            let line = subject(event, container_id, pod)
+            let line = subject(event, records)
                 .with("verdict", applied.report.verdict.as_str())
                 .with("policy", policy)
                 .with_some("reason", mark.reason.as_ref())
@@ -209,7 +182,7 @@ fn log_applied(
             }
         }
         Desired::Released if applied.was_isolated => {
-            log::info!("{}", subject("released", container_id, pod).with("ms", milliseconds));
+            log::info!("{}", subject("released", records).with("ms", milliseconds));
         }
         _ => {}
     }

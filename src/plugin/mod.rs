@@ -20,6 +20,7 @@ use crate::kernel::netns::{Netns, NetnsError};
 use crate::model::audit::{Line, chain};
 use crate::model::names::{AttachmentId, ContainerId, Pod};
 use crate::model::record::Record;
+use crate::model::records::SandboxRecords;
 use crate::model::verdict::Verdict;
 use crate::node::enforce::{self, EnforceError};
 use crate::node::logging;
@@ -159,12 +160,13 @@ fn add(config: &Config, network: &Network, target: &Target) -> Result<Value, Fai
     let container_id = &target.attachment.container_id;
     let _lock = state.lock(container_id).map_err(|error| failure(Code::State, &error))?;
 
-    let (mut records, _) = state.records_of(container_id);
     let cookie = pod.links.netns_cookie();
     // Those of a netns that is gone speak of other interfaces; this attachment's own is written anew.
-    records.retain(|record| record.id != target.attachment && record.netns_cookie == cookie);
+    let (_, earlier) =
+        state.records_of(container_id).0.map_or((None, None), |records| records.split(&target.attachment));
+    let earlier = earlier.and_then(|records| records.of_netns(cookie));
     let interfaces =
-        pin_interfaces(&mut host, &mut pod, &netns, |name| previous.addresses_of(name).collect(), &records)
+        pin_interfaces(&mut host, &mut pod, &netns, |name| previous.addresses_of(name).collect(), earlier.as_ref())
             .map_err(|error| failure(Code::Kernel, &error))?;
     let record = Record {
         id: target.attachment.clone(),
@@ -176,13 +178,12 @@ fn add(config: &Config, network: &Network, target: &Target) -> Result<Value, Fai
         host_guard: config.host_guard,
         interfaces,
     };
-    let is_first = records.is_empty();
+    let is_first = earlier.is_none();
     // The record first, then the marks: an operator's mark is seen here, or the record is seen by whoever handles the
     // mark.
     state.write_record(&record).map_err(|error| failure(Code::State, &error))?;
-    records.push(record);
-    records.sort_by(|a, b| a.id.cmp(&b.id));
-    let mut sandbox = Sandbox::of_sides(&mut host, pod, netns, container_id, &records);
+    let records = SandboxRecords::with(record, earlier);
+    let mut sandbox = Sandbox::of_sides(&mut host, pod, netns, &records);
     match enforce::install(&state, &mut sandbox) {
         Ok(()) => Ok(previous.into_result(network.version)),
         Err(error) => {
@@ -206,12 +207,10 @@ fn check(config: &Config, network: &Network, target: &Target) -> Result<(), Fail
 
     let (records, _) = state.records_of(container_id);
     let altered = |message: String| Failure::new(Code::Altered, message);
-    let Some(record) = records.iter().find(|record| record.id == target.attachment) else {
-        return Err(altered(format!(
-            "{container_id} {} has no attachment record: it was not added",
-            target.attachment.ifname
-        )));
-    };
+    let not_added =
+        || altered(format!("{container_id} {} has no attachment record: it was not added", target.attachment.ifname));
+    let records = records.ok_or_else(not_added)?;
+    let record = records.of(&target.attachment).ok_or_else(not_added)?;
     if record.netns_cookie != pod.links.netns_cookie() {
         return Err(altered(format!("{} is not the network namespace that {container_id} was added in", target.netns)));
     }
@@ -222,7 +221,7 @@ fn check(config: &Config, network: &Network, target: &Target) -> Result<(), Fail
             return Err(altered(format!("interface {name} of prevResult is gone from {}", target.netns)));
         }
     }
-    let mut sandbox = Sandbox::of_sides(&mut host, pod, netns, container_id, &records);
+    let mut sandbox = Sandbox::of_sides(&mut host, pod, netns, &records);
     let outcome = enforce::check(&state, &mut sandbox).map_err(|error| enforcement_failure(&error))?;
     let report = outcome.report;
     if !outcome.desired.is_isolated() {
@@ -260,12 +259,12 @@ fn del(config: &Config, attachment: &AttachmentId, pod: &Pod) -> Result<(), Fail
 /// Takes an attachment out of the state directory; its sandbox's rules with the last one.
 fn detach(state: &StateDir, attachment: &AttachmentId, said: &Pod) -> Result<(), Box<dyn Error>> {
     let container_id = &attachment.container_id;
-    let (records, _) = state.records_of(container_id);
-    let (own, others): (Vec<_>, Vec<_>) = records.into_iter().partition(|record| record.id == *attachment);
-    let pod = own.first().map_or(said, |record| &record.pod);
-    let isolated = enforce::desired(state, container_id, pod, &own)?.is_isolated();
+    let (own, others) = state.records_of(container_id).0.map_or((None, None), |records| records.split(attachment));
+    let own = own.map(|record| SandboxRecords::with(record, None));
+    let pod = own.as_ref().map_or(said, SandboxRecords::pod);
+    let isolated = !state.marks_of(container_id, pod)?.is_empty();
     let mut host = Side::own()?;
-    if others.is_empty() {
+    let Some(others) = others else {
         if isolated {
             // Before the record goes: without either, the mark would hold for nothing.
             if let Some(uid) = &pod.uid
@@ -275,8 +274,10 @@ fn detach(state: &StateDir, attachment: &AttachmentId, said: &Pod) -> Result<(),
             }
         }
         // The pod-side rules of an isolated sandbox go with its netns: clearing them would open a gap.
-        if !own.is_empty() && !isolated {
-            match Sandbox::open(&mut host, container_id, &own) {
+        if let Some(own) = &own
+            && !isolated
+        {
+            match Sandbox::open(&mut host, own) {
                 Ok(mut sandbox) => {
                     sandbox.clear()?;
                 }
@@ -287,9 +288,9 @@ fn detach(state: &StateDir, attachment: &AttachmentId, said: &Pod) -> Result<(),
         remove_guard(&mut host, container_id)?;
         state.remove_record(attachment)?;
         return Ok(());
-    }
+    };
     state.remove_record(attachment)?;
-    match enforce::apply(state, &mut host, container_id, &others, Scan::Sandbox) {
+    match enforce::apply(state, &mut host, &others, Scan::Sandbox) {
         Err(EnforceError::Sandbox(error)) if error.is_gone() => Ok(()),
         result => result.map(drop).map_err(Into::into),
     }
@@ -319,7 +320,7 @@ fn collect(
     valid: &[AttachmentId],
 ) -> Result<(), Box<dyn Error>> {
     let _lock = state.lock(container_id)?;
-    for record in state.records_of(container_id).0 {
+    for record in state.records_of(container_id).0.iter().flat_map(SandboxRecords::iter) {
         if record.network == network.name && !valid.contains(&record.id) {
             detach(state, &record.id, &record.pod)?;
         }

@@ -20,14 +20,13 @@ use crate::kernel::rtnetlink::Link;
 use crate::model::audit::Line;
 use crate::model::mark::Desired;
 use crate::model::names::{ContainerId, IfName};
-use crate::model::policy::Policy;
 use crate::model::record::HostGuard;
-use crate::model::record::Record;
+use crate::model::records::SandboxRecords;
 use crate::model::verdict::{Exposure, Guard, PodSide, Verdict, judge};
 use crate::rules::containment::{EgressHook, GuardedInterface, TABLE, guard, guard_table, pod_tables};
 use crate::rules::ruleset::{Family, Table};
 
-use survey::{End, Survey, jumps_past_guard, jumps_past_pod_side, pinned_interfaces, survey};
+use survey::{End, Survey, jumps_past_guard, jumps_past_pod_side, survey};
 use transition::{Transition, bring};
 
 const POD_FAMILIES: [Family; 2] = [Family::Netdev, Family::Inet];
@@ -106,8 +105,7 @@ pub struct Applied {
 /// A sandbox with both its sides open.
 #[derive(Debug)]
 pub struct Sandbox<'a> {
-    container_id: &'a ContainerId,
-    records: &'a [Record],
+    records: &'a SandboxRecords,
     netns: Netns,
     pod: Side,
     host: &'a mut Side,
@@ -126,41 +124,30 @@ impl<'a> Sandbox<'a> {
     ///
     /// # Errors
     /// [`SandboxError`]; [`SandboxError::is_gone`] tells a pod that has ended from a failure.
-    pub fn open(
-        host: &'a mut Side,
-        container_id: &'a ContainerId,
-        records: &'a [Record],
-    ) -> Result<Self, SandboxError> {
-        let record = records.first().ok_or_else(|| SandboxError::Unknown { container_id: container_id.clone() })?;
-        let netns = Netns::open(&record.netns)?;
+    pub fn open(host: &'a mut Side, records: &'a SandboxRecords) -> Result<Self, SandboxError> {
+        let netns = Netns::open(records.netns())?;
         let pod = Side::of(&netns)?;
-        if record.netns_cookie != 0 && record.netns_cookie != pod.links.netns_cookie() {
-            return Err(SandboxError::Replaced { path: record.netns.to_string() });
+        if records.netns_cookie() != 0 && records.netns_cookie() != pod.links.netns_cookie() {
+            return Err(SandboxError::Replaced { path: records.netns().to_string() });
         }
-        Ok(Self { container_id, records, netns, pod, host })
+        Ok(Self { records, netns, pod, host })
     }
 
-    /// A sandbox whose sides are open already; `records` are those of this netns, and at least one.
+    /// A sandbox whose sides are open already; `records` are those of this netns.
     #[must_use]
-    pub fn of_sides(
-        host: &'a mut Side,
-        pod: Side,
-        netns: Netns,
-        container_id: &'a ContainerId,
-        records: &'a [Record],
-    ) -> Self {
-        Self { container_id, records, netns, pod, host }
+    pub fn of_sides(host: &'a mut Side, pod: Side, netns: Netns, records: &'a SandboxRecords) -> Self {
+        Self { records, netns, pod, host }
     }
 
     /// Its name.
     #[must_use]
     pub fn container_id(&self) -> &'a ContainerId {
-        self.container_id
+        self.records.container_id()
     }
 
     /// The records of its attachments.
     #[must_use]
-    pub fn records(&self) -> &'a [Record] {
+    pub fn records(&self) -> &'a SandboxRecords {
         self.records
     }
 
@@ -216,7 +203,7 @@ impl<'a> Sandbox<'a> {
                 // Root in the pod can make any change of its rules fail. The guard stands, and the verdict says so.
                 Err(error) => log::warn!(
                     "{}",
-                    Line::new("pod-side-failed").with("container", self.container_id).with("error", error)
+                    Line::new("pod-side-failed").with("container", self.container_id()).with("error", error)
                 ),
             }
             if wanted.guard.is_none() {
@@ -292,7 +279,7 @@ impl<'a> Sandbox<'a> {
     }
 
     fn remove_guard(&mut self) -> Result<bool, NetlinkError> {
-        remove_guard(self.host, self.container_id)
+        remove_guard(self.host, self.records.container_id())
     }
 
     /// Whether anything of an isolation is in place: the pod-side rules awake, or a host guard.
@@ -309,7 +296,10 @@ impl<'a> Sandbox<'a> {
     /// # Errors
     /// See [`NetlinkError`].
     pub fn layers_in_place(&mut self) -> Result<(bool, bool), NetlinkError> {
-        Ok((self.pod_side_is_awake()?, self.host.nft.has_table(Family::Netdev, &guard_table(self.container_id))?))
+        Ok((
+            self.pod_side_is_awake()?,
+            self.host.nft.has_table(Family::Netdev, &guard_table(self.records.container_id()))?,
+        ))
     }
 
     fn pod_side_is_awake(&mut self) -> Result<bool, NetlinkError> {
@@ -328,14 +318,16 @@ impl<'a> Sandbox<'a> {
         let pod = pod_tables(policy, &guarded, egress, false);
         let ends: Vec<_> = survey.ends.iter().map(|end| (end.link.name.clone(), end.guarded.clone())).collect();
         let wants_guard = self.host_guard() != HostGuard::Off && !ends.is_empty();
-        let guard = wants_guard.then(|| guard(self.container_id, policy, &ends, egress));
+        let guard = wants_guard.then(|| guard(self.records.container_id(), policy, &ends, egress));
         Ok(Wanted { survey, pod, guard, egress })
     }
 
     /// What ADD left: nothing is looked up, so that what differs was changed by somebody.
     fn wanted_released(&mut self, egress: EgressHook) -> Result<Wanted, SandboxError> {
         let present: Vec<IfName> = self.pod.links.all()?.into_iter().map(|link| link.name).collect();
-        let guarded: Vec<_> = pinned_interfaces(self.records)
+        let guarded: Vec<_> = self
+            .records
+            .pinned_interfaces()
             .into_iter()
             .filter(|pinned| present.contains(&pinned.interface.name))
             .map(|pinned| GuardedInterface {
@@ -343,26 +335,12 @@ impl<'a> Sandbox<'a> {
                 known: Some((pinned.interface.clone(), pinned.node.clone())),
             })
             .collect();
-        let pod = pod_tables(self.policy(), &guarded, egress, true);
+        let pod = pod_tables(self.records.policy(), &guarded, egress, true);
         Ok(Wanted { survey: Survey::default(), pod, guard: None, egress })
     }
 
-    /// The policy of the conflist.
-    #[must_use]
-    pub fn policy(&self) -> &Policy {
-        // `open` has seen a record.
-        &self.records[0].policy
-    }
-
     fn host_guard(&self) -> HostGuard {
-        let asked = |guard| self.records.iter().any(|record| record.host_guard == guard);
-        if asked(HostGuard::Require) {
-            HostGuard::Require
-        } else if asked(HostGuard::Auto) {
-            HostGuard::Auto
-        } else {
-            HostGuard::Off
-        }
+        self.records.host_guard()
     }
 
     /// Whether its configuration asks for a host guard without which it is not isolated at all.
@@ -421,7 +399,7 @@ impl<'a> Sandbox<'a> {
             } else if !guard_differences.is_empty() {
                 Guard::Missing(format!("the host guard is not in place ({})", guard_differences.join(", ")))
             } else {
-                let passed_by = jumps_past_guard(self.host, &guard_table(self.container_id), link, scan)?;
+                let passed_by = jumps_past_guard(self.host, &guard_table(self.records.container_id()), link, scan)?;
                 Guard::Holds { passed_by, both_ways: wanted.egress == EgressHook::Netdev }
             };
             let inside = wanted.survey.interfaces.iter().find(|interface| interface.host_end == Some(link.index));

@@ -11,8 +11,8 @@ use crate::kernel::nft::ChainInFront;
 use crate::kernel::rtnetlink::{Jump, Link, Links, has_bpf_links};
 use crate::model::names::{IfName, SandboxInterface};
 use crate::model::policy::Policy;
-use crate::model::record::NodeOnLink;
-use crate::model::record::{HostEnd, PinnedInterface, Record};
+use crate::model::record::{HostEnd, NodeOnLink, PinnedInterface};
+use crate::model::records::SandboxRecords;
 use crate::rules::containment::{GuardedInterface, neighbours_needed};
 
 use super::{SandboxError, Side};
@@ -67,13 +67,13 @@ pub(super) fn survey(
     host: &mut Side,
     pod: &mut Side,
     netns: &Netns,
-    records: &[Record],
+    records: &SandboxRecords,
     policy: &Policy,
 ) -> Result<Survey, SandboxError> {
     let mut survey = Survey::default();
     let links = pod.links.all()?;
     let host_in_pod = pod.links.id_of(&Netns::own()?)?;
-    let pinned = pinned_interfaces(records);
+    let pinned = records.pinned_interfaces();
     for pinned in &pinned {
         let name = &pinned.interface.name;
         let Some(end) = pinned.host_end else {
@@ -146,17 +146,6 @@ pub(super) fn survey(
     Ok(survey)
 }
 
-/// The interfaces of all records, each once.
-pub(super) fn pinned_interfaces(records: &[Record]) -> Vec<&PinnedInterface> {
-    let mut pinned: Vec<&PinnedInterface> = Vec::new();
-    for interface in records.iter().flat_map(|record| &record.interfaces) {
-        if !pinned.iter().any(|earlier| earlier.interface.name == interface.interface.name) {
-            pinned.push(interface);
-        }
-    }
-    pinned
-}
-
 /// Pins the identity of the interfaces that are in a sandbox when its ADD runs, without those that the records of
 /// `earlier` attachments have pinned already. `said_addresses` are those that prevResult gives an interface.
 ///
@@ -167,10 +156,10 @@ pub fn pin_interfaces(
     pod: &mut Side,
     netns: &Netns,
     said_addresses: impl Fn(&IfName) -> Vec<IpAddr>,
-    earlier: &[Record],
+    earlier: Option<&SandboxRecords>,
 ) -> Result<Vec<PinnedInterface>, SandboxError> {
     let earlier: BTreeSet<&IfName> =
-        pinned_interfaces(earlier).into_iter().map(|pinned| &pinned.interface.name).collect();
+        earlier.into_iter().flat_map(SandboxRecords::pinned_interfaces).map(|pinned| &pinned.interface.name).collect();
     let routes = pod.links.routes()?;
     let host_in_pod = pod.links.id_of(&Netns::own()?)?;
     let mut pinned = Vec::new();

@@ -28,6 +28,7 @@ use crate::model::mark::answering_keys;
 use crate::model::mark::{Mark, MarkContent};
 use crate::model::names::{AttachmentId, ContainerId, IfName, Key, Pod, PodUid};
 use crate::model::record::Record;
+use crate::model::records::SandboxRecords;
 
 /// Where the state directory is when nobody says otherwise.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/cni/quarantine";
@@ -283,7 +284,7 @@ impl StateDir {
     /// The pod UID of the sandbox that a mark names by its container ID.
     fn uid_of(&self, key: &Key) -> Option<PodUid> {
         let container_id = ContainerId::new(key.as_str()).ok()?;
-        self.records_of(&container_id).0.into_iter().find_map(|record| record.pod.uid)
+        self.records_of(&container_id).0?.pod().uid.clone()
     }
 
     // ---- records
@@ -296,9 +297,9 @@ impl StateDir {
         Ok(names_in(&self.attachments())?.iter().filter_map(|name| ContainerId::new(name).ok()).collect())
     }
 
-    /// The records of a sandbox, in the order of their interface names, and those that cannot be read.
+    /// The records of a sandbox, where any can be read, and those that cannot.
     #[must_use]
-    pub fn records_of(&self, container_id: &ContainerId) -> (Vec<Record>, Vec<DamagedRecord>) {
+    pub fn records_of(&self, container_id: &ContainerId) -> (Option<SandboxRecords>, Vec<DamagedRecord>) {
         let directory = self.attachments().join(container_id.as_str());
         let (mut records, mut damaged) = (Vec::new(), Vec::new());
         for name in names_in(&directory).unwrap_or_default() {
@@ -317,7 +318,7 @@ impl StateDir {
                 Err(error) => damaged.push(DamagedRecord { path, fault: error.to_string() }),
             }
         }
-        (records, damaged)
+        (SandboxRecords::new(records), damaged)
     }
 
     /// Writes a record.
