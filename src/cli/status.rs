@@ -10,10 +10,10 @@ use serde_json::Value;
 use crate::kernel::nft::Element;
 use crate::model::audit::chain;
 use crate::model::mark::Desired;
-use crate::model::names::IfName;
+use crate::model::names::{IfName, Key, Pod};
 use crate::model::policy::Policy;
-use crate::model::verdict::Verdict;
-use crate::node::sandbox::{NodeScan, Report, Sandbox, SandboxError, Scan, Side};
+use crate::model::verdict::{Reason, Verdict};
+use crate::node::sandbox::{NodeScan, Report, Sandbox, SandboxError, Scan, Side, standing_guards};
 use crate::node::state::StateDir;
 use crate::rules::containment::{ATTEMPTS, NEIGHBOUR_ATTEMPTS, PORTLESS_ATTEMPTS, TABLE};
 use crate::rules::ruleset::{Chain, Hook, Table};
@@ -80,7 +80,9 @@ impl View {
         let Some(word) = word else {
             let chosen: Vec<_> = node.sandboxes.iter().map(AsRef::as_ref).collect();
             let (unanswered, damaged) = (node.unanswered(), damaged(&node));
-            return Ok(Self { single: false, sandboxes: read_all(state, &node, &chosen)?, unanswered, damaged });
+            let mut sandboxes = read_all(state, &node, &chosen)?;
+            sandboxes.extend(without_record(&node)?);
+            return Ok(Self { single: false, sandboxes, unanswered, damaged });
         };
         match select(word, node.names(), |key| node.has_mark(key))? {
             Selection::Here(ids) => {
@@ -92,11 +94,14 @@ impl View {
                 let sandboxes = read_all(state, &node, &chosen)?;
                 Ok(Self { single: ids.len() == 1, sandboxes, unanswered: Vec::new(), damaged })
             }
-            Selection::Absent(key) => match node.unanswered_mark(&key) {
-                Some(mark) => {
+            Selection::Absent(key) => match (without_record_of(&node, &key)?, node.unanswered_mark(&key)) {
+                (Some(sandbox), _) => {
+                    Ok(Self { single: true, sandboxes: vec![sandbox], unanswered: Vec::new(), damaged: Vec::new() })
+                }
+                (None, Some(mark)) => {
                     Ok(Self { single: false, sandboxes: Vec::new(), unanswered: vec![mark], damaged: Vec::new() })
                 }
-                None => Err(Failure::new(
+                (None, None) => Err(Failure::new(
                     Exit::NotSo,
                     format!(
                         "{word} is not on this node and not marked. Pods with hostNetwork, and pods that started before the plugin was in the conflist, have no record and cannot be reached"
@@ -130,6 +135,31 @@ impl View {
 
 fn damaged(node: &Node<'_>) -> Vec<Damaged> {
     node.damaged.iter().map(|record| Damaged { path: record.path.clone(), fault: record.fault.clone() }).collect()
+}
+
+/// Host guards that stand although no record says for whom.
+fn without_record(node: &Node<'_>) -> Result<Vec<SandboxStatus>, Failure> {
+    let mut guards = standing_guards(&mut Side::own()?)?;
+    guards.retain(|container_id| node.sandbox(container_id).is_none());
+    Ok(guards
+        .into_iter()
+        .map(|container_id| SandboxStatus {
+            listed: Listed { container_id, pod: Pod::default(), netns: None, marking: None },
+            finding: Finding::Read(Reading {
+                verdict: Verdict::Partial,
+                reasons: vec![Reason::NoRecord],
+                pod_layer: false,
+                host_layer: true,
+                guard_required: false,
+                drops: Vec::new(),
+                attempts: Vec::new(),
+            }),
+        })
+        .collect())
+}
+
+fn without_record_of(node: &Node<'_>, key: &Key) -> Result<Option<SandboxStatus>, Failure> {
+    Ok(without_record(node)?.into_iter().find(|sandbox| Key::from(&sandbox.listed.container_id) == *key))
 }
 
 /// How long `status` waits for whoever is at work on a sandbox.
@@ -203,8 +233,7 @@ fn find_wanted(
 fn released(sandbox: &mut Sandbox<'_>, guard_required: bool) -> Result<Reading, SandboxError> {
     let (pod_layer, host_layer) = sandbox.layers_in_place()?;
     let (verdict, reasons) = if pod_layer || host_layer {
-        let layer = if pod_layer { "the pod-side rules are awake" } else { "the host guard is in place" };
-        (Verdict::Partial, vec![format!("no mark holds for it, but {layer}; `quarantine sync` releases it")])
+        (Verdict::Partial, vec![Reason::NotReleased { pod_side: pod_layer }])
     } else {
         (Verdict::Open, Vec::new())
     };

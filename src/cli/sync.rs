@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::model::audit::chain;
 use crate::model::names::ContainerId;
 use crate::node::enforce::{self, EnforceError, Outcome};
-use crate::node::sandbox::{NodeScan, SandboxError, Scan, Side};
+use crate::node::sandbox::{NodeScan, SandboxError, Scan, Side, remove_guards_of_nothing};
 use crate::node::state::StateDir;
 
 use super::workers::on_each;
@@ -18,6 +18,7 @@ pub(super) fn sync(state_dir: &Path) -> Result<Exit, Failure> {
     let scan = NodeScan::default();
     let results = on_each(&sandboxes, |host, container_id| bring(&state, host, container_id, &scan))?;
     let mut exit = Exit::So;
+    remove_guards_of_nothing(&mut Side::own()?, |container_id| sandboxes.contains(container_id))?;
     for (container_id, result) in sandboxes.iter().zip(results) {
         match result {
             Ok(_) => {}

@@ -46,12 +46,12 @@ pub struct PinnedInterface {
     pub host_end: Option<HostEnd>,
 }
 
-/// An interface on the host, told from a later one of the same index by its Ethernet address.
+/// An interface on the host. Its index tells it from all others: nobody can change it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HostEnd {
     /// Its index.
     pub index: u32,
-    /// Its Ethernet address.
+    /// Its Ethernet address then; for people, since anyone on the node may change it.
     pub mac: Option<Mac>,
 }
 

@@ -5,6 +5,8 @@
 //! ingress, not AF_XDP out, and not what the pod's own tc redirects. So only the host guard, whole and not passed by,
 //! makes an interface `contained`; the pod-side rules alone make it `partial`.
 
+use std::fmt;
+
 /// What may be claimed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verdict {
@@ -56,48 +58,293 @@ pub enum Guard {
     /// In place.
     Holds {
         /// What takes packets past it.
-        passed_by: Vec<String>,
+        passed_by: Vec<Bypass>,
         /// Whether it has its chain towards the pod, which needs the netdev egress hook.
         both_ways: bool,
     },
     /// Not in place.
-    Missing(String),
+    Missing(NoGuard),
     /// An interface that came after ADD and leads to a netns that is neither the sandbox's nor the host's: one below,
     /// if root in the pod made it, since it could make no other.
     Elsewhere,
+    /// The end on the host that ADD found is not in the node's netns any more, nor is the interface in the sandbox.
+    PairGone,
 }
 
-/// Verdict and reasons.
-pub fn judge(pod_side_holds: bool, exposures: &[Exposure]) -> (Verdict, Vec<String>) {
-    const NOT_COVERED: &str = "frames in to a packet socket of the pod and AF_XDP out of it are not covered";
+/// Why there is no host guard on an interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NoGuard {
+    /// The configuration asks for none.
+    Off,
+    /// It has no end on the host: what it is instead.
+    NoPeer {
+        /// The kind of the interface, as the kernel calls it; empty for a physical one.
+        kind: String,
+    },
+    /// It had none on the host, and has left the sandbox.
+    LeftWithoutPeer,
+    /// Its end on the host is not where ADD found it.
+    EndGone,
+    /// The rules are not as they should be: in what they differ.
+    NotInPlace {
+        /// In words.
+        differences: String,
+    },
+}
+
+/// What takes packets past the host guard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Bypass {
+    /// An XDP program on the device.
+    Xdp {
+        /// The host's end.
+        device: String,
+    },
+    /// A tc action that redirects or copies.
+    TcRedirect {
+        /// The interface that the filter is on, where it is another one.
+        from: Option<String>,
+        /// The host's end.
+        device: String,
+    },
+    /// A BPF program in a tc filter.
+    TcBpf {
+        /// The host's end.
+        device: String,
+    },
+    /// A BPF program that no tc filter shows.
+    BpfLink {
+        /// The host's end.
+        device: String,
+    },
+    /// Another table that sees frames first.
+    TableInFront {
+        /// The table.
+        table: String,
+        /// The host's end.
+        device: String,
+    },
+}
+
+impl fmt::Display for Bypass {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Xdp { device } => write!(f, "an XDP program on {device}"),
+            Self::TcRedirect { from: None, device } => write!(f, "a tc redirect on {device}"),
+            Self::TcRedirect { from: Some(from), device } => write!(f, "a tc redirect from {from} to {device}"),
+            Self::TcBpf { device } => write!(f, "a BPF program in tc on {device}"),
+            Self::BpfLink { device } => write!(f, "a BPF program in tcx or netkit on {device}"),
+            Self::TableInFront { table, device } => {
+                write!(f, "nftables table netdev {table} in front of the guard on {device}")
+            }
+        }
+    }
+}
+
+impl Bypass {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Xdp { .. } => "xdp-program",
+            Self::TcRedirect { .. } => "tc-redirect",
+            Self::TcBpf { .. } | Self::BpfLink { .. } => "bpf-program",
+            Self::TableInFront { .. } => "table-in-front",
+        }
+    }
+}
+
+impl fmt::Display for NoGuard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Off => f.write_str("hostGuard is \"off\""),
+            Self::NoPeer { kind } if kind.is_empty() => {
+                f.write_str("a physical device has no peer on the host for a host guard")
+            }
+            Self::NoPeer { kind } => write!(f, "{kind} has no peer on the host for a host guard"),
+            Self::LeftWithoutPeer => {
+                f.write_str("an interface that left the sandbox has no peer on the host for a host guard")
+            }
+            Self::EndGone => f.write_str("its end on the host is not where ADD found it"),
+            Self::NotInPlace { differences } => write!(f, "the host guard is not in place ({differences})"),
+        }
+    }
+}
+
+impl NoGuard {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Off => "host-guard-off",
+            Self::NoPeer { .. } => "no-host-peer",
+            Self::LeftWithoutPeer => "interface-left",
+            Self::EndGone => "host-end-gone",
+            Self::NotInPlace { .. } => "guard-missing",
+        }
+    }
+}
+
+/// Why a sandbox cannot be called `contained`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reason {
+    /// An interface that the host guard does not cover whole.
+    Interface {
+        /// Its name.
+        interface: String,
+        /// What is wrong with the guard.
+        doubt: Doubt,
+        /// What stands behind it.
+        behind: Behind,
+    },
+    /// An interface that came after ADD and leads to a third netns.
+    LeadsElsewhere {
+        /// Its name.
+        interface: String,
+    },
+    /// An interface of the record, of which neither end can be found.
+    PairGone {
+        /// Its name.
+        interface: String,
+    },
+    /// There is no interface that anything could be said of.
+    NothingFound,
+    /// No mark holds for it, and yet something of an isolation is in place.
+    NotReleased {
+        /// Whether it is the pod-side rules; else it is the host guard.
+        pod_side: bool,
+    },
+    /// A host guard of which no record says whose it is.
+    NoRecord,
+}
+
+/// What is wrong with a host guard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Doubt {
+    /// It is not there.
+    NoGuard(NoGuard),
+    /// It is passed by.
+    PassedBy(Vec<Bypass>),
+    /// It sees only what leaves the pod.
+    NoEgressHook,
+}
+
+/// How the pod-side rules stand behind a guard that does not hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Behind {
+    /// They hold, which leaves what they cannot see.
+    Holds,
+    /// The sandbox's own tc or XDP takes packets past them.
+    PassedBy,
+    /// They do not hold.
+    Missing,
+    /// The interface is not where they are.
+    Left,
+}
+
+impl Behind {
+    fn of(pod_side_holds: bool, pod_side: PodSide) -> Self {
+        match (pod_side_holds, pod_side) {
+            (true, PodSide::InTheWay) => Self::Holds,
+            (true, PodSide::PassedBy) => Self::PassedBy,
+            (false, _) => Self::Missing,
+            (true, PodSide::Left) => Self::Left,
+        }
+    }
+
+    fn verdict(self) -> Verdict {
+        match self {
+            Self::Holds | Self::PassedBy => Verdict::Partial,
+            Self::Missing | Self::Left => Verdict::Open,
+        }
+    }
+}
+
+impl Reason {
+    /// A word for it that does not change: what runbooks and alerts go by.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Interface { doubt: Doubt::NoGuard(why), .. } => why.code(),
+            Self::Interface { doubt: Doubt::PassedBy(ways), .. } => ways.first().map_or("passed-by", Bypass::code),
+            Self::Interface { doubt: Doubt::NoEgressHook, .. } => "no-egress-hook",
+            Self::LeadsElsewhere { .. } => "leads-elsewhere",
+            Self::PairGone { .. } => "pair-gone",
+            Self::NothingFound => "nothing-found",
+            Self::NotReleased { .. } => "not-released",
+            Self::NoRecord => "no-record",
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Interface { interface, doubt, behind } => {
+                write!(f, "{interface}: ")?;
+                match doubt {
+                    Doubt::NoGuard(why) => write!(f, "{why}")?,
+                    Doubt::PassedBy(ways) => {
+                        let ways: Vec<_> = ways.iter().map(ToString::to_string).collect();
+                        write!(f, "{} takes packets past the host guard", ways.join(", "))?;
+                    }
+                    Doubt::NoEgressHook => f.write_str(
+                        "this kernel has no netdev egress hook, so the host guard does not see what goes to the pod, and lets segments of TCP flows to the node itself pass",
+                    )?,
+                }
+                f.write_str(match behind {
+                    Behind::Holds => {
+                        "; the pod-side rules hold, but frames in to a packet socket of the pod and AF_XDP out of it are not covered"
+                    }
+                    Behind::PassedBy => "; tc or XDP in the pod takes packets past the pod-side rules",
+                    Behind::Missing => ", and the pod-side rules do not hold",
+                    Behind::Left => {
+                        ", and the pod's end of it has left the sandbox, where the pod-side rules are"
+                    }
+                })
+            }
+            Self::LeadsElsewhere { interface } => write!(
+                f,
+                "{interface}: it came after ADD and leads to another network namespace; that one is below the pod, or the host made it, which cannot be told apart"
+            ),
+            Self::PairGone { interface } => write!(
+                f,
+                "{interface}: neither the interface nor its end on the host is where ADD found it; they were deleted, or both were moved, which cannot be told apart"
+            ),
+            Self::NothingFound => f.write_str(
+                "no interface was found that leads out of the sandbox, so nothing can be said of what leaves it",
+            ),
+            Self::NotReleased { pod_side } => {
+                let layer = if *pod_side { "the pod-side rules are awake" } else { "the host guard is in place" };
+                write!(f, "no mark holds for it, but {layer}; `quarantine sync` releases it")
+            }
+            Self::NoRecord => f.write_str(
+                "a host guard stands for it, but no record says what it was: it is left in place; once its pod has ended, `quarantine release` of this container ID removes it",
+            ),
+        }
+    }
+}
+
+/// Verdict and reasons. It is never better than what it was computed from: over nothing it is `open`.
+pub fn judge(pod_side_holds: bool, exposures: &[Exposure]) -> (Verdict, Vec<Reason>) {
+    if exposures.is_empty() {
+        return (Verdict::Open, vec![Reason::NothingFound]);
+    }
     let mut verdict = Verdict::Contained;
     let mut reasons = Vec::new();
     for Exposure { interface, guard, pod_side } in exposures {
-        let behind = match (pod_side_holds, pod_side) {
-            (true, PodSide::InTheWay) => Ok(format!("the pod-side rules hold, but {NOT_COVERED}")),
-            (true, PodSide::PassedBy) => Ok("tc or XDP in the pod takes packets past the pod-side rules".to_owned()),
-            (false, _) => Err("the pod-side rules do not hold"),
-            (_, PodSide::Left) => Err("the pod's end of it has left the sandbox, where the pod-side rules are"),
-        };
-        let doubt = match guard {
+        let interface = interface.clone();
+        let behind = Behind::of(pod_side_holds, *pod_side);
+        let (worst, reason) = match guard {
             Guard::Holds { passed_by, both_ways: true } if passed_by.is_empty() => continue,
-            Guard::Holds { passed_by, both_ways: false } if passed_by.is_empty() => {
-                "this kernel has no netdev egress hook, so the host guard does not see what goes to the pod, and lets segments of TCP flows to the node itself pass".to_owned()
+            Guard::Holds { passed_by, .. } => {
+                let doubt = if passed_by.is_empty() { Doubt::NoEgressHook } else { Doubt::PassedBy(passed_by.clone()) };
+                (behind.verdict(), Reason::Interface { interface, doubt, behind })
             }
-            Guard::Holds { passed_by, .. } => format!("{} takes packets past the host guard", passed_by.join(", ")),
-            Guard::Missing(why) => why.clone(),
-            Guard::Elsewhere => {
-                verdict = verdict.max(Verdict::Partial);
-                reasons.push(format!("{interface}: it came after ADD and leads to another network namespace; that one is below the pod, or the host made it, which cannot be told apart"));
-                continue;
+            Guard::Missing(why) => {
+                (behind.verdict(), Reason::Interface { interface, doubt: Doubt::NoGuard(why.clone()), behind })
             }
-        };
-        let (worst, reason) = match behind {
-            Ok(behind) => (Verdict::Partial, format!("{doubt}; {behind}")),
-            Err(behind) => (Verdict::Open, format!("{doubt}, and {behind}")),
+            Guard::Elsewhere => (Verdict::Partial, Reason::LeadsElsewhere { interface }),
+            Guard::PairGone => (Verdict::Partial, Reason::PairGone { interface }),
         };
         verdict = verdict.max(worst);
-        reasons.push(format!("{interface}: {reason}"));
+        reasons.push(reason);
     }
     (verdict, reasons)
 }
@@ -106,8 +353,8 @@ pub fn judge(pod_side_holds: bool, exposures: &[Exposure]) -> (Verdict, Vec<Stri
 mod tests {
     use super::*;
 
-    fn holds(passed_by: &[&str], both_ways: bool) -> Guard {
-        Guard::Holds { passed_by: passed_by.iter().map(ToString::to_string).collect(), both_ways }
+    fn holds(passed_by: &[Bypass], both_ways: bool) -> Guard {
+        Guard::Holds { passed_by: passed_by.to_vec(), both_ways }
     }
 
     fn verdict(pod_side_holds: bool, guard: Guard, pod_side: PodSide) -> Verdict {
@@ -121,7 +368,8 @@ mod tests {
     fn only_the_whole_host_guard_contains() {
         use PodSide::{InTheWay, Left, PassedBy};
         use Verdict::{Contained, Open, Partial};
-        let missing = || Guard::Missing("no host-side peer".to_owned());
+        let missing = || Guard::Missing(NoGuard::NoPeer { kind: "macvlan".to_owned() });
+        let redirect = [Bypass::TcRedirect { from: None, device: "veth1".to_owned() }];
         for (pod_side_holds, guard, pod_side, expected) in [
             (true, holds(&[], true), InTheWay, Contained),
             (true, holds(&[], true), PassedBy, Contained),
@@ -129,15 +377,17 @@ mod tests {
             (false, holds(&[], true), InTheWay, Contained),
             (true, holds(&[], false), InTheWay, Partial),
             (false, holds(&[], false), InTheWay, Open),
-            (true, holds(&["a tc redirect"], true), InTheWay, Partial),
-            (true, holds(&["a tc redirect"], true), PassedBy, Partial),
-            (true, holds(&["a tc redirect"], true), Left, Open),
-            (false, holds(&["a tc redirect"], true), InTheWay, Open),
+            (true, holds(&redirect, true), InTheWay, Partial),
+            (true, holds(&redirect, true), PassedBy, Partial),
+            (true, holds(&redirect, true), Left, Open),
+            (false, holds(&redirect, true), InTheWay, Open),
             (true, missing(), InTheWay, Partial),
             (true, missing(), PassedBy, Partial),
             (true, missing(), Left, Open),
             (false, missing(), InTheWay, Open),
+            (true, Guard::Missing(NoGuard::EndGone), InTheWay, Partial),
             (false, Guard::Elsewhere, InTheWay, Partial),
+            (true, Guard::PairGone, Left, Partial),
         ] {
             assert_eq!(
                 verdict(pod_side_holds, guard.clone(), pod_side),
@@ -148,10 +398,10 @@ mod tests {
     }
 
     #[test]
-    fn the_worst_interface_decides_and_a_sandbox_without_any_is_contained() {
+    fn the_worst_interface_decides_and_nothing_is_claimed_over_nothing() {
         let exposure = |guard| Exposure { interface: "eth0".to_owned(), guard, pod_side: PodSide::InTheWay };
-        let both = [exposure(holds(&[], true)), exposure(Guard::Missing("none".to_owned()))];
+        let both = [exposure(holds(&[], true)), exposure(Guard::Missing(NoGuard::Off))];
         assert_eq!(judge(true, &both).0, Verdict::Partial);
-        assert_eq!(judge(false, &[]).0, Verdict::Contained);
+        assert_eq!(judge(true, &[]), (Verdict::Open, vec![Reason::NothingFound]));
     }
 }

@@ -7,7 +7,7 @@ use thiserror::Error;
 use crate::model::audit::Line;
 use crate::model::mark::Desired;
 use crate::model::records::SandboxRecords;
-use crate::model::verdict::Verdict;
+use crate::model::verdict::{Reason, Verdict};
 use crate::node::sandbox::{Applied, Report, Sandbox, SandboxError, Scan, Side};
 use crate::node::state::{StateDir, StateError};
 
@@ -146,6 +146,12 @@ fn is_released(sandbox: &mut Sandbox<'_>, desired: &Desired) -> Result<bool, San
     Ok(!desired.is_isolated() && !sandbox.is_isolated_in_part()?)
 }
 
+/// All of them in one line.
+#[must_use]
+pub fn sentences(reasons: &[Reason]) -> String {
+    reasons.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
 /// The start of every line about a sandbox: who it is.
 fn subject(event: &str, records: &SandboxRecords) -> Line {
     let pod = records.pod();
@@ -173,7 +179,7 @@ fn log_applied(records: &SandboxRecords, desired: &Desired, applied: &Applied, c
                     "changed",
                     (event != "isolated" && !applied.altered.is_empty()).then(|| applied.altered.join(", ")),
                 )
-                .with_some("open", (!applied.report.reasons.is_empty()).then(|| applied.report.reasons.join("; ")))
+                .with_some("open", (!applied.report.reasons.is_empty()).then(|| sentences(&applied.report.reasons)))
                 .with("ms", milliseconds);
             if applied.report.verdict == Verdict::Contained && event != "repaired" {
                 log::info!("{line}")

@@ -18,13 +18,13 @@ use serde_json::Value;
 use self::cni::{Call, Code, Failure, Network, Target, VERSIONS, versions};
 use crate::kernel::netns::{Netns, NetnsError};
 use crate::model::audit::{Line, chain};
-use crate::model::names::{AttachmentId, ContainerId, Pod};
+use crate::model::names::{AttachmentId, ContainerId, NetnsPath, Pod};
 use crate::model::record::Record;
 use crate::model::records::SandboxRecords;
 use crate::model::verdict::Verdict;
-use crate::node::enforce::{self, EnforceError};
+use crate::node::enforce::{self, EnforceError, Outcome, sentences};
 use crate::node::logging;
-use crate::node::sandbox::{Sandbox, SandboxError, Scan, Side, pin_interfaces, remove_guard};
+use crate::node::sandbox::{Sandbox, SandboxError, Scan, Side, pin_interfaces, remove_guard, remove_guards_of_nothing};
 use crate::node::state::{StateDir, StateError};
 use crate::rules::ruleset::Family;
 use config::Config;
@@ -110,10 +110,10 @@ fn serve_call(
             logging::start(config.log);
             status(&config).map(|()| None)
         }
-        Call::Del { attachment, pod, .. } => {
+        Call::Del { attachment, netns, pod } => {
             let config = Config::read_what_is_sound(&network.document);
             logging::start(config.log);
-            del(&config, attachment, pod).map(|()| None)
+            del(&config, attachment, netns.as_ref(), pod).map(|()| None)
         }
         Call::Gc => {
             let config = Config::read_what_is_sound(&network.document);
@@ -196,24 +196,32 @@ fn add(config: &Config, network: &Network, target: &Target) -> Result<Value, Fai
     }
 }
 
+/// First applies, by the record alone, and then compares: whatever else is wrong with the call, a sandbox that is marked
+/// is isolated when it ends.
 fn check(config: &Config, network: &Network, target: &Target) -> Result<(), Failure> {
-    let previous = network.previous_result()?;
-    let netns = open_netns(target)?;
-    let mut host = Side::own().map_err(|error| failure(Code::Kernel, &error))?;
-    let mut pod = Side::of(&netns).map_err(|error| failure(Code::Kernel, &error))?;
     let state = StateDir::open(&config.state_dir).map_err(|error| failure(Code::State, &error))?;
     let container_id = &target.attachment.container_id;
+    let mut host = Side::own().map_err(|error| failure(Code::Kernel, &error))?;
     let _lock = state.lock(container_id).map_err(|error| failure(Code::State, &error))?;
-
     let (records, _) = state.records_of(container_id);
+    let applied = records.as_ref().map(|records| {
+        let mut sandbox = Sandbox::open(&mut host, records)?;
+        enforce::check(&state, &mut sandbox)
+    });
+
+    let netns = open_netns(target)?;
+    let previous = network.previous_result()?;
     let altered = |message: String| Failure::new(Code::Altered, message);
-    let not_added =
-        || altered(format!("{container_id} {} has no attachment record: it was not added", target.attachment.ifname));
-    let records = records.ok_or_else(not_added)?;
-    let record = records.of(&target.attachment).ok_or_else(not_added)?;
+    let recorded = records.as_ref().and_then(|records| records.of(&target.attachment));
+    let (Some(record), Some(applied)) = (recorded, applied) else {
+        let ifname = &target.attachment.ifname;
+        return Err(altered(format!("{container_id} {ifname} has no attachment record: it was not added")));
+    };
+    let mut pod = Side::of(&netns).map_err(|error| failure(Code::Kernel, &error))?;
     if record.netns_cookie != pod.links.netns_cookie() {
         return Err(altered(format!("{} is not the network namespace that {container_id} was added in", target.netns)));
     }
+    let Outcome { desired, report } = applied.map_err(|error| enforcement_failure(&error))?;
     let links = pod.links.all().map_err(|error| failure(Code::Kernel, &error))?;
     for (name, sandbox) in previous.sandbox_interfaces() {
         let is_here = std::path::Path::new(sandbox) == target.netns.as_path();
@@ -221,10 +229,7 @@ fn check(config: &Config, network: &Network, target: &Target) -> Result<(), Fail
             return Err(altered(format!("interface {name} of prevResult is gone from {}", target.netns)));
         }
     }
-    let mut sandbox = Sandbox::of_sides(&mut host, pod, netns, &records);
-    let outcome = enforce::check(&state, &mut sandbox).map_err(|error| enforcement_failure(&error))?;
-    let report = outcome.report;
-    if !outcome.desired.is_isolated() {
+    if !desired.is_isolated() {
         return match report.differences.first() {
             None => Ok(()),
             Some(_) => Err(altered(format!(
@@ -240,12 +245,12 @@ fn check(config: &Config, network: &Network, target: &Target) -> Result<(), Fail
         verdict => Err(altered(format!(
             "{container_id} is marked isolated and is {}: {}",
             verdict.as_str(),
-            report.reasons.join("; ")
+            sentences(&report.reasons)
         ))),
     }
 }
 
-fn del(config: &Config, attachment: &AttachmentId, pod: &Pod) -> Result<(), Failure> {
+fn del(config: &Config, attachment: &AttachmentId, netns: Option<&NetnsPath>, pod: &Pod) -> Result<(), Failure> {
     let state = match StateDir::open(&config.state_dir) {
         Ok(state) => state,
         // Nothing was ever added here, or all was lost.
@@ -253,7 +258,34 @@ fn del(config: &Config, attachment: &AttachmentId, pod: &Pod) -> Result<(), Fail
         Err(error) => return Err(failure(Code::Io, &error)),
     };
     let _lock = state.lock(&attachment.container_id).map_err(|error| failure(Code::Io, &error))?;
+    if let Some(records) = state.records_of(&attachment.container_id).0
+        && is_of_another(netns, &records)
+        && must_stay(&state, &records).map_err(|error| failure(Code::Io, &*error))?
+    {
+        log::warn!(
+            "{}",
+            Line::new("kept").with("container", records.container_id()).with("because", "DEL of another netns")
+        );
+        return Ok(());
+    }
     detach(&state, attachment, pod).map_err(|error| failure(Code::Io, &*error))
+}
+
+/// Whether a DEL says a netns that is there and is not the one of these records: it speaks of another sandbox.
+fn is_of_another(netns: Option<&NetnsPath>, records: &SandboxRecords) -> bool {
+    let said = netns.and_then(|path| Netns::open(path).ok()).and_then(|netns| Side::of(&netns).ok());
+    said.is_some_and(|said| said.links.netns_cookie() != records.netns_cookie())
+}
+
+/// Whether a sandbox is isolated and lives: then only its runtime's own DEL, or a release, takes anything away from it.
+fn must_stay(state: &StateDir, records: &SandboxRecords) -> Result<bool, Box<dyn Error>> {
+    let mut host = Side::own()?;
+    let is_marked = !state.marks_of(records.container_id(), records.pod())?.is_empty();
+    match Sandbox::open(&mut host, records) {
+        Ok(mut sandbox) => Ok(is_marked || sandbox.is_isolated_in_part()?),
+        Err(error) if error.is_gone() => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Takes an attachment out of the state directory; its sandbox's rules with the last one.
@@ -310,6 +342,14 @@ fn gc(config: &Config, network: &Network) -> Result<(), Failure> {
             failures.push(format!("{container_id}: {}", chain(&*error)));
         }
     }
+    let cleaned = Side::own().and_then(|mut host| {
+        // After the records: what is added meanwhile has its own by now.
+        let sandboxes = state.sandboxes().unwrap_or_default();
+        remove_guards_of_nothing(&mut host, |container_id| sandboxes.contains(container_id))
+    });
+    if let Err(error) = cleaned {
+        failures.push(chain(&error));
+    }
     if failures.is_empty() { Ok(()) } else { Err(Failure::new(Code::State, failures.join("; "))) }
 }
 
@@ -320,10 +360,19 @@ fn collect(
     valid: &[AttachmentId],
 ) -> Result<(), Box<dyn Error>> {
     let _lock = state.lock(container_id)?;
-    for record in state.records_of(container_id).0.iter().flat_map(SandboxRecords::iter) {
-        if record.network == network.name && !valid.contains(&record.id) {
-            detach(state, &record.id, &record.pod)?;
-        }
+    let Some(records) = state.records_of(container_id).0 else { return Ok(()) };
+    let invalid: Vec<_> =
+        records.iter().filter(|record| record.network == network.name && !valid.contains(&record.id)).collect();
+    // Runtimes have sent lists that lacked pods which were running.
+    if !invalid.is_empty() && must_stay(state, &records)? {
+        log::warn!(
+            "{}",
+            Line::new("kept").with("container", container_id).with("because", "GC of a sandbox that lives")
+        );
+        return Ok(());
+    }
+    for record in invalid {
+        detach(state, &record.id, &record.pod)?;
     }
     Ok(())
 }

@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 use crate::model::mark::Mark;
 use crate::model::names::{ContainerId, Key, NetnsPath, Pod, PodName, PodUid};
 use crate::model::policy::Policy;
-use crate::model::verdict::Verdict;
+use crate::model::verdict::{Reason, Verdict};
 
 pub use table::{Style, list_table, sandbox_text, status_table};
 
@@ -94,7 +94,7 @@ pub struct Reading {
     /// What may be claimed.
     pub verdict: Verdict,
     /// Why it is not another one.
-    pub reasons: Vec<String>,
+    pub reasons: Vec<Reason>,
     /// Whether the pod-side rules are in place.
     pub pod_layer: bool,
     /// Whether the host guard is.
@@ -192,10 +192,10 @@ impl SandboxStatus {
 
     /// Why the verdict is not another one.
     #[must_use]
-    pub fn reasons(&self) -> Vec<&str> {
+    pub fn reasons(&self) -> Vec<String> {
         match &self.finding {
-            Finding::Read(reading) => reading.reasons.iter().map(String::as_str).collect(),
-            Finding::Gone(why) | Finding::Unknown(why) => vec![why],
+            Finding::Read(reading) => reading.reasons.iter().map(ToString::to_string).collect(),
+            Finding::Gone(why) | Finding::Unknown(why) => vec![why.clone()],
         }
     }
 
@@ -220,6 +220,8 @@ impl SandboxStatus {
         let mut put = |key: &str, value: Value| object.insert(key.to_owned(), value);
         put("verdict", json!(self.verdict()));
         put("reasons", json!(self.reasons()));
+        let codes = reading.reasons.iter().map(|reason| json!({ "code": reason.code(), "text": reason.to_string() }));
+        put("reasonCodes", codes.collect());
         put("layers", json!({ "pod": reading.pod_layer, "host": reading.host_layer }));
         put("drops", reading.drops.iter().map(Drops::to_json).collect());
         put("attempts", reading.attempts.iter().map(Attempt::to_json).collect());

@@ -190,7 +190,7 @@ pub fn status_table(
     write_sandboxes(&mut text, &rows);
     for (sandbox, id) in sandboxes.iter().zip(&ids) {
         let fault = sandbox.listed.marking.as_ref().and_then(|marking| marking.fault.as_deref()).map(sealed_by);
-        for reason in fault.into_iter().chain(sandbox.reasons().into_iter().map(printable)) {
+        for reason in fault.into_iter().chain(sandbox.reasons().iter().map(|reason| printable(reason))) {
             let _ = writeln!(text, "{id}: {reason}");
         }
     }
@@ -235,7 +235,7 @@ pub fn sandbox_text(sandbox: &SandboxStatus, style: Style) -> String {
     let (verdict, colour) = coloured_verdict(sandbox);
     line("verdict", &style.paint(&verdict, colour));
     for reason in sandbox.reasons() {
-        line("", &printable(reason));
+        line("", &printable(&reason));
     }
     if let Finding::Read(reading) = &sandbox.finding {
         line("layers", layers(reading));

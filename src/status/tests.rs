@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use super::*;
+use crate::model::verdict::{Behind, Doubt, NoGuard};
 
 #[test]
 fn times_are_written_in_the_gregorian_calendar() {
@@ -80,11 +81,19 @@ fn reading(verdict: Verdict) -> Reading {
     }
 }
 
+fn doubt(why: NoGuard, behind: Behind) -> Reason {
+    Reason::Interface { interface: "eth0".to_owned(), doubt: Doubt::NoGuard(why), behind }
+}
+
 /// A sandbox of every kind.
 fn sandboxes() -> Vec<SandboxStatus> {
     let sealed = Marking { fault: Some("not JSON: expected value".to_owned()), ..marking(Policy::sealed()) };
-    let partial = Reading { reasons: vec!["eth0: macvlan has no peer".to_owned()], ..reading(Verdict::Partial) };
-    let open = Reading { pod_layer: false, reasons: vec!["eth0: nothing holds".to_owned()], ..reading(Verdict::Open) };
+    let partial = Reading {
+        reasons: vec![doubt(NoGuard::NoPeer { kind: "macvlan".to_owned() }, Behind::Holds)],
+        ..reading(Verdict::Partial)
+    };
+    let open =
+        Reading { pod_layer: false, reasons: vec![doubt(NoGuard::EndGone, Behind::Missing)], ..reading(Verdict::Open) };
     let released = Reading {
         pod_layer: false,
         host_layer: false,

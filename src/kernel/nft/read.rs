@@ -198,6 +198,18 @@ impl Nft {
         }
     }
 
+    /// The names of the tables of a family.
+    ///
+    /// # Errors
+    /// See [`NetlinkError`].
+    pub fn tables(&mut self, family: Family) -> Result<Vec<String>, NetlinkError> {
+        let body = header(family);
+        self.socket.dump_all_seen("list the tables", kernel::SUBSYSTEM | kernel::MSG_GETTABLE, &body, |payload| {
+            let name = text(attribute(behind_header(payload), kernel::TABLE_NAME)?);
+            Some(String::from_utf8_lossy(name).into_owned())
+        })
+    }
+
     /// The netdev chains that see frames no later than ours do, ours among them.
     ///
     /// # Errors

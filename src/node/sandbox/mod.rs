@@ -4,6 +4,7 @@
 //! caller holds the sandbox's lock. The host guard comes before the pod-side rules when a sandbox is isolated, and goes
 //! after them when it is released: each stops everything by itself, so there is no half state in between.
 
+mod guards;
 mod side;
 mod survey;
 mod transition;
@@ -11,6 +12,7 @@ mod transition;
 use nix::errno::Errno;
 use thiserror::Error;
 
+pub use guards::{remove_guards_of_nothing, standing_guards};
 pub use side::Side;
 pub use survey::{NodeScan, Scan, pin_interfaces};
 
@@ -22,7 +24,7 @@ use crate::model::mark::Desired;
 use crate::model::names::{ContainerId, IfName};
 use crate::model::record::HostGuard;
 use crate::model::records::SandboxRecords;
-use crate::model::verdict::{Exposure, Guard, PodSide, Verdict, judge};
+use crate::model::verdict::{Exposure, Guard, NoGuard, PodSide, Reason, Verdict, judge};
 use crate::rules::containment::{EgressHook, GuardedInterface, TABLE, guard, guard_table, pod_tables};
 use crate::rules::ruleset::{Family, Table};
 
@@ -76,7 +78,7 @@ pub struct Report {
     /// What may be claimed.
     pub verdict: Verdict,
     /// Why it is not `contained`, where it is isolated.
-    pub reasons: Vec<String>,
+    pub reasons: Vec<Reason>,
     /// How many interfaces the rules are for.
     pub interfaces: usize,
     /// Whether the pod-side tables are as wanted.
@@ -206,7 +208,8 @@ impl<'a> Sandbox<'a> {
                     Line::new("pod-side-failed").with("container", self.container_id()).with("error", error)
                 ),
             }
-            if wanted.guard.is_none() {
+            // Where no end was found a guard that stands stays: it may be on one that the survey does not see.
+            if self.host_guard() == HostGuard::Off {
                 done.guard.changed = self.remove_guard()?;
             }
         } else {
@@ -391,13 +394,13 @@ impl<'a> Sandbox<'a> {
         scan: Scan<'_>,
     ) -> Result<Vec<Exposure>, SandboxError> {
         let mut exposures = Vec::new();
-        let off = || Guard::Missing("hostGuard is \"off\"".to_owned());
+        let off = || Guard::Missing(NoGuard::Off);
         let is_off = self.host_guard() == HostGuard::Off;
         for End { link, guarded } in &wanted.survey.ends {
             let guard = if is_off {
                 off()
             } else if !guard_differences.is_empty() {
-                Guard::Missing(format!("the host guard is not in place ({})", guard_differences.join(", ")))
+                Guard::Missing(NoGuard::NotInPlace { differences: guard_differences.join(", ") })
             } else {
                 let passed_by = jumps_past_guard(self.host, &guard_table(self.records.container_id()), link, scan)?;
                 Guard::Holds { passed_by, both_ways: wanted.egress == EgressHook::Netdev }
@@ -409,16 +412,19 @@ impl<'a> Sandbox<'a> {
             let guard = match interface {
                 interface if interface.leads_elsewhere() => Guard::Elsewhere,
                 _ if is_off => off(),
-                interface => Guard::Missing(no_peer(&interface.link.kind)),
+                interface if wanted.survey.lost.contains(&interface.link.name) => Guard::Missing(NoGuard::EndGone),
+                interface => {
+                    Guard::Missing(NoGuard::NoPeer { kind: String::from_utf8_lossy(&interface.link.kind).into_owned() })
+                }
             };
             exposures.push(self.exposure(&interface.link.name, guard, Some(&interface.link))?);
         }
         for name in &wanted.survey.missing {
-            exposures.push(self.exposure(
-                name,
-                Guard::Missing(no_peer(b"an interface that left the sandbox")),
-                None,
-            )?);
+            exposures.push(self.exposure(name, Guard::Missing(NoGuard::LeftWithoutPeer), None)?);
+        }
+        let is_inside = |name: &IfName| wanted.survey.interfaces.iter().any(|interface| interface.link.name == *name);
+        for name in wanted.survey.lost.iter().filter(|name| !is_inside(name)) {
+            exposures.push(self.exposure(name, Guard::PairGone, None)?);
         }
         Ok(exposures)
     }
@@ -458,10 +464,4 @@ fn differences_of(side: &mut Side, table: &Table) -> Result<Vec<String>, Netlink
 
 fn is_unsupported(error: &SandboxError) -> bool {
     matches!(error, SandboxError::Kernel(error) if error.errno() == Some(Errno::EOPNOTSUPP))
-}
-
-fn no_peer(kind: &[u8]) -> String {
-    let kind =
-        if kind.is_empty() { "a physical device".to_owned() } else { String::from_utf8_lossy(kind).into_owned() };
-    format!("{kind} has no peer on the host for a host guard")
 }

@@ -13,6 +13,7 @@ use crate::model::names::{IfName, SandboxInterface};
 use crate::model::policy::Policy;
 use crate::model::record::{HostEnd, NodeOnLink, PinnedInterface};
 use crate::model::records::SandboxRecords;
+use crate::model::verdict::Bypass;
 use crate::rules::containment::{GuardedInterface, neighbours_needed};
 
 use super::{SandboxError, Side};
@@ -46,6 +47,8 @@ pub(super) struct Survey {
     pub(super) ends: Vec<End>,
     /// Interfaces that ADD found without an end on the host, and that are not in the sandbox any more.
     pub(super) missing: Vec<IfName>,
+    /// Interfaces whose end on the host is not where ADD found it.
+    pub(super) lost: Vec<IfName>,
 }
 
 impl Surveyed {
@@ -82,8 +85,10 @@ pub(super) fn survey(
             }
             continue;
         };
-        // Gone with the interface itself, or another one of the same index.
-        let Some(link) = host.links.by_index(end.index)?.filter(|link| link.mac == end.mac && link.is_pair()) else {
+        // By its index alone, which nobody can change and the kernel does not give away again before it has counted
+        // through all of them. Its address and name are the node's to change (udev does, on new veths).
+        let Some(link) = host.links.by_index(end.index)?.filter(Link::is_pair) else {
+            survey.lost.push(name.clone());
             continue;
         };
         let node = node_seen_from(&mut host.links, &pinned.interface, policy)?;
@@ -103,17 +108,9 @@ pub(super) fn survey(
             if points_back {
                 host_end = Some(end.index);
                 if !survey.ends.iter().any(|known| known.link.index == end.index) {
-                    // One of ADD's whose Ethernet address was changed on the host since, or one that came later.
-                    let of_add =
-                        pinned.iter().find(|pinned| pinned.host_end.is_some_and(|known| known.index == end.index));
-                    let known = match of_add {
-                        Some(pinned) => Some((
-                            pinned.interface.clone(),
-                            node_seen_from(&mut host.links, &pinned.interface, policy)?,
-                        )),
-                        None => None,
-                    };
-                    survey.ends.push(End { link: end, guarded: GuardedInterface { name: link.name.clone(), known } });
+                    // ADD did not find it: it came later, and nothing passes there.
+                    let guarded = GuardedInterface { name: link.name.clone(), known: None };
+                    survey.ends.push(End { link: end, guarded });
                 }
             }
         }
@@ -273,36 +270,37 @@ impl NodeScan {
     }
 }
 
-/// What takes packets past the hooks on the host's end of an interface, in words.
+/// What takes packets past the hooks on the host's end of an interface.
 pub(super) fn jumps_past_guard(
     side: &mut Side,
     guard: &str,
     end: &Link,
     scan: Scan<'_>,
-) -> Result<Vec<String>, NetlinkError> {
+) -> Result<Vec<Bypass>, NetlinkError> {
     let mut found = Vec::new();
-    let device = &end.name;
+    let name = &end.name;
+    let device = || name.to_string();
     let host = &mut side.links;
     if end.has_xdp {
-        found.push(format!("an XDP program on {device}"));
+        found.push(Bypass::Xdp { device: device() });
     }
     for jump in host.jumps(end.index)? {
         found.push(match jump {
-            Jump::Redirect(_) => format!("a tc redirect on {device}"),
-            Jump::Bpf | Jump::Xdp => format!("a BPF program in tc on {device}"),
+            Jump::Redirect(_) => Bypass::TcRedirect { from: None, device: device() },
+            Jump::Bpf | Jump::Xdp => Bypass::TcBpf { device: device() },
         });
     }
     if has_bpf_links(end.index) {
-        found.push(format!("a BPF program in tcx or netkit on {device}"));
+        found.push(Bypass::BpfLink { device: device() });
     }
     if let Scan::Node(node) = scan {
         let node = node.of(side)?;
         for &(from, _) in node.redirects.iter().filter(|&&(from, to)| to == end.index && from != end.index) {
             let from = side.links.by_index(from)?.map_or_else(|| from.to_string(), |link| link.name.to_string());
-            found.push(format!("a tc redirect from {from} to {device}"));
+            found.push(Bypass::TcRedirect { from: Some(from), device: device() });
         }
-        for chain in node.chains_in_front.iter().filter(|chain| chain.is_on(device) && chain.table != guard) {
-            found.push(format!("nftables table netdev {} in front of the guard on {device}", chain.table));
+        for chain in node.chains_in_front.iter().filter(|chain| chain.is_on(name) && chain.table != guard) {
+            found.push(Bypass::TableInFront { table: chain.table.clone(), device: device() });
         }
     }
     Ok(found)

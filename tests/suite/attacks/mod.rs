@@ -11,5 +11,6 @@ mod interfaces;
 mod oracle;
 mod probes;
 mod raw;
+mod reported;
 mod root;
 mod verdicts;

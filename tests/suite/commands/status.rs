@@ -36,6 +36,7 @@ fn the_json_has_the_documented_shape() {
         "mark",
         "verdict",
         "reasons",
+        "reasonCodes",
         "layers",
         "drops",
         "attempts",

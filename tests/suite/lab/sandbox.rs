@@ -1,6 +1,6 @@
 //! A pod's sandbox as the product sees it: ADD, marks, status, DEL, all by the public ways.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
@@ -64,12 +64,26 @@ impl<'a> Sandbox<'a> {
 
     /// Calls the plugin for another interface of the same pod.
     pub(crate) fn invoke_on(&self, verb: &str, ifname: &str) -> Run {
+        self.call(verb, ifname, &self.topology.pod.path(), &self.config)
+    }
+
+    /// Calls the plugin with another configuration.
+    pub(crate) fn invoke_with(&self, verb: &str, config: &Value) -> Run {
+        self.call(verb, "eth0", &self.topology.pod.path(), config)
+    }
+
+    /// Calls the plugin with another netns.
+    pub(crate) fn invoke_in(&self, verb: &str, netns: &Path) -> Run {
+        self.call(verb, "eth0", netns, &self.config)
+    }
+
+    fn call(&self, verb: &str, ifname: &str, netns: &Path, config: &Value) -> Run {
         Invocation::new(&self.topology.node, verb)
             .container(&self.id)
-            .netns(&self.topology.pod.path())
+            .netns(netns)
             .ifname(ifname)
             .args(&format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=lab;K8S_POD_NAME=web;K8S_POD_UID=uid-{}", self.id))
-            .config(&self.config)
+            .config(config)
             .run()
     }
 
