@@ -91,11 +91,7 @@ impl Index {
     /// The sandboxes that a mark could concern.
     pub(super) fn concerned_by(&self, key: &Key) -> BTreeSet<ContainerId> {
         let own = ContainerId::new(key.as_str()).ok();
-        let siblings = own
-            .as_ref()
-            .and_then(|own| self.sandboxes.get(own))
-            .and_then(|pod| pod.uid.as_ref())
-            .and_then(|uid| self.by_uid.get(uid));
+        let siblings = own.as_ref().and_then(|own| self.sandboxes.get(own)).and_then(|pod| self.siblings_of(pod));
         let by_uid = PodUid::new(key.as_str()).ok().and_then(|uid| self.by_uid.get(&uid));
         let sets = [siblings, by_uid, self.by_name.get(key)];
         let mut concerned: BTreeSet<_> = sets.into_iter().flatten().flatten().cloned().collect();
@@ -103,16 +99,24 @@ impl Index {
         concerned
     }
 
+    /// The sandboxes that may be of the same pod.
+    fn siblings_of(&self, pod: &Pod) -> Option<&BTreeSet<ContainerId>> {
+        match &pod.uid {
+            Some(uid) => self.by_uid.get(uid),
+            None => self.by_name.get(&pod.name_key()?),
+        }
+    }
+
     /// The marks that a sandbox answers to, the most specific first.
     pub(super) fn answer_of(&self, container_id: &ContainerId) -> Answer {
         let Some(pod) = self.sandboxes.get(container_id) else { return Vec::new() };
         // Only marks that could be a sibling's are looked at, not all of the node's.
-        let siblings = pod.uid.as_ref().and_then(|uid| self.by_uid.get(uid)).into_iter().flatten().map(Key::from);
+        let siblings = self.siblings_of(pod).into_iter().flatten().map(Key::from);
         let own = [Some(Key::from(container_id)), pod.uid.as_ref().map(Key::from), pod.name_key()];
         let candidates: BTreeSet<_> =
             siblings.chain(own.into_iter().flatten()).filter(|key| self.marks.contains(key)).collect();
         answering_keys(container_id, pod, &candidates, |key| {
-            ContainerId::new(key.as_str()).ok().and_then(|id| self.sandboxes.get(&id)?.uid.clone())
+            ContainerId::new(key.as_str()).ok().and_then(|id| self.sandboxes.get(&id).cloned())
         })
         .into_iter()
         .map(|key| (self.changes.get(&key).copied().unwrap_or_default(), key))

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::model::mark::answering_keys;
 use crate::model::mark::{Desired, Mark, MarkContent};
-use crate::model::names::{ContainerId, Key, Pod, PodUid};
+use crate::model::names::{ContainerId, Key, Pod};
 use crate::model::policy::Policy;
 use crate::model::record::HostGuard;
 use crate::model::records::SandboxRecords;
@@ -90,7 +90,7 @@ pub(super) struct Node<'a> {
     pub(super) sandboxes: Vec<Arc<NodeSandbox>>,
     pub(super) damaged: Vec<DamagedRecord>,
     marks: BTreeSet<Key>,
-    uids: BTreeMap<Key, PodUid>,
+    pods: BTreeMap<Key, Pod>,
 }
 
 impl<'a> Node<'a> {
@@ -106,7 +106,7 @@ impl<'a> Node<'a> {
 
     fn read_beyond(state: &'a StateDir, known: &[Arc<NodeSandbox>]) -> Result<Self, StateError> {
         let mut node =
-            Self { state, sandboxes: Vec::new(), damaged: Vec::new(), marks: BTreeSet::new(), uids: BTreeMap::new() };
+            Self { state, sandboxes: Vec::new(), damaged: Vec::new(), marks: BTreeSet::new(), pods: BTreeMap::new() };
         let known: BTreeMap<_, _> = known.iter().map(|sandbox| (&sandbox.container_id, sandbox)).collect();
         for container_id in state.sandboxes()? {
             if let Some(&known) = known.get(&container_id).filter(|known| known.records.is_some()) {
@@ -127,9 +127,7 @@ impl<'a> Node<'a> {
     }
 
     fn push(&mut self, sandbox: Arc<NodeSandbox>) {
-        if let Some(uid) = &sandbox.pod.uid {
-            self.uids.insert(Key::from(&sandbox.container_id), uid.clone());
-        }
+        self.pods.insert(Key::from(&sandbox.container_id), sandbox.pod.clone());
         self.sandboxes.push(sandbox);
     }
 
@@ -156,7 +154,7 @@ impl<'a> Node<'a> {
 
     /// The marks that hold for a sandbox, the most specific first.
     pub(super) fn keys_of(&self, sandbox: &NodeSandbox) -> Vec<Key> {
-        answering_keys(&sandbox.container_id, &sandbox.pod, &self.marks, |key| self.uids.get(key).cloned())
+        answering_keys(&sandbox.container_id, &sandbox.pod, &self.marks, |key| self.pods.get(key).cloned())
     }
 
     /// The sandboxes that answer to one of these marks.

@@ -1,6 +1,7 @@
 //! `sync`: brings every sandbox of the node to what its marks want, once.
 
 use std::path::Path;
+use std::time::Duration;
 
 use crate::model::audit::chain;
 use crate::model::names::ContainerId;
@@ -10,6 +11,9 @@ use crate::node::state::StateDir;
 
 use super::workers::on_each;
 use super::{Exit, Failure, print, say_error};
+
+/// How long a command waits for whoever is at work on a sandbox.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 
 /// `quarantine sync`.
 pub(super) fn sync(state_dir: &Path) -> Result<Exit, Failure> {
@@ -42,7 +46,7 @@ pub(super) fn bring(
     container_id: &ContainerId,
     scan: &NodeScan,
 ) -> Result<Option<Outcome>, EnforceError> {
-    let _lock = state.lock(container_id)?;
+    let _lock = state.lock(container_id, LOCK_PATIENCE)?;
     let (records, damaged) = state.records_of(container_id);
     match records {
         Some(records) => enforce::apply(state, host, &records, Scan::Node(scan)).map(Some),

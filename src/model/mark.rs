@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use serde_json::{Map, Value, json};
 
 use crate::model::json::{At, Unexpected};
-use crate::model::names::{ContainerId, Key, Pod, PodUid};
+use crate::model::names::{ContainerId, Key, Pod};
 use crate::model::policy::Policy;
 
 /// What an operator wrote into a mark.
@@ -107,24 +107,23 @@ impl Desired {
     }
 }
 
-/// Which of `marks` a sandbox answers to, the most specific first; `uid_of` says to which pod the sandbox that a mark
+/// Which of `marks` a sandbox answers to, the most specific first; `pod_of` says to which pod the sandbox that a mark
 /// names by its container ID belongs.
 #[must_use]
 pub fn answering_keys(
     container_id: &ContainerId,
     pod: &Pod,
     marks: &BTreeSet<Key>,
-    uid_of: impl Fn(&Key) -> Option<PodUid>,
+    pod_of: impl Fn(&Key) -> Option<Pod>,
 ) -> Vec<Key> {
     let own = Key::from(container_id);
     let uid = pod.uid.as_ref().map(Key::from);
     let name = pod.name_key();
     let siblings = marks.iter().filter(|&key| {
-        pod.uid.is_some()
-            && *key != own
+        *key != own
             && Some(key) != uid.as_ref()
             && Some(key) != name.as_ref()
-            && uid_of(key) == pod.uid
+            && pod_of(key).is_some_and(|other| pod.is(&other))
     });
     let mut keys: Vec<Key> = Vec::new();
     for key in [&own].into_iter().chain(siblings).chain(&uid).chain(&name) {
@@ -138,7 +137,7 @@ pub fn answering_keys(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::names::PodName;
+    use crate::model::names::{PodName, PodUid};
     use crate::model::policy::Probes;
 
     #[test]
@@ -182,20 +181,26 @@ mod tests {
     #[test]
     fn the_most_specific_mark_comes_first() {
         let key = |text: &str| Key::new(text).unwrap();
-        let marks: BTreeSet<_> = ["ns_n", "uid-1", "old", "new", "other", "uid-2"].map(key).into_iter().collect();
+        let marks: BTreeSet<_> =
+            ["ns_n", "uid-1", "old", "new", "other", "uid-2", "uidless"].map(key).into_iter().collect();
         let pod = Pod {
             namespace: Some(PodName::new("ns").unwrap()),
             name: Some(PodName::new("n").unwrap()),
             uid: Some(PodUid::new("uid-1").unwrap()),
         };
-        let uid_of = |key: &Key| match key.as_str() {
-            "old" | "new" => PodUid::new("uid-1").ok(),
-            "other" => PodUid::new("uid-2").ok(),
+        let with_uid = |uid: &str| Some(Pod { uid: PodUid::new(uid).ok(), ..Pod::default() });
+        let nameless = Pod { uid: None, ..pod.clone() };
+        let pod_of = |key: &Key| match key.as_str() {
+            "old" | "new" => with_uid("uid-1"),
+            "other" => with_uid("uid-2"),
+            "uidless" => Some(nameless.clone()),
             _ => None,
         };
-        let keys = answering_keys(&ContainerId::new("new").unwrap(), &pod, &marks, uid_of);
+        let keys = answering_keys(&ContainerId::new("new").unwrap(), &pod, &marks, pod_of);
         assert_eq!(keys, ["new", "old", "uid-1", "ns_n"].map(key));
-        let nobody = answering_keys(&ContainerId::new("x").unwrap(), &Pod::default(), &marks, uid_of);
+        let by_name = answering_keys(&ContainerId::new("next").unwrap(), &nameless, &marks, pod_of);
+        assert_eq!(by_name, ["uidless", "ns_n"].map(key), "where neither has a UID the name tells");
+        let nobody = answering_keys(&ContainerId::new("x").unwrap(), &Pod::default(), &marks, pod_of);
         assert_eq!(nobody, []);
     }
 }

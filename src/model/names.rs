@@ -29,15 +29,24 @@ pub enum NameError {
         /// What is allowed.
         allowed: &'static str,
     },
+    /// It is of the right form and longer than what can be made of it here: a file name, the name of a table.
+    #[error("{value:?} is too long a {what}: no more than {max} bytes can be a file name and part of a table's name")]
+    TooLong {
+        /// What the text was meant to be.
+        what: &'static str,
+        /// The text.
+        value: String,
+        /// The most that is taken.
+        max: usize,
+    },
 }
 
 /// `[A-Za-z0-9][A-Za-z0-9_.-]*`, as the CNI specification has it for container IDs and network names: nothing of
 /// that form can leave a directory or be hidden in it.
-fn is_plain_name(text: &str, length_max: usize) -> bool {
+fn is_plain_name(text: &str) -> bool {
     let mut bytes = text.bytes();
     bytes.next().is_some_and(|first| first.is_ascii_alphanumeric())
         && bytes.all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
-        && text.len() <= length_max
 }
 
 macro_rules! plain_name {
@@ -52,11 +61,15 @@ macro_rules! plain_name {
             /// # Errors
             /// When it is not a letter or digit followed by letters, digits, `_`, `.` or `-`, or too long.
             pub fn new(text: &str) -> Result<Self, NameError> {
-                if is_plain_name(text, $length_max) {
-                    return Ok(Self(text.to_owned()));
+                let value = text.to_owned();
+                if !is_plain_name(text) {
+                    let allowed = "a letter or digit, then letters, digits, '_', '.' or '-'";
+                    Err(NameError::Invalid { what: $what, value, allowed })
+                } else if text.len() > $length_max {
+                    Err(NameError::TooLong { what: $what, value, max: $length_max })
+                } else {
+                    Ok(Self(value))
                 }
-                let allowed = "a letter or digit, then letters, digits, '_', '.' or '-', no longer than a file name";
-                Err(NameError::Invalid { what: $what, value: text.to_owned(), allowed })
             }
 
             /// The name as text.
@@ -197,6 +210,21 @@ impl Pod {
     pub fn name_key(&self) -> Option<Key> {
         let (namespace, name) = (self.namespace.as_ref()?, self.name.as_ref()?);
         Key::new(&format!("{namespace}_{name}")).ok()
+    }
+}
+
+impl Pod {
+    /// The key of a mark that outlives a sandbox of this pod: by UID, else by name.
+    #[must_use]
+    pub fn lasting_key(&self) -> Option<Key> {
+        self.uid.as_ref().map(Key::from).or_else(|| self.name_key())
+    }
+
+    /// Whether both are one pod, as far as is known: by UID; where neither has one, by namespace and name.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        self.uid == other.uid
+            && (self.uid.is_some() || self.name_key().is_some_and(|name| other.name_key() == Some(name)))
     }
 }
 

@@ -1,11 +1,18 @@
 //! The `log` facade to syslog (facility daemon), to standard error where there is no syslog socket. Never to standard
 //! output: that belongs to the protocol.
+//!
+//! Logging never waits. A stalled syslog daemon leaves its socket full, and whoever waits for it isolates nobody: a line
+//! that cannot be sent at once goes to standard error, and where that is full too it is counted and lost. The next line
+//! that can be sent says how many were.
 
-use std::io::Write;
-use std::sync::Mutex;
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixDatagram;
+use std::sync::{Mutex, PoisonError};
 
-use log::{LevelFilter, Log, Metadata, Record};
-use syslog::{Facility, Formatter3164, Logger, LoggerBackend};
+use log::{Level, LevelFilter, Log, Metadata, Record};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use syslog::{Facility, Formatter3164, LogFormat, Severity};
 
 /// Where log lines go, and from which level on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,51 +38,108 @@ impl Default for LogConfig {
     }
 }
 
-type SyslogConnection = Logger<LoggerBackend, Formatter3164>;
+/// Where the syslog daemon listens, by system.
+const SYSLOG_SOCKETS: [&str; 3] = ["/dev/log", "/var/run/syslog", "/var/run/log"];
+
+/// A pipe that is said to be writable takes so much without waiting (`PIPE_BUF`); longer lines are cut.
+const LINE_MAX: usize = 4096;
 
 /// Has all log lines of this process go where `config` says. Called once, by whoever is the process's face.
 pub fn start(config: LogConfig) {
-    let syslog = match config.target {
-        // Most calls of the plugin have nothing to say: connected with the first line.
-        LogTarget::Syslog => Syslog::Wanted(None),
-        LogTarget::Stderr => Syslog::Unwanted,
-    };
     log::set_max_level(config.level);
     if config.level != LevelFilter::Off {
+        let outlet = Outlet { wants_syslog: config.target == LogTarget::Syslog, connection: None, lost: 0 };
         // Fails only where a logger is set already; that one goes on.
-        let _ = log::set_boxed_logger(Box::new(ProcessLog { syslog: Mutex::new(syslog) }));
+        let _ = log::set_boxed_logger(Box::new(ProcessLog(Mutex::new(outlet))));
     }
 }
 
-enum Syslog {
-    Unwanted,
-    Wanted(Option<SyslogConnection>),
+struct ProcessLog(Mutex<Outlet>);
+
+/// Where the lines of this process go out.
+struct Outlet {
+    wants_syslog: bool,
+    /// Most calls of the plugin have nothing to say: connected with the first line.
+    connection: Option<UnixDatagram>,
+    /// Lines that could be sent nowhere.
+    lost: u64,
 }
 
-struct ProcessLog {
-    syslog: Mutex<Syslog>,
+impl Outlet {
+    fn write(&mut self, level: Level, line: &str) {
+        if self.lost > 0 && self.send(Level::Warn, &format!("event=log-lines-lost count={}", self.lost)) {
+            self.lost = 0;
+        }
+        if !self.send(level, line) {
+            self.lost += 1;
+        }
+    }
+
+    fn send(&mut self, level: Level, line: &str) -> bool {
+        self.send_to_syslog(level, line) || write_to_stderr(level, line)
+    }
+
+    fn send_to_syslog(&mut self, level: Level, line: &str) -> bool {
+        if !self.wants_syslog {
+            return false;
+        }
+        let mut datagram = Vec::new();
+        if formatter().format(&mut datagram, severity(level), line).is_err() {
+            return false;
+        }
+        // A second time where the daemon was restarted: its old socket refuses. One that is full stays full.
+        for _ in 0..2 {
+            if self.connection.is_none() {
+                self.connection = connect();
+            }
+            let Some(socket) = &self.connection else { return false };
+            match socket.send(&datagram) {
+                Ok(_) => return true,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
+                Err(_) => self.connection = None,
+            }
+        }
+        false
+    }
 }
 
-fn connect() -> Option<SyslogConnection> {
-    let formatter = Formatter3164 {
+fn connect() -> Option<UnixDatagram> {
+    SYSLOG_SOCKETS.into_iter().find_map(|path| {
+        let socket = UnixDatagram::unbound().ok()?;
+        socket.set_nonblocking(true).ok()?;
+        socket.connect(path).ok().map(|()| socket)
+    })
+}
+
+fn formatter() -> Formatter3164 {
+    Formatter3164 {
         facility: Facility::LOG_DAEMON,
         hostname: None,
         process: "quarantine".to_owned(),
         pid: std::process::id(),
-    };
-    syslog::unix(formatter).ok()
+    }
 }
 
-fn send(connection: &mut Option<SyslogConnection>, record: &Record<'_>) -> bool {
-    let Some(logger) = connection else { return false };
-    let line = record.args().to_string();
-    let sent = match record.level() {
-        log::Level::Error => logger.err(line),
-        log::Level::Warn => logger.warning(line),
-        log::Level::Info => logger.info(line),
-        log::Level::Debug | log::Level::Trace => logger.debug(line),
+fn severity(level: Level) -> Severity {
+    match level {
+        Level::Error => Severity::LOG_ERR,
+        Level::Warn => Severity::LOG_WARNING,
+        Level::Info => Severity::LOG_INFO,
+        Level::Debug | Level::Trace => Severity::LOG_DEBUG,
+    }
+}
+
+fn write_to_stderr(level: Level, line: &str) -> bool {
+    let mut stderr = io::stderr().lock();
+    let is_ready = {
+        let mut ready = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
+        poll(&mut ready, PollTimeout::ZERO).is_ok()
+            && ready[0].revents().is_some_and(|events| events.contains(PollFlags::POLLOUT))
     };
-    sent.is_ok()
+    let mut text = format!("quarantine[{}]: {level}: {line}", std::process::id()).into_bytes();
+    text.truncate(LINE_MAX - 1);
+    text.push(b'\n');
+    is_ready && stderr.write_all(&text).is_ok()
 }
 
 impl Log for ProcessLog {
@@ -84,23 +148,10 @@ impl Log for ProcessLog {
     }
 
     fn log(&self, record: &Record<'_>) {
-        if !self.enabled(record.metadata()) {
-            return;
+        if self.enabled(record.metadata()) {
+            let mut outlet = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            outlet.write(record.level(), &record.args().to_string());
         }
-        if let Ok(mut syslog) = self.syslog.lock()
-            && let Syslog::Wanted(connection) = &mut *syslog
-        {
-            if send(connection, record) {
-                return;
-            }
-            // Not connected yet, or the syslog daemon was restarted.
-            *connection = connect();
-            if send(connection, record) {
-                return;
-            }
-        }
-        let _ =
-            writeln!(std::io::stderr(), "quarantine[{}]: {}: {}", std::process::id(), record.level(), record.args());
     }
 
     fn flush(&self) {}

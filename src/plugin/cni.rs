@@ -9,7 +9,7 @@ use std::fmt;
 
 use serde_json::{Map, Value, json};
 
-use crate::model::names::{AttachmentId, ContainerId, IfName, NetnsPath, NetworkName, Pod, PodName, PodUid};
+use crate::model::names::{AttachmentId, ContainerId, IfName, NameError, NetnsPath, NetworkName, Pod, PodName, PodUid};
 
 /// The versions of the specification that are spoken, oldest first. 0.3.0 has the wire format of 0.3.1.
 pub const VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
@@ -29,6 +29,8 @@ pub enum Code {
     InvalidConfig = 7,
     /// What CNI_NETNS names is not a network namespace to act in.
     InvalidNetns = 8,
+    /// Somebody else is at work on the sandbox: the runtime may try again.
+    TryAgain = 11,
     /// The plugin cannot serve ADD now.
     NotAvailable = 50,
     /// The kernel refused, or could not be asked.
@@ -98,6 +100,8 @@ pub enum Call {
     },
     /// Take away what is no longer valid.
     Gc,
+    /// Take away what could never have been added: the container ID is valid and longer than ADD takes.
+    DelOfNothing,
     /// Say whether ADD can be served.
     Status,
     /// Say which versions are spoken.
@@ -156,6 +160,10 @@ impl Call {
             b"CHECK" => Ok(Self::Check(target()?)),
             b"DEL" => {
                 require(&["CNI_CONTAINERID", "CNI_IFNAME"])?;
+                let id = lookup("CNI_CONTAINERID").unwrap_or_default();
+                if matches!(id.to_str().map(ContainerId::new), Some(Err(NameError::TooLong { .. }))) {
+                    return Ok(Self::DelOfNothing);
+                }
                 Ok(Self::Del {
                     attachment: attachment()?,
                     netns: lookup("CNI_NETNS").and_then(|path| NetnsPath::new(path).ok()),
@@ -176,7 +184,7 @@ impl Call {
     /// The first version of the specification that has the verb.
     fn since(&self) -> Version {
         match self {
-            Self::Add(_) | Self::Del { .. } | Self::Version => Version(0),
+            Self::Add(_) | Self::Del { .. } | Self::DelOfNothing | Self::Version => Version(0),
             Self::Check(_) => Version(2),
             Self::Gc | Self::Status => Version(4),
         }
@@ -205,7 +213,7 @@ fn read_args(args: Option<&OsStr>) -> Result<Pod, Failure> {
         if value.is_empty() {
             continue;
         }
-        let named = |error: crate::model::names::NameError| invalid(format!("{key}: {error}"));
+        let named = |error: NameError| invalid(format!("{key}: {error}"));
         match key {
             "K8S_POD_NAMESPACE" => pod.namespace = Some(PodName::new(value).map_err(named)?),
             "K8S_POD_NAME" => pod.name = Some(PodName::new(value).map_err(named)?),

@@ -34,6 +34,9 @@ use crate::model::record::HostGuard;
 /// How long VERSION waits for a configuration that says which version to answer in.
 const VERSION_PATIENCE: Duration = Duration::from_millis(100);
 
+/// How long a verb waits for whoever is at work on its sandbox. Runtimes give a plugin a minute or more.
+const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+
 /// What to write to standard output, and whether the call succeeded.
 #[derive(Debug)]
 pub struct Answer {
@@ -120,7 +123,7 @@ fn serve_call(
             logging::start(config.log);
             gc(&config, &network).map(|()| None)
         }
-        Call::Version => Ok(None),
+        Call::DelOfNothing | Call::Version => Ok(None),
     }
 }
 
@@ -158,7 +161,7 @@ fn add(config: &Config, network: &Network, target: &Target) -> Result<Value, Fai
     let mut pod = Side::of(&netns).map_err(|error| failure(Code::Kernel, &error))?;
     let state = StateDir::open_or_create(&config.state_dir).map_err(|error| failure(Code::State, &error))?;
     let container_id = &target.attachment.container_id;
-    let _lock = state.lock(container_id).map_err(|error| failure(Code::State, &error))?;
+    let _lock = state.lock(container_id, LOCK_PATIENCE).map_err(|error| lock_failure(&error))?;
 
     let cookie = pod.links.netns_cookie();
     // Those of a netns that is gone speak of other interfaces; this attachment's own is written anew.
@@ -202,7 +205,7 @@ fn check(config: &Config, network: &Network, target: &Target) -> Result<(), Fail
     let state = StateDir::open(&config.state_dir).map_err(|error| failure(Code::State, &error))?;
     let container_id = &target.attachment.container_id;
     let mut host = Side::own().map_err(|error| failure(Code::Kernel, &error))?;
-    let _lock = state.lock(container_id).map_err(|error| failure(Code::State, &error))?;
+    let _lock = state.lock(container_id, LOCK_PATIENCE).map_err(|error| lock_failure(&error))?;
     let (records, _) = state.records_of(container_id);
     let applied = records.as_ref().map(|records| {
         let mut sandbox = Sandbox::open(&mut host, records)?;
@@ -257,7 +260,7 @@ fn del(config: &Config, attachment: &AttachmentId, netns: Option<&NetnsPath>, po
         Err(StateError::Absent { .. } | StateError::NotADirectory { .. }) => return Ok(()),
         Err(error) => return Err(failure(Code::Io, &error)),
     };
-    let _lock = state.lock(&attachment.container_id).map_err(|error| failure(Code::Io, &error))?;
+    let _lock = state.lock(&attachment.container_id, LOCK_PATIENCE).map_err(|error| failure(Code::Io, &error))?;
     if let Some(records) = state.records_of(&attachment.container_id).0
         && is_of_another(netns, &records)
         && must_stay(&state, &records).map_err(|error| failure(Code::Io, &*error))?
@@ -299,10 +302,12 @@ fn detach(state: &StateDir, attachment: &AttachmentId, said: &Pod) -> Result<(),
     let Some(others) = others else {
         if isolated {
             // Before the record goes: without either, the mark would hold for nothing.
-            if let Some(uid) = &pod.uid
-                && state.carry_mark_over(container_id, uid)?
+            if let Some(key) = pod.lasting_key()
+                && state.carry_mark_over(container_id, &key)?
             {
-                log::info!("{}", Line::new("carried-over").with("container", container_id).with("uid", uid));
+                let line = Line::new("carried-over").with("container", container_id);
+                let line = if pod.uid.is_some() { line.with("uid", key) } else { line.with("name", key) };
+                log::info!("{line}");
             }
         }
         // The pod-side rules of an isolated sandbox go with its netns: clearing them would open a gap.
@@ -359,7 +364,7 @@ fn collect(
     network: &Network,
     valid: &[AttachmentId],
 ) -> Result<(), Box<dyn Error>> {
-    let _lock = state.lock(container_id)?;
+    let _lock = state.lock(container_id, LOCK_PATIENCE)?;
     let Some(records) = state.records_of(container_id).0 else { return Ok(()) };
     let invalid: Vec<_> =
         records.iter().filter(|record| record.network == network.name && !valid.contains(&record.id)).collect();
@@ -405,6 +410,10 @@ fn enforcement_failure(error: &EnforceError) -> Failure {
         EnforceError::Sandbox(SandboxError::Kernel(_) | SandboxError::Unknown { .. }) => Code::Kernel,
     };
     failure(code, error)
+}
+
+fn lock_failure(error: &StateError) -> Failure {
+    failure(if matches!(error, StateError::Busy { .. }) { Code::TryAgain } else { Code::State }, error)
 }
 
 fn failure(code: Code, error: &(dyn Error + 'static)) -> Failure {

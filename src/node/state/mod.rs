@@ -26,7 +26,7 @@ use thiserror::Error;
 
 use crate::model::mark::answering_keys;
 use crate::model::mark::{Mark, MarkContent};
-use crate::model::names::{AttachmentId, ContainerId, IfName, Key, Pod, PodUid};
+use crate::model::names::{AttachmentId, ContainerId, IfName, Key, Pod};
 use crate::model::record::Record;
 use crate::model::records::SandboxRecords;
 
@@ -73,6 +73,18 @@ pub enum StateError {
         /// Why.
         #[source]
         source: io::Error,
+    },
+    /// Another process is at work on the sandbox, for longer than is waited.
+    #[error(
+        "sandbox {container_id} has been locked for more than {seconds} s by {holder}; nothing was changed: try again, or end that process"
+    )]
+    Busy {
+        /// The sandbox.
+        container_id: ContainerId,
+        /// How long was waited.
+        seconds: u64,
+        /// Who has the lock, as far as can be found.
+        holder: String,
     },
     /// An agent is at work already.
     #[error("an agent is running on this node already: {holder}")]
@@ -233,7 +245,7 @@ impl StateDir {
     ///
     /// # Errors
     /// [`StateError::Io`].
-    pub fn carry_mark_over(&self, from: &ContainerId, to: &PodUid) -> Result<bool, StateError> {
+    pub fn carry_mark_over(&self, from: &ContainerId, to: &Key) -> Result<bool, StateError> {
         let directory = self.isolated();
         let (from, to) = (directory.join(from.as_str()), directory.join(to.as_str()));
         let is_absent = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
@@ -268,10 +280,10 @@ impl StateDir {
             // Most marks are by UID; what has no record is not looked for one by one.
             let with_records: BTreeSet<Key> =
                 if marks.is_empty() { BTreeSet::new() } else { self.sandboxes()?.iter().map(Key::from).collect() };
-            let uids: BTreeMap<Key, PodUid> =
-                marks.intersection(&with_records).filter_map(|key| Some((key.clone(), self.uid_of(key)?))).collect();
+            let pods: BTreeMap<Key, Pod> =
+                marks.intersection(&with_records).filter_map(|key| Some((key.clone(), self.pod_of(key)?))).collect();
             marks.extend(self.marks()?);
-            let keys = answering_keys(container_id, pod, &marks, |key| uids.get(key).cloned());
+            let keys = answering_keys(container_id, pod, &marks, |key| pods.get(key).cloned());
             let read: Option<Vec<_>> =
                 keys.into_iter().map(|key| self.read_mark(&key).map(|mark| (key, mark))).collect();
             // One that is gone since was released, or carried over: look again.
@@ -281,10 +293,10 @@ impl StateDir {
         }
     }
 
-    /// The pod UID of the sandbox that a mark names by its container ID.
-    fn uid_of(&self, key: &Key) -> Option<PodUid> {
+    /// The pod of the sandbox that a mark names by its container ID.
+    fn pod_of(&self, key: &Key) -> Option<Pod> {
         let container_id = ContainerId::new(key.as_str()).ok()?;
-        self.records_of(&container_id).0?.pod().uid.clone()
+        Some(self.records_of(&container_id).0?.pod().clone())
     }
 
     // ---- records
@@ -370,17 +382,13 @@ impl StateDir {
     /// each other, no more.
     ///
     /// # Errors
-    /// [`StateError::Io`].
-    pub fn lock(&self, container_id: &ContainerId) -> Result<SandboxLock, StateError> {
-        let (path, file) = self.open_lock()?;
-        let range = lock_range(container_id);
-        loop {
-            match fcntl(&file, FcntlArg::F_OFD_SETLKW(&range)) {
-                Ok(_) => return Ok(SandboxLock { _file: file }),
-                Err(Errno::EINTR) => {}
-                Err(errno) => return Err(failed("lock", &path)(errno.into())),
-            }
-        }
+    /// [`StateError::Busy`] where another process still has it after `patience`, [`StateError::Io`].
+    pub fn lock(&self, container_id: &ContainerId, patience: Duration) -> Result<SandboxLock, StateError> {
+        self.lock_within(container_id, patience)?.ok_or_else(|| StateError::Busy {
+            container_id: container_id.clone(),
+            seconds: patience.as_secs(),
+            holder: holder_of(&self.path.join(".lock")),
+        })
     }
 
     /// Like [`StateDir::lock`], but waits no longer than `patience`; `None` where somebody still had it then.
@@ -392,8 +400,9 @@ impl StateDir {
         container_id: &ContainerId,
         patience: Duration,
     ) -> Result<Option<SandboxLock>, StateError> {
-        /// There is no waiting for such a lock with a limit; it is tried again after so long.
-        const PAUSE: Duration = Duration::from_millis(10);
+        /// There is no waiting for such a lock with a limit; it is tried again, after pauses that grow to this.
+        const PAUSE_MAX: Duration = Duration::from_millis(8);
+        let mut pause = Duration::from_micros(125);
         let (path, file) = self.open_lock()?;
         let range = lock_range(container_id);
         let deadline = Instant::now() + patience;
@@ -401,7 +410,11 @@ impl StateDir {
             match fcntl(&file, FcntlArg::F_OFD_SETLK(&range)) {
                 Ok(_) => return Ok(Some(SandboxLock { _file: file })),
                 Err(Errno::EAGAIN | Errno::EACCES) if Instant::now() >= deadline => return Ok(None),
-                Err(Errno::EAGAIN | Errno::EACCES) => std::thread::sleep(PAUSE),
+                Err(Errno::EAGAIN | Errno::EACCES) => {
+                    std::thread::sleep(pause);
+                    pause = PAUSE_MAX.min(2 * pause);
+                }
+                Err(Errno::EINTR) => {}
                 Err(errno) => return Err(failed("lock", &path)(errno.into())),
             }
         }
@@ -435,6 +448,32 @@ impl StateDir {
             Err((_, errno)) => Err(failed("lock", &path)(errno.into())),
         }
     }
+}
+
+/// Who holds locks on a file, in words. The kernel says nobody's number for such locks (`F_OFD_GETLK` gives -1); the open
+/// files of each process say that it has one.
+fn holder_of(path: &Path) -> String {
+    let Ok(locked) = fs::metadata(path) else { return "a process that cannot be found".to_owned() };
+    let holders: Vec<_> = names_in(Path::new("/proc"))
+        .unwrap_or_default()
+        .into_iter()
+        .filter(|pid| pid.bytes().all(|byte| byte.is_ascii_digit()) && *pid != process::id().to_string())
+        .filter(|pid| has_locked(pid, &locked))
+        .map(|pid| {
+            let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            format!("process {pid} ({})", name.trim().escape_debug())
+        })
+        .collect();
+    if holders.is_empty() { "a process that cannot be found".to_owned() } else { holders.join(", ") }
+}
+
+fn has_locked(pid: &str, locked: &Metadata) -> bool {
+    let open = names_in(&PathBuf::from(format!("/proc/{pid}/fd"))).unwrap_or_default();
+    open.iter().any(|fd| {
+        fs::metadata(format!("/proc/{pid}/fd/{fd}"))
+            .is_ok_and(|file| (file.dev(), file.ino()) == (locked.dev(), locked.ino()))
+            && fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")).is_ok_and(|info| info.contains("lock:"))
+    })
 }
 
 /// Where the record of an interface is in its sandbox's directory.
@@ -545,6 +584,7 @@ fn open_lock_file(path: &Path) -> Result<File, StateError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::names::PodUid;
 
     /// What a DEL does to the mark of the old sandbox, while the ADD of the new one looks.
     #[test]
@@ -565,7 +605,7 @@ mod tests {
             mark(&Key::from(&old));
             std::thread::scope(|scope| {
                 let deleted = scope.spawn(|| {
-                    assert!(state.carry_mark_over(&old, &uid).unwrap());
+                    assert!(state.carry_mark_over(&old, &Key::from(&uid)).unwrap());
                     state.remove_record(&record.id).unwrap();
                 });
                 while !deleted.is_finished() {

@@ -43,7 +43,8 @@ fn no_program_s_name_can_forge_a_line_or_a_pair() {
     let directory = tempfile::tempdir().unwrap();
     let name = "a\" b=c\nevent=";
     let program = directory.path().join(name);
-    std::fs::copy(pod.netns.sh("command -v nft").trim(), &program).unwrap();
+    // A link: what is copied is held open for writing by whatever is forked meanwhile (ETXTBSY).
+    std::os::unix::fs::symlink(pod.netns.sh("command -v nft").trim(), &program).unwrap();
     let status = pod.netns.command(program.to_str().unwrap()).args(["flush", "ruleset"]).status().unwrap();
     assert!(status.success());
     let line = agent.await_line(&["event=tampering"]);

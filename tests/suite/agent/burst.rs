@@ -1,14 +1,14 @@
 //! Many marks at once, some of them for sandboxes that cannot be helped: those delay nobody.
 
-use std::fs::{self, File};
-use std::os::unix::fs::MetadataExt;
+use std::fs;
 use std::time::{Duration, Instant};
 
-use nix::fcntl::{FcntlArg, fcntl};
+use cni_quarantine::model::names::ContainerId;
+use cni_quarantine::node::state::{SandboxLock, StateDir};
 use serde_json::json;
 
 use super::{Agent, PATIENCE, both_tables};
-use crate::lab::{Crowd, Sandbox, Topology, eventually, quarantine};
+use crate::lab::{Crowd, Sandbox, Topology, quarantine};
 use crate::protocol::Tables;
 
 const COUNT: usize = 200;
@@ -39,37 +39,10 @@ fn verdict(crowd: &Crowd, number: usize) -> String {
     run.json()["verdict"].as_str().unwrap_or_default().to_owned()
 }
 
-/// Which sandbox's lock is which byte is the product's business: the kernel says at which one its CHECK waits.
-fn hold_lock(crowd: &Crowd, number: usize) -> File {
-    let file = File::options().read(true).write(true).open(crowd.state_dir().join(".lock")).unwrap();
-    let range = |kind: i32, start: i64, length: i64| {
-        let range = libc::flock {
-            l_type: kind as libc::c_short,
-            l_whence: libc::SEEK_SET as libc::c_short,
-            l_start: start,
-            l_len: length,
-            l_pid: 0,
-        };
-        fcntl(&file, FcntlArg::F_OFD_SETLK(&range)).unwrap();
-    };
-    range(libc::F_WRLCK, 0, 0);
-    let inode = format!(":{} ", file.metadata().unwrap().ino());
-    std::thread::scope(|scope| {
-        let check = scope.spawn(|| crowd.call("CHECK", number).run().ok());
-        let mut waits_at = None;
-        let waits = eventually(PATIENCE, || {
-            let locks = fs::read_to_string("/proc/locks").unwrap();
-            let waiting = locks.lines().find(|line| line.contains("->") && line.contains(&inode));
-            waits_at = waiting.and_then(|line| line.split_whitespace().rev().nth(1)?.parse().ok());
-            waits_at.is_some()
-        });
-        let locks = fs::read_to_string("/proc/locks").unwrap();
-        range(libc::F_UNLCK, 0, 0);
-        assert!(waits, "CHECK did not wait for the lock: {locks}");
-        check.join().unwrap();
-        range(libc::F_WRLCK, waits_at.unwrap(), 1);
-    });
-    file
+/// Somebody is at work on a sandbox, and does not end.
+fn hold_lock(crowd: &Crowd, number: usize) -> SandboxLock {
+    let state = StateDir::open(crowd.state_dir()).unwrap();
+    state.lock(&ContainerId::new(crowd.id(number)).unwrap(), PATIENCE).unwrap()
 }
 
 #[test]

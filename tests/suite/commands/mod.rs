@@ -4,6 +4,7 @@ mod node;
 mod selection;
 mod status;
 mod verbs;
+mod waiting;
 
 use std::path::PathBuf;
 

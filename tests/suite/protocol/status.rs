@@ -12,7 +12,10 @@ pub(super) fn reachable_program() -> (tempfile::TempDir, PathBuf) {
     let directory = tempfile::tempdir().unwrap();
     std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o755)).unwrap();
     let program = directory.path().join("quarantine");
-    std::fs::copy(env!("CARGO_BIN_EXE_quarantine"), &program).unwrap();
+    // By a process of its own: a file that this one had open for writing, a program that another test starts at that
+    // moment holds open too, and to run it would fail (ETXTBSY).
+    let copied = std::process::Command::new("cp").arg(env!("CARGO_BIN_EXE_quarantine")).arg(&program).status();
+    assert!(copied.unwrap().success());
     (directory, program)
 }
 

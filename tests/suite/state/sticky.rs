@@ -178,3 +178,40 @@ fn marking_the_old_sandbox_isolates_the_new_one() {
     assert_eq!(old.tables(), Tables::Isolated);
     assert_eq!(new.tables(), Tables::Isolated);
 }
+
+fn call_without_uid(node: &Node, verb: &str, pod: &crate::protocol::Pod, name: &str) -> crate::protocol::Outcome {
+    let args = format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME={name}");
+    node.call(verb).sandbox(pod).config(pod.chained_config(node)).env("CNI_ARGS", &args).run()
+}
+
+/// A runtime that gives no UID: the next container of the same pod was free, for the mark was of the last one alone.
+#[test]
+fn without_a_uid_the_name_carries_the_mark() {
+    let node = Node::new();
+    let (old, new, other) = (node.pod(), node.pod(), node.pod());
+    call_without_uid(&node, "ADD", &old, "web").result();
+    node.mark(&old.id, "");
+    // Before the old one's DEL, as kubelets do it.
+    call_without_uid(&node, "ADD", &new, "web").result();
+    assert_eq!(new.tables(), Tables::Isolated);
+    call_without_uid(&node, "ADD", &other, "db").result();
+    assert_eq!(other.tables(), Tables::Released, "another pod is not meant");
+    call_without_uid(&node, "DEL", &new, "web").succeeded_silently();
+    call_without_uid(&node, "DEL", &old, "web").succeeded_silently();
+    assert_eq!(node.marks(), ["shop_web"]);
+    let next = node.pod();
+    call_without_uid(&node, "ADD", &next, "web").result();
+    assert_eq!(next.tables(), Tables::Isolated);
+}
+
+/// A pod of the same name with a UID is another one.
+#[test]
+fn a_name_does_not_carry_a_mark_to_another_uid() {
+    let node = Node::new();
+    let (old, new) = (node.pod(), node.pod());
+    call_without_uid(&node, "ADD", &old, "web").result();
+    node.mark(&old.id, "");
+    let args = "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web;K8S_POD_UID=uid-9";
+    node.call("ADD").sandbox(&new).config(new.chained_config(&node)).env("CNI_ARGS", args).run().result();
+    assert_eq!(new.tables(), Tables::Released);
+}
