@@ -26,9 +26,11 @@ use sd_notify::NotifyState;
 use thiserror::Error;
 
 use crate::kernel::netlink::NetlinkError;
+use crate::kernel::rtnetlink::NodeEvents;
 use crate::model::audit::Line;
 use crate::model::names::{ContainerId, Key};
 use crate::model::policy::Policy;
+use crate::node::sandbox::Dependence;
 use crate::node::state::{StateDir, StateError};
 
 use index::{Action, Answer, Index, plan};
@@ -58,6 +60,7 @@ const WATCH: u64 = 0;
 const SIGNALS: u64 = 1;
 const FINISHED: u64 = 2;
 const HOST: u64 = 3;
+const NODE: u64 = 4;
 /// Sandboxes' events have the numbers from here on.
 const FIRST_SANDBOX: u64 = 16;
 
@@ -85,15 +88,16 @@ fn system(what: &'static str) -> impl FnOnce(Errno) -> AgentError {
     move |errno| AgentError::System { what, source: errno.into() }
 }
 
-/// Runs until SIGTERM or SIGINT.
+/// Runs until SIGTERM or SIGINT. A mark that is gone for less than `release_after` releases nobody: editors and
+/// configuration management replace a file by removing it and making it anew.
 ///
 /// # Errors
 /// [`AgentError`]; [`StateError::AgentRunning`] in it where another agent runs on this node.
-pub fn run(state_dir: &std::path::Path) -> Result<(), AgentError> {
+pub fn run(state_dir: &std::path::Path, release_after: Duration) -> Result<(), AgentError> {
     let state = StateDir::open_or_create(state_dir)?;
     let _only = state.lock_agent()?;
     raise_descriptor_limit();
-    let mut agent = Agent::start(state, state_dir.to_owned())?;
+    let mut agent = Agent::start(state, state_dir.to_owned(), release_after)?;
     agent.resync(Everyone::Yes);
     let _ = sd_notify::notify(&[NotifyState::Ready]);
     log::info!(
@@ -129,6 +133,10 @@ struct Listened {
     last_look: Option<Instant>,
     /// Whether the next look is due already.
     is_due: bool,
+    /// What of the node its rules were computed from.
+    depends: Dependence,
+    /// Whether that changed since: what the next look finds to differ is then nobody's tampering.
+    node_changed: bool,
 }
 
 impl Listened {
@@ -136,6 +144,11 @@ impl Listened {
         if self.strangers.len() < STRANGERS_MAX && !self.strangers.contains(&stranger) {
             self.strangers.push(stranger);
         }
+    }
+
+    /// The policy that it should be found with, where nothing but tampering can have changed that.
+    fn enforced(&mut self) -> Option<Policy> {
+        (!std::mem::take(&mut self.node_changed)).then(|| self.policy.clone())
     }
 
     /// When the look that events ask for now is to be.
@@ -189,6 +202,10 @@ struct Agent {
     watch: Option<Watch>,
     signals: SignalFd,
     host: HostEvents,
+    node: NodeEvents,
+    release_after: Duration,
+    /// Those whose mark is gone, and when they may be released for it.
+    waiting: BTreeMap<ContainerId, Instant>,
     workers: Workers,
     epoll: Epoll,
     index: Index,
@@ -204,7 +221,7 @@ struct Agent {
 }
 
 impl Agent {
-    fn start(state: StateDir, state_dir: PathBuf) -> Result<Self, AgentError> {
+    fn start(state: StateDir, state_dir: PathBuf, release_after: Duration) -> Result<Self, AgentError> {
         let mask = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
         // Before the workers, which inherit it.
         mask.thread_block().map_err(system("block signals"))?;
@@ -215,6 +232,7 @@ impl Agent {
             Workers::start(&state, count).map_err(|source| AgentError::System { what: "start the workers", source })?;
         workers.threads.push(own_thread());
         let host = HostEvents::subscribe()?;
+        let node = NodeEvents::subscribe()?;
         let watch = Watch::start(&state).map_err(system("watch the state directory"))?;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(system("wait for events"))?;
         let wait = |fd, number| epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, number));
@@ -222,6 +240,7 @@ impl Agent {
             .and_then(|()| wait(signals.as_fd(), SIGNALS))
             .and_then(|()| wait(workers.finished.as_fd(), FINISHED))
             .and_then(|()| wait(host.as_fd(), HOST))
+            .and_then(|()| wait(node.as_fd(), NODE))
             .map_err(system("wait for events"))?;
         Ok(Self {
             state,
@@ -229,6 +248,9 @@ impl Agent {
             watch: Some(watch),
             signals,
             host,
+            node,
+            release_after,
+            waiting: BTreeMap::new(),
             workers,
             epoll,
             index: Index::default(),
@@ -270,6 +292,7 @@ impl Agent {
                     }
                     FINISHED => self.finished(),
                     HOST => self.host_touched(),
+                    NODE => self.node_touched(),
                     number => self.sandbox_touched(number),
                 }
             }
@@ -322,7 +345,10 @@ impl Agent {
             match change {
                 Change::Mark(key) => {
                     self.look_at_mark(&key);
-                    concerned.extend(self.index.concerned_by(&key));
+                    let by_mark = self.index.concerned_by(&key);
+                    // It came and went, or came back: what it is gone for counts anew.
+                    self.waiting.retain(|container_id, _| !by_mark.contains(container_id));
+                    concerned.extend(by_mark);
                 }
                 Change::Sandbox(container_id) => {
                     concerned.extend(self.index.concerned_by(&Key::from(&container_id)));
@@ -428,13 +454,16 @@ impl Agent {
             *again = true;
             return;
         }
-        let listened = self.listened.get(container_id);
+        let listened = self.listened.get_mut(container_id);
+        let may_release =
+            self.release_after.is_zero() || self.waiting.get(container_id).is_some_and(|&when| when <= Instant::now());
         self.at_work.insert(container_id.clone(), false);
         self.workers.submit(Job {
+            may_release,
             container_id: container_id.clone(),
             answer: self.index.answer_of(container_id),
             is_subscribed: listened.is_some(),
-            enforced: listened.map(|listened| listened.policy.clone()),
+            enforced: listened.and_then(Listened::enforced),
         });
     }
 
@@ -442,18 +471,31 @@ impl Agent {
         for Done { container_id, answer, outcome } in self.workers.take_done() {
             let again = self.at_work.remove(&container_id).unwrap_or(false);
             let mut is_settled = true;
+            if !matches!(outcome, Outcome::Waiting | Outcome::Failed) {
+                self.waiting.remove(&container_id);
+            }
             match outcome {
-                Outcome::Isolated { events, has_interfaces, policy, was_altered } => {
+                Outcome::Isolated { events, has_interfaces, policy, was_altered, depends } => {
                     self.settle(&container_id, answer);
                     match events {
                         Some(events) => self.listen(&container_id, events, policy),
                         None => self.looked_at(&container_id, policy, was_altered, again),
+                    }
+                    if let Some(listened) = self.listened.get_mut(&container_id) {
+                        listened.depends = depends;
                     }
                     self.listen_again(&container_id);
                     if !has_interfaces {
                         // It is being taken down, and our sockets must not be what keeps it.
                         self.stop_listening(&container_id);
                     }
+                }
+                Outcome::Waiting => {
+                    let when = Instant::now() + self.release_after;
+                    let when = *self.waiting.entry(container_id.clone()).or_insert(when);
+                    self.due.insert((when, container_id.clone()));
+                    self.listen_again(&container_id);
+                    is_settled = false;
                 }
                 Outcome::Released => {
                     self.settle(&container_id, answer);
@@ -518,6 +560,8 @@ impl Agent {
             looks: 0,
             last_look: None,
             is_due: false,
+            depends: Dependence::default(),
+            node_changed: false,
         };
         self.listened.insert(container_id.clone(), listened);
     }
@@ -559,6 +603,12 @@ impl Agent {
             return;
         }
         heard.strangers.into_iter().for_each(|stranger| listened.saw(stranger));
+        self.look_soon(container_id);
+    }
+
+    /// Has it looked at, as soon as its last look is long enough ago.
+    fn look_soon(&mut self, container_id: ContainerId) {
+        let Some(listened) = self.listened.get_mut(&container_id) else { return };
         if listened.is_due {
             return;
         }
@@ -569,6 +619,26 @@ impl Agent {
         } else {
             listened.is_due = true;
             self.due.insert((when, container_id));
+        }
+    }
+
+    /// The node's links, addresses, routes or rules changed: the holes for its probes may lead elsewhere by now.
+    fn node_touched(&mut self) {
+        let mut changes = Vec::new();
+        let lost = self.node.drain(&mut self.buffer, |change| {
+            if changes.last() != Some(&change) {
+                changes.push(change);
+            }
+        });
+        let is_concerned =
+            |listened: &Listened| lost || changes.iter().any(|&change| listened.depends.is_concerned_by(change));
+        let concerned: Vec<_> =
+            self.listened.iter().filter(|(_, listened)| is_concerned(listened)).map(|(id, _)| id.clone()).collect();
+        for container_id in concerned {
+            if let Some(listened) = self.listened.get_mut(&container_id) {
+                listened.node_changed = true;
+            }
+            self.look_soon(container_id);
         }
     }
 

@@ -17,7 +17,7 @@ use crate::model::names::{ContainerId, Key};
 use crate::model::policy::Policy;
 use crate::model::records::SandboxRecords;
 use crate::node::enforce::{self, Cause, EnforceError};
-use crate::node::sandbox::{SandboxError, Scan, Side};
+use crate::node::sandbox::{Dependence, Sandbox, SandboxError, Scan, Side};
 use crate::node::state::StateDir;
 
 use super::index::Answer;
@@ -36,6 +36,8 @@ pub(super) struct Job {
     pub(super) answer: Answer,
     /// Whether its events are listened to already.
     pub(super) is_subscribed: bool,
+    /// Whether it may be released: not before its mark has been gone for as long as replacing one may take.
+    pub(super) may_release: bool,
     /// The policy that it was isolated with when it was last looked at.
     pub(super) enforced: Option<Policy>,
 }
@@ -61,7 +63,11 @@ pub(super) enum Outcome {
         policy: Policy,
         /// Whether somebody had changed its rules.
         was_altered: bool,
+        /// What of the node that depends on.
+        depends: Dependence,
     },
+    /// No mark holds for it any more, and it may not be released yet.
+    Waiting,
     /// It is released.
     Released,
     /// It has ended.
@@ -186,6 +192,9 @@ fn apply(state: &StateDir, host: &mut Side, job: &Job) -> Result<Outcome, Enforc
     }
     let Some(records) = records else { return Ok(Outcome::Unrecorded) };
     let desired = desired(state, &job.answer, &records)?;
+    if !desired.is_isolated() && !job.may_release && is_isolated(host, &records) {
+        return Ok(Outcome::Waiting);
+    }
     let policy = match &desired {
         Desired::Isolated { policy, .. } => Some(policy),
         Desired::Released => None,
@@ -203,9 +212,15 @@ fn apply(state: &StateDir, host: &mut Side, job: &Job) -> Result<Outcome, Enforc
     Ok(Outcome::Isolated {
         events,
         has_interfaces: applied.report.interfaces > 0,
+        depends: applied.report.depends,
         policy: policy.clone(),
         was_altered: cause == Cause::Disturbed && applied.changed,
     })
+}
+
+/// Whether there is anything to be released; what cannot be found out is left to whoever applies.
+fn is_isolated(host: &mut Side, records: &SandboxRecords) -> bool {
+    Sandbox::open(host, records).and_then(|mut sandbox| Ok(sandbox.is_isolated_in_part()?)).unwrap_or(false)
 }
 
 /// What the marks want, now and under the lock: the job may be older than a mark. To isolate, the marks that the job

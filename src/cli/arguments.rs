@@ -3,6 +3,7 @@
 #![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags, reason = "clap prints these comments as help")]
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -100,7 +101,12 @@ pub(super) enum Command {
     /// One on each node, mostly started by systemd. It also puts back what somebody changes in the rules of an isolated
     /// pod. SIGHUP has it look at everything again, SIGTERM ends it; what is isolated stays isolated.
     #[command(after_help = EXIT_CODES)]
-    Agent,
+    Agent {
+        /// A mark that is gone for less than this releases nobody: editors and configuration management replace files
+        /// by removing and making them; as 200ms or 1s, 0 for no such wait. `quarantine release` never waits
+        #[arg(long, value_name = "TIME", default_value = "200ms", value_parser = parse_time)]
+        release_after: Duration,
+    },
     Install(InstallArgs),
     Uninstall(UninstallArgs),
     /// Print a completion script for a shell
@@ -276,6 +282,17 @@ pub(super) enum Output {
     Table,
     /// For scripts
     Json,
+}
+
+/// Reads `200ms`, `1s` or `0`.
+fn parse_time(text: &str) -> Result<Duration, String> {
+    let number = |digits: &str| digits.parse::<u32>().ok().map(u64::from);
+    let time = match (text.strip_suffix("ms"), text.strip_suffix('s')) {
+        (Some(digits), _) => number(digits).map(Duration::from_millis),
+        (None, Some(digits)) => number(digits).map(Duration::from_secs),
+        (None, None) => (text == "0").then_some(Duration::ZERO),
+    };
+    time.ok_or_else(|| format!("{text:?} is not a time: write it as 200ms, 1s or 0"))
 }
 
 #[cfg(test)]

@@ -134,7 +134,9 @@ fn dispatch(arguments: &Arguments) -> Result<Exit, Failure> {
         Command::Status(arguments) => status::status(state_dir, arguments),
         Command::List(arguments) => status::list(state_dir, arguments),
         Command::Sync => sync::sync(state_dir),
-        Command::Agent => agent::run(state_dir).map(|()| Exit::So).map_err(Failure::from),
+        Command::Agent { release_after } => {
+            agent::run(state_dir, *release_after).map(|()| Exit::So).map_err(Failure::from)
+        }
         Command::Completions { .. } | Command::Man { .. } | Command::Install(_) | Command::Uninstall(_) => Ok(Exit::So),
     }
 }

@@ -328,7 +328,7 @@ fn open_socket(protocol: SockProtocol) -> Result<OwnedFd, NetlinkError> {
     Ok(fd)
 }
 
-/// A subscription to the events of one multicast group. Whoever reads brings the buffer: there may be thousands.
+/// A subscription to the events of multicast groups. Whoever reads brings the buffer: there may be thousands.
 #[derive(Debug)]
 pub struct Events {
     fd: OwnedFd,
@@ -341,9 +341,18 @@ impl Events {
     /// `NetlinkError::Socket`.
     pub fn subscribe(protocol: SockProtocol, group: u32) -> Result<Self, NetlinkError> {
         let fd = open_socket(protocol)?;
-        setsockopt(&fd, NetlinkOption(nix::libc::NETLINK_ADD_MEMBERSHIP), &group)
-            .map_err(socket_error("subscribe to events"))?;
-        Ok(Self { fd })
+        let events = Self { fd };
+        events.join(group)?;
+        Ok(events)
+    }
+
+    /// Subscribes to one more group.
+    ///
+    /// # Errors
+    /// `NetlinkError::Socket`.
+    pub fn join(&self, group: u32) -> Result<(), NetlinkError> {
+        setsockopt(&self.fd, NetlinkOption(nix::libc::NETLINK_ADD_MEMBERSHIP), &group)
+            .map_err(socket_error("subscribe to events"))
     }
 
     /// Has the kernel queue up to `bytes` of events.

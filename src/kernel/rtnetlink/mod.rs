@@ -4,6 +4,8 @@
 //! attributes of links and filters are walked by hand, because names in them come from whoever is root in the pod, and
 //! one that is no UTF-8 must not make an interface invisible.
 
+mod events;
+
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::os::fd::AsRawFd;
@@ -18,6 +20,8 @@ use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, Rou
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::SockProtocol;
+
+pub use events::{NodeChange, NodeEvents};
 
 use crate::kernel::netlink::{NetlinkError, Socket, attribute, attributes, ne32, put, text};
 use crate::kernel::netns::Netns;

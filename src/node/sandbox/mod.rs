@@ -9,6 +9,9 @@ mod side;
 mod survey;
 mod transition;
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
 use nix::errno::Errno;
 use thiserror::Error;
 
@@ -18,7 +21,7 @@ pub use survey::{NodeScan, Scan, pin_interfaces};
 
 use crate::kernel::netlink::NetlinkError;
 use crate::kernel::netns::{Netns, NetnsError};
-use crate::kernel::rtnetlink::Link;
+use crate::kernel::rtnetlink::{Link, NodeChange};
 use crate::model::audit::Line;
 use crate::model::mark::Desired;
 use crate::model::names::{ContainerId, IfName};
@@ -89,6 +92,31 @@ pub struct Report {
     pub differences: Vec<String>,
     /// The rules as they are wanted, pod-side and host guard.
     pub tables: Vec<Table>,
+    /// What of the node they were computed from.
+    pub depends: Dependence,
+}
+
+/// What of the node the rules of a sandbox were computed from: where it changes they are to be computed again.
+#[derive(Debug, Clone, Default)]
+pub struct Dependence {
+    /// Links, by index: the host's ends, and those that the node reaches the sandbox by.
+    pub links: BTreeSet<u32>,
+    /// The sandbox's addresses, which routes lead to.
+    pub addresses: Vec<IpAddr>,
+}
+
+impl Dependence {
+    /// Whether a change of the node concerns the sandbox.
+    #[must_use]
+    pub fn is_concerned_by(&self, change: NodeChange) -> bool {
+        match change {
+            NodeChange::Link(index) => self.links.contains(&index),
+            // An address of `lo`, which has index 1 in every netns, can be one that the node speaks from.
+            NodeChange::Address(index) => index == 1 || self.links.contains(&index),
+            NodeChange::Route(destination) => self.addresses.iter().any(|&address| destination.contains(address)),
+            NodeChange::Rule => true,
+        }
+    }
 }
 
 /// What applying found and did.
@@ -383,8 +411,17 @@ impl<'a> Sandbox<'a> {
         }
         differences.extend(guard_differences.into_iter().map(|difference| format!("host {difference}")));
         let interfaces = wanted.survey.interfaces.len();
+        let depends = Dependence {
+            links: wanted.survey.links,
+            addresses: self
+                .records
+                .pinned_interfaces()
+                .into_iter()
+                .flat_map(|pinned| pinned.interface.addresses.iter().copied())
+                .collect(),
+        };
         let tables = wanted.pod.into_iter().chain(wanted.guard).collect();
-        Ok(Report { verdict, reasons, interfaces, pod_side, host_guard, differences, tables })
+        Ok(Report { depends, verdict, reasons, interfaces, pod_side, host_guard, differences, tables })
     }
 
     fn exposures(

@@ -49,6 +49,8 @@ pub(super) struct Survey {
     pub(super) missing: Vec<IfName>,
     /// Interfaces whose end on the host is not where ADD found it.
     pub(super) lost: Vec<IfName>,
+    /// The links of the node, by index, that lead to it.
+    pub(super) links: BTreeSet<u32>,
 }
 
 impl Surveyed {
@@ -91,7 +93,8 @@ pub(super) fn survey(
             survey.lost.push(name.clone());
             continue;
         };
-        let node = node_seen_from(&mut host.links, &pinned.interface, policy)?;
+        survey.links.insert(link.index);
+        let node = node_seen_from(&mut host.links, &pinned.interface, policy, &mut survey.links)?;
         let known = Some((pinned.interface.clone(), node));
         survey.ends.push(End { link, guarded: GuardedInterface { name: name.clone(), known } });
     }
@@ -124,7 +127,10 @@ pub(super) fn survey(
                     .and_then(|end| end.guarded.known.clone());
                 Some(match of_end {
                     Some(known) => known,
-                    None => (pinned.interface.clone(), node_seen_from(&mut host.links, &pinned.interface, policy)?),
+                    None => {
+                        let node = node_seen_from(&mut host.links, &pinned.interface, policy, &mut survey.links)?;
+                        (pinned.interface.clone(), node)
+                    }
                 })
             }
         };
@@ -177,7 +183,7 @@ pub fn pin_interfaces(
             .filter(|end| end.other == Some(link.index) && end.other_netns.is_some() && end.other_netns == pod_in_host)
             .map(|end| HostEnd { index: end.index, mac: end.mac });
         let interface = SandboxInterface { name: link.name, mac: link.mac, addresses, routes };
-        let node = node_seen_from(&mut host.links, &interface, &Policy::default())?;
+        let node = node_seen_from(&mut host.links, &interface, &Policy::default(), &mut BTreeSet::new())?;
         pinned.push(PinnedInterface { interface, node, host_end });
     }
     Ok(pinned)
@@ -193,12 +199,19 @@ fn other_end(host: &mut Links, link: &Link, host_in_pod: Option<i32>) -> Result<
 }
 
 /// What the node looks like from an interface: the addresses that the kernel itself would choose to reach it, and the
-/// Ethernet address on that link; and the other next hops that the policy needs, as far as the node knows them.
-fn node_seen_from(host: &mut Links, interface: &SandboxInterface, policy: &Policy) -> Result<NodeOnLink, NetlinkError> {
+/// Ethernet address on that link; and the other next hops that the policy needs, as far as the node knows them. `links`
+/// gains those of the node's that all of this depends on.
+fn node_seen_from(
+    host: &mut Links,
+    interface: &SandboxInterface,
+    policy: &Policy,
+    links: &mut BTreeSet<u32>,
+) -> Result<NodeOnLink, NetlinkError> {
     let mut node = NodeOnLink::default();
     let mut on_link: Option<u32> = None;
     for address in interface.addresses.iter().filter(|address| !is_link_local(address)) {
         let Some(path) = host.path_to(*address)? else { continue };
+        links.insert(path.interface);
         let mut sources: Vec<IpAddr> =
             path.source.into_iter().filter(|source| !source.is_loopback() && !is_link_local(source)).collect();
         if sources.is_empty() {

@@ -6,9 +6,11 @@
 mod audit;
 mod burst;
 mod directory;
+mod grace;
 mod life;
 mod links;
 mod marks;
+mod node;
 mod recreated;
 mod repair;
 mod restart;
@@ -46,7 +48,12 @@ struct Log {
 impl Agent {
     /// An agent for this state directory, in `netns`, that has said that it is ready.
     fn start(netns: &Netns, state_dir: &Path) -> Self {
-        let agent = Self::spawn(netns, state_dir, &[]);
+        Self::start_with(netns, state_dir, &[])
+    }
+
+    /// One with these arguments too.
+    fn start_with(netns: &Netns, state_dir: &Path, arguments: &[&str]) -> Self {
+        let agent = Self::spawn_with(netns, state_dir, arguments, &[]);
         agent.await_notification("READY=1");
         // The socket by which it said so is closed by then.
         agent.await_line(&["event=agent-started"]);
@@ -59,12 +66,19 @@ impl Agent {
 
     /// One that was started and may not be ready yet, with these variables too.
     fn spawn(netns: &Netns, state_dir: &Path, variables: &[(&str, &str)]) -> Self {
+        Self::spawn_with(netns, state_dir, &[], variables)
+    }
+
+    fn spawn_with(netns: &Netns, state_dir: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("notify");
         let notifications = UnixDatagram::bind(&socket).unwrap();
         let mut command = netns.command(env!("CARGO_BIN_EXE_quarantine"));
         command.env_clear().env("NOTIFY_SOCKET", &socket).envs(variables.iter().copied());
-        command.args(["agent", "--log", "stderr", "--log-level", "debug", "--state-dir"]).arg(state_dir);
+        command
+            .args(["agent", "--log", "stderr", "--log-level", "debug", "--state-dir"])
+            .arg(state_dir)
+            .args(arguments);
         let mut process = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let stderr = BufReader::new(process.stderr.take().unwrap());
         let log = Arc::new(Log::default());
