@@ -18,10 +18,11 @@ use crate::plugin::config::parse_level;
 
 const EXIT_CODES: &str = "\
 Exit codes:
-  0  it is so
-  1  it is not; the verdict says what is
+  0  what was asked for is done, and was read back from the kernel
+  1  it is not done, or not whole; what is said tells why
   2  the command line cannot be understood, or names no sandbox or several
-  3  not permitted, or the state directory is missing or unsound";
+  3  not permitted, or the state directory is missing or unsound
+  4  marked, and waits: no such pod is on this node yet; it will be isolated before its first packet";
 
 const SANDBOXES: &str = "\
 What <SANDBOX> may be:
@@ -146,6 +147,9 @@ pub(super) struct Isolate {
     /// Print the rules that would be loaded, as nft text, and change nothing
     #[arg(long)]
     pub(super) dry_run: bool,
+    /// The pod may be yet to come: exit with 0, not 4, where no such pod is on this node
+    #[arg(long)]
+    pub(super) wait_for_pod: bool,
 }
 
 impl Isolate {

@@ -10,7 +10,7 @@ use crate::model::mark::{Desired, Mark};
 use crate::model::names::{ContainerId, Key};
 use crate::model::verdict::Verdict;
 use crate::node::enforce::{EnforceError, Outcome};
-use crate::node::sandbox::{NodeScan, Sandbox, SandboxError, Side};
+use crate::node::sandbox::{NodeScan, Sandbox, SandboxError, Side, remove_guard, standing_guards};
 use crate::node::state::StateDir;
 
 use super::arguments::{Attribution, Isolate, Release, Target};
@@ -35,7 +35,7 @@ pub(super) fn isolate(state_dir: &Path, arguments: &Isolate) -> Result<Exit, Fai
         if arguments.dry_run {
             show_rules(&state, &node, &chosen, &mark)
         } else {
-            isolate_chosen(&state, &node, &chosen, &mark)
+            isolate_chosen(&state, &node, &chosen, &mark, arguments.wait_for_pod)
         }
     });
     log_refusal("isolate", &arguments.target, &actor, done)
@@ -98,11 +98,36 @@ impl<'a> Chosen<'a> {
     }
 }
 
-fn isolate_chosen(state: &StateDir, node: &Node<'_>, chosen: &Chosen<'_>, mark: &Mark) -> Result<Exit, Failure> {
+impl Chosen<'_> {
+    /// One name may be that of several pods, an old one and its successor: which were taken is said.
+    fn said_as_several_pods(&self) -> String {
+        let uids: BTreeSet<_> = self.sandboxes.iter().filter_map(|sandbox| sandbox.pod.uid.as_ref()).collect();
+        if self.all || uids.len() < 2 {
+            return String::new();
+        }
+        let each: Vec<_> = self
+            .sandboxes
+            .iter()
+            .map(|sandbox| match &sandbox.pod.uid {
+                Some(uid) => format!("{uid} ({})", sandbox.container_id),
+                None => sandbox.container_id.to_string(),
+            })
+            .collect();
+        format!("this name is that of {} pods, and all are meant: {}\n", uids.len(), each.join(", "))
+    }
+}
+
+fn isolate_chosen(
+    state: &StateDir,
+    node: &Node<'_>,
+    chosen: &Chosen<'_>,
+    mark: &Mark,
+    may_wait: bool,
+) -> Result<Exit, Failure> {
     let names: BTreeSet<Key> =
         chosen.sandboxes.iter().map(|sandbox| sandbox.mark_key()).chain(chosen.absent.clone()).collect();
     let names: Vec<Key> = names.into_iter().collect();
-    let mut exit = Exit::So;
+    let mut exit = Exit::Done;
     let mut keys = BTreeSet::new();
     // Each is waited for until it is on the disk, so they are written side by side.
     for (key, written) in names.iter().zip(on_each(&names, |_, key| state.write_mark(key, mark))?) {
@@ -132,10 +157,10 @@ fn isolate_chosen(state: &StateDir, node: &Node<'_>, chosen: &Chosen<'_>, mark: 
     let answering: Vec<_> = node.answering(&keys);
     let scan = NodeScan::default();
     let results = on_each(&answering, |host, sandbox| bring(state, host, &sandbox.container_id, &scan))?;
-    let mut text = String::new();
+    let mut text = chosen.said_as_several_pods();
     for (sandbox, result) in answering.iter().zip(results) {
-        if !say_isolated(&mut text, sandbox, result) && exit == Exit::So {
-            exit = Exit::NotSo;
+        if !say_isolated(&mut text, sandbox, result) && exit == Exit::Done {
+            exit = Exit::NotDone;
         }
     }
     if answering.is_empty() {
@@ -143,9 +168,12 @@ fn isolate_chosen(state: &StateDir, node: &Node<'_>, chosen: &Chosen<'_>, mark: 
             Some(key) => {
                 let _ = writeln!(
                     text,
-                    "marked {key}: nothing on this node answers to it yet; when the pod starts here, it is isolated before its first packet.\n\
+                    "marked, and waits: {key}: nothing on this node answers to it yet; when the pod starts here, it is isolated before its first packet.\n\
                      A pod that runs here already with hostNetwork, or since before the plugin was in the conflist, has no record and is NOT reached."
                 );
+                if !may_wait && exit == Exit::Done {
+                    exit = Exit::Waiting;
+                }
                 let unreadable: Vec<&str> = node.unreadable().map(ContainerId::as_str).collect();
                 if !unreadable.is_empty() {
                     let _ = writeln!(
@@ -154,7 +182,7 @@ fn isolate_chosen(state: &StateDir, node: &Node<'_>, chosen: &Chosen<'_>, mark: 
                          `quarantine list` says what is wrong with them.",
                         unreadable.join(", ")
                     );
-                    exit = Exit::NotSo;
+                    exit = Exit::NotDone;
                 }
             }
             None => {
@@ -216,10 +244,10 @@ fn release_chosen(state: &StateDir, node: &Node<'_>, chosen: &Chosen<'_>, by: &A
         let absent = chosen.absent.iter().filter(|key| node.has_mark(key)).cloned();
         chosen.sandboxes.iter().flat_map(|sandbox| node.keys_of(sandbox)).chain(absent).collect()
     };
-    let mut text = String::new();
+    let mut text = chosen.said_as_several_pods();
     let mark = Mark { policy: None, reason: by.reason.clone(), case: by.case.clone(), actor: by.actor.clone() };
     let names: Vec<&Key> = keys.iter().collect();
-    let mut exit = Exit::So;
+    let mut exit = Exit::Done;
     for (key, removed) in names.iter().zip(on_each(&names, |_, key| state.remove_mark(key))?) {
         match removed {
             Ok(true) => {
@@ -234,6 +262,10 @@ fn release_chosen(state: &StateDir, node: &Node<'_>, chosen: &Chosen<'_>, by: &A
         }
     }
     if let Some(absent) = &chosen.absent {
+        if let Some(container_id) = remove_guard_without_record(node, absent)? {
+            log_mark("guard-removed", absent, &mark);
+            let _ = writeln!(text, "removed the host guard of {container_id}, of which there is no record");
+        }
         let found = if keys.is_empty() { "there is no mark of this name either" } else { "only the mark was there" };
         let _ = writeln!(text, "{absent}: nothing on this node answers to it; {found}");
     }
@@ -245,14 +277,25 @@ fn release_chosen(state: &StateDir, node: &Node<'_>, chosen: &Chosen<'_>, by: &A
     let results = on_each(&concerned, |host, sandbox| release_one(state, host, &sandbox.container_id, &scan))?;
     for (NodeSandbox { container_id, pod, .. }, result) in concerned.iter().zip(results) {
         let also = if meant.contains(container_id) { "" } else { ", which answered to the same mark" };
-        if result.is_err() && exit == Exit::So {
-            exit = Exit::NotSo;
+        if result.is_err() && exit == Exit::Done {
+            exit = Exit::NotDone;
         }
         let (Ok(said) | Err(said)) = result;
         let _ = writeln!(text, "{container_id} ({pod}){also}: {said}");
     }
     print(&text);
     Ok(exit)
+}
+
+/// A guard that no record speaks of goes when it is named.
+fn remove_guard_without_record(node: &Node<'_>, key: &Key) -> Result<Option<ContainerId>, Failure> {
+    let mut host = Side::own()?;
+    let standing = standing_guards(&mut host)?;
+    let named = standing.into_iter().find(|id| Key::from(id) == *key && node.sandbox(id).is_none());
+    if let Some(container_id) = &named {
+        remove_guard(&mut host, container_id)?;
+    }
+    Ok(named)
 }
 
 /// Releases one sandbox and says what it is then. That is read back from the kernel: whether anything of an isolation
@@ -292,7 +335,7 @@ fn show_rules(state: &StateDir, node: &Node<'_>, chosen: &Chosen<'_>, mark: &Mar
         let message = format!(
             "nothing on this node answers to {absent}: its rules depend on its interfaces, which are yet to come"
         );
-        return Err(Failure::new(Exit::NotSo, message));
+        return Err(Failure::new(Exit::NotDone, message));
     }
     let mut host = Side::own()?;
     let mut text = String::new();
@@ -306,7 +349,7 @@ fn show_rules(state: &StateDir, node: &Node<'_>, chosen: &Chosen<'_>, mark: &Mar
         let tables = sandbox
             .open(&mut host)
             .and_then(|mut opened| opened.tables(&desired))
-            .map_err(|error| Failure::new(Exit::NotSo, format!("{}: {}", sandbox.container_id, chain(&error))))?;
+            .map_err(|error| Failure::new(Exit::NotDone, format!("{}: {}", sandbox.container_id, chain(&error))))?;
         for table in tables {
             let place = if table.name == crate::rules::containment::TABLE { "the pod" } else { "the host" };
             let _ = writeln!(
@@ -317,7 +360,7 @@ fn show_rules(state: &StateDir, node: &Node<'_>, chosen: &Chosen<'_>, mark: &Mar
         }
     }
     print(&text);
-    Ok(Exit::So)
+    Ok(Exit::Done)
 }
 
 fn log_mark(event: &str, key: &Key, mark: &Mark) {

@@ -15,7 +15,7 @@ pub(super) fn completions(shell: Shell) -> Exit {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Arguments::command(), "quarantine", &mut script);
     print_bytes(&script);
-    Exit::So
+    Exit::Done
 }
 
 /// `quarantine man`.
@@ -24,8 +24,8 @@ pub(super) fn man(out: Option<&Path>) -> Result<Exit, Failure> {
         None => page().map(|page| print_bytes(&page)).map(drop),
         Some(directory) => fs::create_dir_all(directory).and_then(|()| write_pages(directory)),
     }
-    .map_err(|error| Failure::new(Exit::NotSo, format!("cannot write the manual pages: {error}")))?;
-    Ok(Exit::So)
+    .map_err(|error| Failure::new(Exit::NotDone, format!("cannot write the manual pages: {error}")))?;
+    Ok(Exit::Done)
 }
 
 fn page() -> io::Result<Vec<u8>> {

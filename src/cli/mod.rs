@@ -33,14 +33,16 @@ use selector::SelectError;
 /// How a command ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Exit {
-    /// It is so.
-    So = 0,
-    /// It is not.
-    NotSo = 1,
+    /// What was asked for is done, and was read back.
+    Done = 0,
+    /// It is not done, or not whole.
+    NotDone = 1,
     /// The command line means nothing, or too much.
     Usage = 2,
     /// Not permitted, or the state directory is missing or unsound.
     NotPermitted = 3,
+    /// The pod is marked, and is not on this node yet.
+    Waiting = 4,
 }
 
 /// Why a command could not do what it is for.
@@ -65,7 +67,7 @@ impl From<StateError> for Failure {
 impl From<NetlinkError> for Failure {
     fn from(error: NetlinkError) -> Self {
         let denied = matches!(error.errno(), Some(Errno::EPERM | Errno::EACCES));
-        Self::new(if denied { Exit::NotPermitted } else { Exit::NotSo }, chain(&error))
+        Self::new(if denied { Exit::NotPermitted } else { Exit::NotDone }, chain(&error))
     }
 }
 
@@ -74,14 +76,14 @@ impl From<AgentError> for Failure {
         match error {
             AgentError::State(error) => error.into(),
             AgentError::Kernel(error) => error.into(),
-            AgentError::System { .. } => Self::new(Exit::NotSo, chain(&error)),
+            AgentError::System { .. } => Self::new(Exit::NotDone, chain(&error)),
         }
     }
 }
 
 impl From<InstallError> for Failure {
     fn from(error: InstallError) -> Self {
-        Self::new(Exit::NotSo, error.to_string())
+        Self::new(Exit::NotDone, error.to_string())
     }
 }
 
@@ -97,7 +99,7 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> u8 {
         Ok(arguments) => arguments,
         Err(error) => {
             let _ = error.print();
-            return if error.use_stderr() { Exit::Usage } else { Exit::So } as u8;
+            return if error.use_stderr() { Exit::Usage } else { Exit::Done } as u8;
         }
     };
     let exit = match dispatch(&arguments) {
@@ -116,8 +118,10 @@ fn dispatch(arguments: &Arguments) -> Result<Exit, Failure> {
         Command::Completions { shell } => return Ok(manual::completions(*shell)),
         Command::Man { out } => return manual::man(out.as_deref()),
         // Whose files these are they find out themselves, and a dry run needs no root.
-        Command::Install(arguments) => return Ok(arguments.run(state_dir, &mut io::stdout()).map(|()| Exit::So)?),
-        Command::Uninstall(arguments) => return Ok(arguments.run(state_dir, &mut io::stdout()).map(|()| Exit::So)?),
+        Command::Install(arguments) => return Ok(arguments.run(state_dir, &mut io::stdout()).map(|()| Exit::Done)?),
+        Command::Uninstall(arguments) => {
+            return Ok(arguments.run(state_dir, &mut io::stdout()).map(|()| Exit::Done)?);
+        }
         _ => {}
     }
     logging::start(arguments.global.log_config());
@@ -135,9 +139,11 @@ fn dispatch(arguments: &Arguments) -> Result<Exit, Failure> {
         Command::List(arguments) => status::list(state_dir, arguments),
         Command::Sync => sync::sync(state_dir),
         Command::Agent { release_after } => {
-            agent::run(state_dir, *release_after).map(|()| Exit::So).map_err(Failure::from)
+            agent::run(state_dir, *release_after).map(|()| Exit::Done).map_err(Failure::from)
         }
-        Command::Completions { .. } | Command::Man { .. } | Command::Install(_) | Command::Uninstall(_) => Ok(Exit::So),
+        Command::Completions { .. } | Command::Man { .. } | Command::Install(_) | Command::Uninstall(_) => {
+            Ok(Exit::Done)
+        }
     }
 }
 

@@ -42,7 +42,7 @@ pub(super) fn list(state_dir: &Path, arguments: &List) -> Result<Exit, Failure> 
             pretty(&node_to_json(sandboxes, &unanswered, &damaged))
         }
     });
-    Ok(Exit::So)
+    Ok(Exit::Done)
 }
 
 /// `quarantine status`.
@@ -62,7 +62,7 @@ pub(super) fn status(state_dir: &Path, arguments: &Status) -> Result<Exit, Failu
         Output::Table => view.to_text(style()),
         Output::Json => pretty(&view.to_json()),
     });
-    Ok(if view.is_as_marked() { Exit::So } else { Exit::NotSo })
+    Ok(if view.is_as_marked() { Exit::Done } else { Exit::NotDone })
 }
 
 /// What was asked about, as it was found.
@@ -102,7 +102,7 @@ impl View {
                     Ok(Self { single: false, sandboxes: Vec::new(), unanswered: vec![mark], damaged: Vec::new() })
                 }
                 (None, None) => Err(Failure::new(
-                    Exit::NotSo,
+                    Exit::NotDone,
                     format!(
                         "{word} is not on this node and not marked. Pods with hostNetwork, and pods that started before the plugin was in the conflist, have no record and cannot be reached"
                     ),

@@ -21,7 +21,7 @@ pub(super) fn sync(state_dir: &Path) -> Result<Exit, Failure> {
     let sandboxes = state.sandboxes()?;
     let scan = NodeScan::default();
     let results = on_each(&sandboxes, |host, container_id| bring(&state, host, container_id, &scan))?;
-    let mut exit = Exit::So;
+    let mut exit = Exit::Done;
     remove_guards_of_nothing(&mut Side::own()?, |container_id| sandboxes.contains(container_id))?;
     for (container_id, result) in sandboxes.iter().zip(results) {
         match result {
@@ -32,7 +32,7 @@ pub(super) fn sync(state_dir: &Path) -> Result<Exit, Failure> {
             }
             Err(error) => {
                 say_error(&format!("{container_id}: {}", chain(&error)));
-                exit = Exit::NotSo;
+                exit = Exit::NotDone;
             }
         }
     }

@@ -24,7 +24,7 @@ pub(super) fn watch(
     render: impl Fn() -> Result<String, Failure>,
 ) -> Result<Exit, Failure> {
     let interrupted =
-        signals().map_err(|errno| Failure::new(Exit::NotSo, format!("cannot wait for signals: {errno}")))?;
+        signals().map_err(|errno| Failure::new(Exit::NotDone, format!("cannot wait for signals: {errno}")))?;
     let changed = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).ok();
     if let Some(changed) = &changed {
         let flags = AddWatchFlags::IN_CREATE
@@ -43,7 +43,7 @@ pub(super) fn watch(
         if shown.as_ref() != Some(&text) {
             let before = if on_terminal { "\u{1b}[H\u{1b}[2J\u{1b}[3J" } else { "" };
             if !print(&format!("{before}{text}")) {
-                return Ok(Exit::So);
+                return Ok(Exit::Done);
             }
             shown = Some(text);
         }
@@ -57,7 +57,7 @@ pub(super) fn watch(
             let ready = poll(&mut waiting, timeout).unwrap_or(0);
             let is_ready = |fd: &PollFd<'_>| fd.any().unwrap_or(false);
             if is_ready(&waiting[0]) {
-                return Ok(Exit::So);
+                return Ok(Exit::Done);
             }
             if ready == 0 && Instant::now() >= wake_at {
                 break;

@@ -72,8 +72,13 @@ fn a_pod_that_is_yet_to_come_is_isolated_before_its_first_packet() {
         let topology = Topology::bridge();
         let lab = Lab::new(&topology);
         lab.add("other", "");
-        let run = exits(lab.run(&["isolate", word, "--sealed"]), 0);
-        says(&run.stdout, &[key, "nothing on this node answers to it yet", "hostNetwork", "NOT reached"]);
+        // Not 0, which a script would take for isolated.
+        let run = exits(lab.run(&["isolate", word, "--sealed"]), 4);
+        exits(lab.run(&["isolate", word, "--sealed", "--wait-for-pod"]), 0);
+        says(
+            &run.stdout,
+            &["marked, and waits", key, "nothing on this node answers to it yet", "hostNetwork", "NOT reached"],
+        );
         assert_eq!(lab.marks(), [key]);
         says(&exits(lab.run(&["status", word]), 0).stdout, &["nothing on this node answers", key, "sealed"]);
         let node = lab.run(&["list", "-o", "json"]).json();
@@ -104,13 +109,27 @@ fn any_word_is_a_uid_when_it_is_said_to_be() {
     let topology = Topology::bridge();
     let lab = Lab::new(&topology);
     lab.add("abc123", &pod("web", "uid-1"));
-    exits(lab.run(&["isolate", "abc", "--uid"]), 0);
+    exits(lab.run(&["isolate", "abc", "--uid"]), 4);
     assert_eq!(lab.marks(), ["abc"]);
     assert_eq!(lab.status("abc123")["state"], "released");
     // The mark stands, so that its name is known from now on.
     says(&exits(lab.run(&["release", "abc", "--uid"]), 0).stdout, &["removed the mark abc"]);
     exits(lab.run(&["isolate", "uid-1", "--uid"]), 0);
     assert_eq!(lab.status("abc123")["verdict"], "contained");
+}
+
+/// A pod and its successor of the same name, as a StatefulSet makes them.
+#[test]
+fn a_name_of_two_pods_means_both_and_they_are_named() {
+    let topology = Topology::bridge();
+    let lab = Lab::new(&topology);
+    lab.add("old", &pod("web", UID));
+    lab.invoke("ADD", Place::Peer, "new", &pod("web", OTHER_UID), &json!({})).ok();
+    let run = exits(lab.run(&["isolate", "shop/web"]), 0);
+    says(&run.stdout, &["2 pods", &format!("{UID} (old)"), &format!("{OTHER_UID} (new)"), "old (shop/web): contained"]);
+    assert_eq!(lab.marks(), [UID, OTHER_UID]);
+    exits(lab.run(&["release", UID]), 0);
+    assert_eq!((&lab.status("old")["state"], &lab.status("new")["state"]), (&json!("released"), &json!("isolated")));
 }
 
 #[test]
