@@ -6,6 +6,7 @@
 //! only that a sandbox has to be looked at; what is wanted of it is read under its lock by whoever does.
 
 mod index;
+mod memory;
 mod subscription;
 mod watch;
 mod worker;
@@ -34,6 +35,7 @@ use crate::node::sandbox::Dependence;
 use crate::node::state::{StateDir, StateError};
 
 use index::{Action, Answer, Index, plan};
+use memory::SeenMarks;
 use subscription::{HostEvents, PodEvents, own_thread};
 use watch::{Change, Watch};
 use worker::{Done, Job, Outcome, Workers};
@@ -42,6 +44,8 @@ use worker::{Done, Job, Outcome, Workers};
 const SLOW_TIMER: Duration = Duration::from_secs(60);
 /// How long to wait before a state directory that vanished is looked for again.
 const REOPEN: Duration = Duration::from_secs(1);
+/// How long after a directory went it is looked for again: whoever removes a tree is not done with its first directory.
+const REWATCH: Duration = Duration::from_millis(50);
 /// The wait after the first failure of a sandbox; it doubles each time, up to the longest.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_LONGEST: Duration = Duration::from_secs(60);
@@ -209,6 +213,8 @@ struct Agent {
     workers: Workers,
     epoll: Epoll,
     index: Index,
+    seen: SeenMarks,
+    rewatch_due: Option<Instant>,
     applied: BTreeMap<ContainerId, Answer>,
     /// At work; those that are to be looked at again afterwards are `true`.
     at_work: BTreeMap<ContainerId, bool>,
@@ -254,6 +260,8 @@ impl Agent {
             workers,
             epoll,
             index: Index::default(),
+            seen: SeenMarks::default(),
+            rewatch_due: None,
             applied: BTreeMap::new(),
             at_work: BTreeMap::new(),
             listened: BTreeMap::new(),
@@ -273,7 +281,7 @@ impl Agent {
         let mut events = [EpollEvent::empty(); 64];
         loop {
             let now = Instant::now();
-            let deadlines = [Some(next_resync), next_ping, self.due.first().map(|(when, _)| *when)];
+            let deadlines = [Some(next_resync), next_ping, self.rewatch_due, self.due.first().map(|(when, _)| *when)];
             let wait =
                 deadlines.into_iter().flatten().min().map_or(SLOW_TIMER, |when| when.saturating_duration_since(now));
             // Rounded up: a deadline in half a millisecond is not polled for.
@@ -306,6 +314,9 @@ impl Agent {
                 }
                 self.dispatch(&container_id);
             }
+            if self.rewatch_due.take_if(|when| *when <= now).is_some() {
+                self.rewatch();
+            }
             if next_resync <= now {
                 self.resync(Everyone::Isolated);
                 next_resync = now + if self.watch.is_some() { SLOW_TIMER } else { REOPEN };
@@ -337,7 +348,7 @@ impl Agent {
     fn state_changed(&mut self) {
         let changes = self.watch.as_mut().map(Watch::changes).unwrap_or_default();
         if changes.contains(&Change::Everything) {
-            self.rewatch();
+            self.rewatch_due.get_or_insert_with(|| Instant::now() + REWATCH);
             return;
         }
         let mut concerned = BTreeSet::new();
@@ -364,8 +375,10 @@ impl Agent {
 
     fn look_at_mark(&mut self, key: &Key) {
         if self.state.isolated().join(key.as_str()).symlink_metadata().is_ok() {
+            self.seen.stands(key.clone(), self.state.mark_content(key));
             self.index.mark(key.clone());
         } else {
+            self.seen.is_gone(key, Instant::now(), self.release_after);
             self.index.unmark(key);
         }
     }
@@ -394,10 +407,15 @@ impl Agent {
 
     /// Watches a state directory anew: one of its directories was replaced, or events were lost.
     fn rewatch(&mut self) {
+        let mut was_replaced = true;
         if let Some(watch) = self.watch.take() {
             let _ = self.epoll.delete(watch.as_fd());
+            was_replaced = !watch.is_of_the_same_directory();
         }
         let watch = StateDir::open_or_create(&self.state_dir).map_err(AgentError::from).and_then(|state| {
+            if was_replaced {
+                self.put_marks_back(&state)?;
+            }
             let watch = Watch::start(&state).map_err(system("watch the state directory"))?;
             self.epoll
                 .add(watch.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, WATCH))
@@ -414,6 +432,20 @@ impl Agent {
                 log::error!("{}", Line::new("state-directory-lost").with("error", crate::model::audit::chain(&error)))
             }
         }
+    }
+
+    /// The state directory is another one: what stood in the old one is written into it.
+    fn put_marks_back(&self, state: &StateDir) -> Result<(), StateError> {
+        for (key, content) in self.seen.lost(Instant::now(), self.release_after) {
+            if state.read_mark(key).is_none() {
+                state.put_mark_back(key, content)?;
+                log::warn!(
+                    "{}",
+                    Line::new("mark-put-back").with("mark", key).with("because", "its directory was replaced")
+                );
+            }
+        }
+        Ok(())
     }
 
     /// Lists everything anew.
@@ -433,8 +465,14 @@ impl Agent {
             }
         };
         let known: Vec<_> = self.index.marks().difference(&marks).cloned().collect();
-        known.iter().for_each(|key| self.index.unmark(key));
-        marks.into_iter().for_each(|key| self.index.mark(key));
+        known.iter().for_each(|key| {
+            self.seen.is_gone(key, Instant::now(), self.release_after);
+            self.index.unmark(key);
+        });
+        for key in marks {
+            self.seen.stands(key.clone(), self.state.mark_content(&key));
+            self.index.mark(key);
+        }
         let mut concerned: BTreeSet<ContainerId> = self.index.sandboxes().chain(self.applied.keys()).cloned().collect();
         concerned.extend(sandboxes);
         for container_id in &concerned {

@@ -198,6 +198,12 @@ impl StateDir {
         }
     }
 
+    /// The bytes of a mark, `None` where they cannot be read.
+    #[must_use]
+    pub fn mark_content(&self, key: &Key) -> Option<Vec<u8>> {
+        read_regular(&self.isolated().join(key.as_str()), MARK_MAX).ok()
+    }
+
     /// Since when a mark has been there.
     #[must_use]
     pub fn marked_since(&self, key: &Key) -> Option<SystemTime> {
@@ -209,13 +215,20 @@ impl StateDir {
     /// # Errors
     /// [`StateError::Io`].
     pub fn write_mark(&self, key: &Key, mark: &Mark) -> Result<(), StateError> {
+        self.put_mark_back(key, format!("{}\n", mark.to_json()).as_bytes())
+    }
+
+    /// Writes a mark with the content that it had, durably.
+    ///
+    /// # Errors
+    /// [`StateError::Io`].
+    pub fn put_mark_back(&self, key: &Key, content: &[u8]) -> Result<(), StateError> {
         let directory = self.isolated();
         create_private(&directory)?;
         let path = directory.join(key.as_str());
         // Named after the thread alone: the longest key leaves no room for more.
         let temporary = directory.join(format!(".{}", gettid()));
-        let content = format!("{}\n", mark.to_json());
-        write_new(&temporary, content.as_bytes(), true)
+        write_new(&temporary, content, true)
             .and_then(|()| fs::rename(&temporary, &path))
             .and_then(|()| sync_directory(&directory))
             .map_err(|source| {

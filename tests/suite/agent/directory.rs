@@ -328,3 +328,25 @@ fn on_a_full_disk() {
         },
     );
 }
+
+/// The state directory is removed under a running agent: nobody is released, and its marks come back with it, so that a
+/// new sandbox of the same pod is isolated before its first packet.
+#[test]
+fn marks_come_back_with_the_state_directory() {
+    let node = Node::new();
+    let (pod, next) = (added_as(&node, "uid-1"), node.pod());
+    let agent = Agent::on(&node);
+    node.mark("uid-1", r#"{"reason": "beacon"}"#);
+    await_tables(&pod, Tables::Isolated, "marked");
+    // It may be filled again while it is being removed.
+    assert!(await_kernel(|| fs::remove_dir_all(node.state_dir()).is_ok() || !node.state_dir().exists()));
+    agent.await_line(&["event=mark-put-back", "mark=uid-1"]);
+    assert_eq!(fs::read_to_string(node.mark_path("uid-1")).unwrap(), r#"{"reason": "beacon"}"#);
+    assert_eq!(pod.tables(), Tables::Isolated, "no record is no release");
+    node.call("ADD").sandbox(&next).pod_uid("uid-1").config(next.chained_config(&node)).run().result();
+    assert_eq!(next.tables(), Tables::Isolated);
+    // The control: a mark that is removed by itself does not come back.
+    fs::remove_file(node.mark_path("uid-1")).unwrap();
+    await_tables(&next, Tables::Released, "unmarked");
+    assert!(!node.mark_path("uid-1").exists());
+}
