@@ -202,8 +202,12 @@ enum Everyone {
 struct Agent {
     state: StateDir,
     state_dir: PathBuf,
-    /// `None` while the state directory is gone.
+    /// What the state directory was told by when it was last opened.
+    identity: Option<(u64, u64)>,
+    /// `None` while the state directory is gone, or cannot be watched.
     watch: Option<Watch>,
+    /// Whether it is listed every second instead.
+    is_polling: bool,
     signals: SignalFd,
     host: HostEvents,
     node: NodeEvents,
@@ -239,19 +243,19 @@ impl Agent {
         workers.threads.push(own_thread());
         let host = HostEvents::subscribe()?;
         let node = NodeEvents::subscribe()?;
-        let watch = Watch::start(&state).map_err(system("watch the state directory"))?;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(system("wait for events"))?;
         let wait = |fd, number| epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, number));
-        wait(watch.as_fd(), WATCH)
-            .and_then(|()| wait(signals.as_fd(), SIGNALS))
+        wait(signals.as_fd(), SIGNALS)
             .and_then(|()| wait(workers.finished.as_fd(), FINISHED))
             .and_then(|()| wait(host.as_fd(), HOST))
             .and_then(|()| wait(node.as_fd(), NODE))
             .map_err(system("wait for events"))?;
-        Ok(Self {
+        let mut agent = Self {
+            identity: state.identity(),
             state,
             state_dir,
-            watch: Some(watch),
+            watch: None,
+            is_polling: false,
             signals,
             host,
             node,
@@ -270,7 +274,32 @@ impl Agent {
             failures: BTreeMap::new(),
             due: BTreeSet::new(),
             buffer: vec![0; EVENT_BUFFER],
-        })
+        };
+        agent.watch_or_poll(&agent.state.clone());
+        Ok(agent)
+    }
+
+    /// Watches the state directory; where the kernel has no watch left to give (`user.max_inotify_instances`, others
+    /// use them up too), it is listed every second, and that is said.
+    fn watch_or_poll(&mut self, state: &StateDir) {
+        let watch = Watch::start(state).and_then(|watch| {
+            self.epoll.add(watch.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, WATCH)).map(|()| watch)
+        });
+        match watch {
+            Ok(watch) => {
+                self.watch = Some(watch);
+                if std::mem::take(&mut self.is_polling) {
+                    log::info!("{}", Line::new("watching"));
+                }
+            }
+            Err(errno) => {
+                if !std::mem::replace(&mut self.is_polling, true) {
+                    let reason =
+                        format!("the state directory cannot be watched: {errno}; see user.max_inotify_instances");
+                    log::warn!("{}", Line::new("polling").with("every", "1s").with("reason", reason));
+                }
+            }
+        }
     }
 
     /// The one loop.
@@ -407,25 +436,20 @@ impl Agent {
 
     /// Watches a state directory anew: one of its directories was replaced, or events were lost.
     fn rewatch(&mut self) {
-        let mut was_replaced = true;
         if let Some(watch) = self.watch.take() {
             let _ = self.epoll.delete(watch.as_fd());
-            was_replaced = !watch.is_of_the_same_directory();
         }
-        let watch = StateDir::open_or_create(&self.state_dir).map_err(AgentError::from).and_then(|state| {
-            if was_replaced {
+        let opened = StateDir::open_or_create(&self.state_dir).and_then(|state| {
+            if state.identity() != self.identity {
                 self.put_marks_back(&state)?;
             }
-            let watch = Watch::start(&state).map_err(system("watch the state directory"))?;
-            self.epoll
-                .add(watch.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, WATCH))
-                .map_err(system("wait for events"))?;
-            Ok(watch)
+            Ok(state)
         });
-        match watch {
-            Ok(watch) => {
-                self.watch = Some(watch);
-                self.resync(Everyone::Isolated);
+        match opened {
+            Ok(state) => {
+                self.identity = state.identity();
+                self.watch_or_poll(&state);
+                self.relist(Everyone::Isolated);
             }
             // Without the marks nothing is released.
             Err(error) => {
@@ -452,8 +476,14 @@ impl Agent {
     fn resync(&mut self, everyone: Everyone) {
         if self.watch.is_none() {
             self.rewatch();
-            return;
+            if everyone == Everyone::Isolated {
+                return;
+            }
         }
+        self.relist(everyone);
+    }
+
+    fn relist(&mut self, everyone: Everyone) {
         let (marks, sandboxes) = match self.state.marks().and_then(|marks| Ok((marks, self.state.sandboxes()?))) {
             Ok(listed) => listed,
             Err(error) => {

@@ -3,7 +3,6 @@
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -31,25 +30,19 @@ enum Watched {
     Sandbox(ContainerId),
 }
 
-fn identity(path: &Path) -> Option<(u64, u64)> {
-    path.metadata().ok().map(|metadata| (metadata.dev(), metadata.ino()))
-}
-
 /// The watch over a state directory.
 #[derive(Debug)]
 pub(super) struct Watch {
     inotify: Inotify,
     watched: HashMap<WatchDescriptor, Watched>,
     state: StateDir,
-    /// Device and inode of the state directory.
-    root: Option<(u64, u64)>,
 }
 
 impl Watch {
     /// Watches the directory and what is in it. Whoever calls lists it afterwards, so that nothing falls in between.
     pub(super) fn start(state: &StateDir) -> Result<Self, Errno> {
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
-        let mut watch = Self { inotify, watched: HashMap::new(), state: state.clone(), root: identity(state.path()) };
+        let mut watch = Self { inotify, watched: HashMap::new(), state: state.clone() };
         watch.add(state.path(), Watched::Root)?;
         watch.add(&state.isolated(), Watched::Isolated)?;
         watch.add(&state.attachments(), Watched::Attachments)?;
@@ -57,11 +50,6 @@ impl Watch {
             watch.add_sandbox(&container_id);
         }
         Ok(watch)
-    }
-
-    /// Whether the state directory is still the one that is watched.
-    pub(super) fn is_of_the_same_directory(&self) -> bool {
-        self.root.is_some() && self.root == identity(self.state.path())
     }
 
     fn add(&mut self, path: &Path, watched: Watched) -> Result<(), Errno> {

@@ -164,6 +164,12 @@ impl StateDir {
         &self.path
     }
 
+    /// What tells the directory from another one in its place: device and inode.
+    #[must_use]
+    pub fn identity(&self) -> Option<(u64, u64)> {
+        fs::metadata(&self.path).ok().map(|metadata| (metadata.dev(), metadata.ino()))
+    }
+
     /// Where the marks are.
     #[must_use]
     pub fn isolated(&self) -> PathBuf {

@@ -350,3 +350,21 @@ fn marks_come_back_with_the_state_directory() {
     await_tables(&next, Tables::Released, "unmarked");
     assert!(!node.mark_path("uid-1").exists());
 }
+
+/// Others have used up the inotify instances of the user: the agent lists the state directory every second, and says so.
+#[test]
+fn without_an_inotify_instance_it_polls() {
+    let node = Node::new();
+    // In a user namespace of its own, which has limits of its own, and in a netns of that. The pod is out of its reach
+    // there: that it tries is what shows that it saw the mark.
+    let limit = "echo 0 >/proc/sys/user/max_inotify_instances; exec \"$@\"";
+    let agent = Agent::start_below(
+        &node.netns,
+        node.state_dir(),
+        &["unshare", "--user", "--map-root-user", "--net", "sh", "-c", limit, "sh"],
+    );
+    agent.await_line(&["event=polling", "max_inotify_instances"]);
+    let pod = added(&node);
+    node.mark(&pod.id, "");
+    agent.await_line(&["event=failed", &pod.id, "cannot enter the network namespace"]);
+}

@@ -53,7 +53,16 @@ impl Agent {
 
     /// One with these arguments too.
     fn start_with(netns: &Netns, state_dir: &Path, arguments: &[&str]) -> Self {
-        let agent = Self::spawn_with(netns, state_dir, arguments, &[]);
+        Self::spawn_with(netns, state_dir, arguments, &[], &[]).ready()
+    }
+
+    /// One that is started by a program before it, whose last words it is.
+    fn start_below(netns: &Netns, state_dir: &Path, before: &[&str]) -> Self {
+        Self::spawn_with(netns, state_dir, &[], &[], before).ready()
+    }
+
+    fn ready(self) -> Self {
+        let agent = self;
         agent.await_notification("READY=1");
         // The socket by which it said so is closed by then.
         agent.await_line(&["event=agent-started"]);
@@ -66,15 +75,22 @@ impl Agent {
 
     /// One that was started and may not be ready yet, with these variables too.
     fn spawn(netns: &Netns, state_dir: &Path, variables: &[(&str, &str)]) -> Self {
-        Self::spawn_with(netns, state_dir, &[], variables)
+        Self::spawn_with(netns, state_dir, &[], variables, &[])
     }
 
-    fn spawn_with(netns: &Netns, state_dir: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Self {
+    fn spawn_with(
+        netns: &Netns,
+        state_dir: &Path,
+        arguments: &[&str],
+        variables: &[(&str, &str)],
+        before: &[&str],
+    ) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("notify");
         let notifications = UnixDatagram::bind(&socket).unwrap();
-        let mut command = netns.command(env!("CARGO_BIN_EXE_quarantine"));
-        command.env_clear().env("NOTIFY_SOCKET", &socket).envs(variables.iter().copied());
+        let mut words = before.iter().copied().chain([env!("CARGO_BIN_EXE_quarantine")]);
+        let mut command = netns.command(words.next().unwrap());
+        command.args(words).env_clear().env("NOTIFY_SOCKET", &socket).envs(variables.iter().copied());
         command
             .args(["agent", "--log", "stderr", "--log-level", "debug", "--state-dir"])
             .arg(state_dir)
