@@ -306,7 +306,7 @@ impl Agent {
     fn serve(&mut self) -> Result<(), AgentError> {
         let watchdog = sd_notify::watchdog_enabled().map(|interval| interval / 2);
         let mut next_ping = watchdog.map(|interval| Instant::now() + interval);
-        let mut next_resync = Instant::now() + SLOW_TIMER;
+        let mut next_resync = Instant::now() + self.resync_pause();
         let mut events = [EpollEvent::empty(); 64];
         loop {
             let now = Instant::now();
@@ -348,11 +348,9 @@ impl Agent {
             }
             if next_resync <= now {
                 self.resync(Everyone::Isolated);
-                next_resync = now + if self.watch.is_some() { SLOW_TIMER } else { REOPEN };
+                next_resync = now + SLOW_TIMER;
             }
-            if self.watch.is_none() {
-                next_resync = next_resync.min(now + REOPEN);
-            }
+            next_resync = next_resync.min(now + self.resync_pause());
             if let (Some(interval), Some(ping)) = (watchdog, next_ping)
                 && ping <= now
             {
@@ -360,6 +358,11 @@ impl Agent {
                 next_ping = Some(now + interval);
             }
         }
+    }
+
+    /// How long nothing may be heard before everything is listed.
+    fn resync_pause(&self) -> Duration {
+        if self.watch.is_some() { SLOW_TIMER } else { REOPEN }
     }
 
     /// Whether to end.
