@@ -52,7 +52,7 @@ struct Arguments {
     only: Vec<String>,
     /// Put the tables between the `<!-- bench -->` markers of this file too
     #[arg(long)]
-    readme: Option<PathBuf>,
+    write: Option<PathBuf>,
 }
 
 /// How often everything is done.
@@ -106,8 +106,8 @@ fn main() -> Outcome<()> {
     });
     fs::write(arguments.out.join("bench.md"), &text)?;
     fs::write(arguments.out.join("bench.json"), format!("{document:#}\n"))?;
-    if let Some(readme) = &arguments.readme {
-        put_between_markers(readme, &text)?;
+    if let Some(page) = &arguments.write {
+        put_between_markers(page, &text)?;
     }
     print(&text);
     Ok(())
