@@ -5,8 +5,11 @@
 //! and decides by `index`, which is pure; `worker` threads do what was decided. Nothing is polled. What is decided is
 //! only that a sandbox has to be looked at; what is wanted of it is read under its lock by whoever does.
 
+mod directory;
 mod index;
+mod listened;
 mod memory;
+mod pacing;
 mod subscription;
 mod watch;
 mod worker;
@@ -29,15 +32,17 @@ use thiserror::Error;
 use crate::kernel::netlink::NetlinkError;
 use crate::kernel::rtnetlink::NodeEvents;
 use crate::model::audit::Line;
-use crate::model::names::{ContainerId, Key};
+use crate::model::names::ContainerId;
 use crate::model::policy::Policy;
-use crate::node::sandbox::Dependence;
 use crate::node::state::{StateDir, StateError};
 
+use directory::Everyone;
 use index::{Action, Answer, Index, plan};
+use listened::Listened;
 use memory::SeenMarks;
+use pacing::Retries;
 use subscription::{HostEvents, PodEvents, own_thread};
-use watch::{Change, Watch};
+use watch::Watch;
 use worker::{Done, Job, Outcome, Workers};
 
 /// How often everything is looked at again although nothing was heard.
@@ -46,18 +51,6 @@ const SLOW_TIMER: Duration = Duration::from_secs(60);
 const REOPEN: Duration = Duration::from_secs(1);
 /// How long after a directory went it is looked for again: whoever removes a tree is not done with its first directory.
 const REWATCH: Duration = Duration::from_millis(50);
-/// The wait after the first failure of a sandbox; it doubles each time, up to the longest.
-const RETRY_FIRST: Duration = Duration::from_millis(100);
-const RETRY_LONGEST: Duration = Duration::from_secs(60);
-/// The wait between two looks at the same sandbox that events in it ask for; it doubles each time, up to the longest,
-/// whether there was something to repair or not: whoever makes events in a loop gets no more of the processor. The host
-/// guard holds meanwhile.
-const LOOK_PAUSE_FIRST: Duration = Duration::from_millis(5);
-const LOOK_PAUSE_LONGEST: Duration = Duration::from_millis(250);
-/// After so long without such a look the next one is a first one again.
-const LOOKS_FORGOTTEN: Duration = Duration::from_secs(10);
-/// Of those who were seen changing rules, so many are named.
-const STRANGERS_MAX: usize = 4;
 const EVENT_BUFFER: usize = 64 * 1024;
 
 const WATCH: u64 = 0;
@@ -123,82 +116,6 @@ fn raise_descriptor_limit() {
     }
 }
 
-/// An isolated sandbox whose events are listened to.
-struct Listened {
-    events: PodEvents,
-    number: u64,
-    /// What it was isolated with.
-    policy: Policy,
-    /// Who was heard changing rules that no look has told apart yet.
-    strangers: Vec<String>,
-    /// When rules were put back that nobody has been named for yet: who did it may be heard only later.
-    unnamed: Option<Instant>,
-    looks: u32,
-    last_look: Option<Instant>,
-    /// Whether the next look is due already.
-    is_due: bool,
-    /// What of the node its rules were computed from.
-    depends: Dependence,
-    /// Whether that changed since: what the next look finds to differ is then nobody's tampering.
-    node_changed: bool,
-}
-
-impl Listened {
-    fn saw(&mut self, stranger: String) {
-        if self.strangers.len() < STRANGERS_MAX && !self.strangers.contains(&stranger) {
-            self.strangers.push(stranger);
-        }
-    }
-
-    /// The policy that it should be found with, where nothing but tampering can have changed that.
-    fn enforced(&mut self) -> Option<Policy> {
-        (!std::mem::take(&mut self.node_changed)).then(|| self.policy.clone())
-    }
-
-    /// When the look that events ask for now is to be.
-    fn next_look(&mut self, now: Instant) -> Instant {
-        let when = match self.last_look {
-            Some(last) if now < last + LOOKS_FORGOTTEN => {
-                let pause = LOOK_PAUSE_FIRST.saturating_mul(1 << self.looks.min(16)).min(LOOK_PAUSE_LONGEST);
-                self.looks = self.looks.saturating_add(1);
-                now.max(last + pause)
-            }
-            _ => {
-                self.looks = 0;
-                now
-            }
-        };
-        self.last_look = Some(when);
-        when
-    }
-
-    /// It was looked at; gives those who are to be named for what was found altered, now or before.
-    fn looked_at(&mut self, policy: Policy, was_altered: bool, again: bool, now: Instant) -> Vec<String> {
-        self.policy = policy;
-        if was_altered {
-            self.unnamed = Some(now);
-        }
-        let is_to_be_named = self.unnamed.is_some_and(|when| now < when + LOOKS_FORGOTTEN);
-        if is_to_be_named && !self.strangers.is_empty() {
-            self.unnamed = None;
-            return std::mem::take(&mut self.strangers);
-        }
-        // What was heard while it was looked at, only the next look will find.
-        if !again {
-            self.strangers.clear();
-        }
-        Vec::new()
-    }
-}
-
-/// Which sandboxes a resync looks at.
-#[derive(PartialEq, Eq)]
-enum Everyone {
-    Yes,
-    /// Those that answer to a mark, or did.
-    Isolated,
-}
-
 struct Agent {
     state: StateDir,
     state_dir: PathBuf,
@@ -225,7 +142,7 @@ struct Agent {
     listened: BTreeMap<ContainerId, Listened>,
     by_number: BTreeMap<u64, ContainerId>,
     next_number: u64,
-    failures: BTreeMap<ContainerId, u32>,
+    failures: BTreeMap<ContainerId, Retries>,
     due: BTreeSet<(Instant, ContainerId)>,
     buffer: Vec<u8>,
 }
@@ -277,29 +194,6 @@ impl Agent {
         };
         agent.watch_or_poll(&agent.state.clone());
         Ok(agent)
-    }
-
-    /// Watches the state directory; where the kernel has no watch left to give (`user.max_inotify_instances`, others
-    /// use them up too), it is listed every second, and that is said.
-    fn watch_or_poll(&mut self, state: &StateDir) {
-        let watch = Watch::start(state).and_then(|watch| {
-            self.epoll.add(watch.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, WATCH)).map(|()| watch)
-        });
-        match watch {
-            Ok(watch) => {
-                self.watch = Some(watch);
-                if std::mem::take(&mut self.is_polling) {
-                    log::info!("{}", Line::new("watching"));
-                }
-            }
-            Err(errno) => {
-                if !std::mem::replace(&mut self.is_polling, true) {
-                    let reason =
-                        format!("the state directory cannot be watched: {errno}; see user.max_inotify_instances");
-                    log::warn!("{}", Line::new("polling").with("every", "1s").with("reason", reason));
-                }
-            }
-        }
     }
 
     /// The one loop.
@@ -377,57 +271,6 @@ impl Agent {
         false
     }
 
-    fn state_changed(&mut self) {
-        let changes = self.watch.as_mut().map(Watch::changes).unwrap_or_default();
-        if changes.contains(&Change::Everything) {
-            self.rewatch_due.get_or_insert_with(|| Instant::now() + REWATCH);
-            return;
-        }
-        let mut concerned = BTreeSet::new();
-        for change in changes {
-            match change {
-                Change::Mark(key) => {
-                    self.look_at_mark(&key);
-                    let by_mark = self.index.concerned_by(&key);
-                    // It came and went, or came back: what it is gone for counts anew.
-                    self.waiting.retain(|container_id, _| !by_mark.contains(container_id));
-                    concerned.extend(by_mark);
-                }
-                Change::Sandbox(container_id) => {
-                    concerned.extend(self.index.concerned_by(&Key::from(&container_id)));
-                    self.look_at_records(&container_id);
-                    concerned.extend(self.index.concerned_by(&Key::from(&container_id)));
-                    concerned.insert(container_id);
-                }
-                Change::Everything => {}
-            }
-        }
-        self.act(&concerned);
-    }
-
-    fn look_at_mark(&mut self, key: &Key) {
-        if self.state.isolated().join(key.as_str()).symlink_metadata().is_ok() {
-            self.seen.stands(key.clone(), self.state.mark_content(key));
-            self.index.mark(key.clone());
-        } else {
-            self.seen.is_gone(key, Instant::now(), self.release_after);
-            self.index.unmark(key);
-        }
-    }
-
-    fn look_at_records(&mut self, container_id: &ContainerId) {
-        let (records, damaged) = self.state.records_of(container_id);
-        match records {
-            Some(records) => self.index.record(container_id.clone(), records.pod().clone()),
-            None => {
-                if !damaged.is_empty() {
-                    self.index.doubt(container_id);
-                }
-                self.index.unrecord(container_id);
-            }
-        }
-    }
-
     fn act(&mut self, among: &BTreeSet<ContainerId>) {
         for action in plan(&self.index, &self.applied, among) {
             match action {
@@ -435,88 +278,6 @@ impl Agent {
                 Action::Forget(container_id) => self.forget(&container_id),
             }
         }
-    }
-
-    /// Watches a state directory anew: one of its directories was replaced, or events were lost.
-    fn rewatch(&mut self) {
-        if let Some(watch) = self.watch.take() {
-            let _ = self.epoll.delete(watch.as_fd());
-        }
-        let opened = StateDir::open_or_create(&self.state_dir).and_then(|state| {
-            if state.identity() != self.identity {
-                self.put_marks_back(&state)?;
-            }
-            Ok(state)
-        });
-        match opened {
-            Ok(state) => {
-                self.identity = state.identity();
-                self.watch_or_poll(&state);
-                self.relist(Everyone::Isolated);
-            }
-            // Without the marks nothing is released.
-            Err(error) => {
-                log::error!("{}", Line::new("state-directory-lost").with("error", crate::model::audit::chain(&error)))
-            }
-        }
-    }
-
-    /// The state directory is another one: what stood in the old one is written into it.
-    fn put_marks_back(&self, state: &StateDir) -> Result<(), StateError> {
-        for (key, content) in self.seen.lost(Instant::now(), self.release_after) {
-            if state.read_mark(key).is_none() {
-                state.put_mark_back(key, content)?;
-                log::warn!(
-                    "{}",
-                    Line::new("mark-put-back").with("mark", key).with("because", "its directory was replaced")
-                );
-            }
-        }
-        Ok(())
-    }
-
-    /// Lists everything anew.
-    fn resync(&mut self, everyone: Everyone) {
-        if self.watch.is_none() {
-            self.rewatch();
-            if everyone == Everyone::Isolated {
-                return;
-            }
-        }
-        self.relist(everyone);
-    }
-
-    fn relist(&mut self, everyone: Everyone) {
-        let (marks, sandboxes) = match self.state.marks().and_then(|marks| Ok((marks, self.state.sandboxes()?))) {
-            Ok(listed) => listed,
-            Err(error) => {
-                log::error!(
-                    "{}",
-                    Line::new("state-directory-unreadable").with("error", crate::model::audit::chain(&error))
-                );
-                return;
-            }
-        };
-        let known: Vec<_> = self.index.marks().difference(&marks).cloned().collect();
-        known.iter().for_each(|key| {
-            self.seen.is_gone(key, Instant::now(), self.release_after);
-            self.index.unmark(key);
-        });
-        for key in marks {
-            self.seen.stands(key.clone(), self.state.mark_content(&key));
-            self.index.mark(key);
-        }
-        let mut concerned: BTreeSet<ContainerId> = self.index.sandboxes().chain(self.applied.keys()).cloned().collect();
-        concerned.extend(sandboxes);
-        for container_id in &concerned {
-            self.look_at_records(container_id);
-        }
-        if everyone == Everyone::Yes {
-            let all: Vec<_> = self.index.sandboxes().cloned().collect();
-            all.iter().for_each(|container_id| self.dispatch(container_id));
-            concerned.retain(|container_id| !all.contains(container_id));
-        }
-        self.act(&concerned);
     }
 
     /// Has a worker look at a sandbox, once at a time.
@@ -584,9 +345,7 @@ impl Agent {
                     self.look_at_records(&container_id);
                 }
                 Outcome::Failed => {
-                    let failures = self.failures.entry(container_id.clone()).or_default();
-                    let pause = RETRY_FIRST.saturating_mul(1 << (*failures).min(16)).min(RETRY_LONGEST);
-                    *failures += 1;
+                    let pause = self.failures.entry(container_id.clone()).or_default().next_pause();
                     // One retry at a time, whatever else had it looked at in between.
                     self.due.retain(|(_, due)| *due != container_id);
                     if let Some(listened) = self.listened.get_mut(&container_id) {
@@ -622,18 +381,7 @@ impl Agent {
             }
         }
         self.by_number.insert(number, container_id.clone());
-        let listened = Listened {
-            events,
-            number,
-            policy,
-            strangers: Vec::new(),
-            unnamed: None,
-            looks: 0,
-            last_look: None,
-            is_due: false,
-            depends: Dependence::default(),
-            node_changed: false,
-        };
+        let listened = Listened::new(events, number, policy);
         self.listened.insert(container_id.clone(), listened);
     }
 
@@ -684,7 +432,7 @@ impl Agent {
             return;
         }
         let now = Instant::now();
-        let when = listened.next_look(now);
+        let when = listened.looks.next(now);
         if when <= now {
             self.dispatch(&container_id);
         } else {

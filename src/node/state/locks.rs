@@ -1,0 +1,144 @@
+//! Locks: one for each sandbox at work, one for the agent. They end with their process, however that ends.
+
+use std::fs::{self, File, Metadata, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::process;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, Flock, FlockArg, fcntl};
+use nix::libc;
+
+use crate::model::names::ContainerId;
+
+use super::files::names_in;
+use super::{StateDir, StateError, failed};
+
+/// What holds a sandbox's lock; others wait until it is dropped, or its process ends.
+#[derive(Debug)]
+pub struct SandboxLock {
+    _file: File,
+}
+
+impl StateDir {
+    /// Waits for a sandbox's lock. It is a lock on one byte of one file, so that there is nothing to clean up for
+    /// each sandbox, and it ends with the process, however that ends. Two sandboxes whose bytes are the same wait for
+    /// each other, no more.
+    ///
+    /// # Errors
+    /// [`StateError::Busy`] where another process still has it after `patience`, [`StateError::Io`].
+    pub fn lock(&self, container_id: &ContainerId, patience: Duration) -> Result<SandboxLock, StateError> {
+        self.lock_within(container_id, patience)?.ok_or_else(|| StateError::Busy {
+            container_id: container_id.clone(),
+            seconds: patience.as_secs(),
+            holder: holder_of(&self.path.join(".lock")),
+        })
+    }
+
+    /// Like [`StateDir::lock`], but waits no longer than `patience`; `None` where somebody still had it then.
+    ///
+    /// # Errors
+    /// [`StateError::Io`].
+    pub fn lock_within(
+        &self,
+        container_id: &ContainerId,
+        patience: Duration,
+    ) -> Result<Option<SandboxLock>, StateError> {
+        /// There is no waiting for such a lock with a limit; it is tried again, after pauses that grow to this.
+        const PAUSE_MAX: Duration = Duration::from_millis(8);
+        let mut pause = Duration::from_micros(125);
+        let (path, file) = self.open_lock()?;
+        let range = lock_range(container_id);
+        let deadline = Instant::now() + patience;
+        loop {
+            match fcntl(&file, FcntlArg::F_OFD_SETLK(&range)) {
+                Ok(_) => return Ok(Some(SandboxLock { _file: file })),
+                Err(Errno::EAGAIN | Errno::EACCES) if Instant::now() >= deadline => return Ok(None),
+                Err(Errno::EAGAIN | Errno::EACCES) => {
+                    std::thread::sleep(pause);
+                    pause = PAUSE_MAX.min(2 * pause);
+                }
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(failed("lock", &path)(errno.into())),
+            }
+        }
+    }
+
+    fn open_lock(&self) -> Result<(PathBuf, File), StateError> {
+        let path = self.path.join(".lock");
+        let file = open_lock_file(&path)?;
+        Ok((path, file))
+    }
+
+    /// Takes the agent's lock without waiting, and writes into it who has it.
+    ///
+    /// # Errors
+    /// [`StateError::AgentRunning`] where another has it.
+    pub fn lock_agent(&self) -> Result<Flock<File>, StateError> {
+        let path = self.path.join(".agent.lock");
+        let file = open_lock_file(&path)?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(mut lock) => {
+                let written =
+                    lock.set_len(0).and_then(|()| lock.write_all(format!("process {}\n", process::id()).as_bytes()));
+                written.map_err(failed("write", &path))?;
+                Ok(lock)
+            }
+            Err((mut file, Errno::EWOULDBLOCK)) => {
+                let mut holder = String::new();
+                let _ = file.read_to_string(&mut holder);
+                Err(StateError::AgentRunning { holder: holder.trim().to_owned() })
+            }
+            Err((_, errno)) => Err(failed("lock", &path)(errno.into())),
+        }
+    }
+}
+
+/// Who holds locks on a file, in words. The kernel says nobody's number for such locks (`F_OFD_GETLK` gives -1); the open
+/// files of each process say that it has one.
+fn holder_of(path: &Path) -> String {
+    let Ok(locked) = fs::metadata(path) else { return "a process that cannot be found".to_owned() };
+    let holders: Vec<_> = names_in(Path::new("/proc"))
+        .unwrap_or_default()
+        .into_iter()
+        .filter(|pid| pid.bytes().all(|byte| byte.is_ascii_digit()) && *pid != process::id().to_string())
+        .filter(|pid| has_locked(pid, &locked))
+        .map(|pid| {
+            let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            format!("process {pid} ({})", name.trim().escape_debug())
+        })
+        .collect();
+    if holders.is_empty() { "a process that cannot be found".to_owned() } else { holders.join(", ") }
+}
+
+fn has_locked(pid: &str, locked: &Metadata) -> bool {
+    let open = names_in(&PathBuf::from(format!("/proc/{pid}/fd"))).unwrap_or_default();
+    open.iter().any(|fd| {
+        fs::metadata(format!("/proc/{pid}/fd/{fd}"))
+            .is_ok_and(|file| (file.dev(), file.ino()) == (locked.dev(), locked.ino()))
+            && fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")).is_ok_and(|info| info.contains("lock:"))
+    })
+}
+
+/// The byte that is a sandbox's.
+fn lock_range(container_id: &ContainerId) -> libc::flock {
+    let hash = container_id
+        .as_str()
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: i64::try_from(hash >> 2).unwrap_or_default(),
+        l_len: 1,
+        l_pid: 0,
+    }
+}
+
+fn open_lock_file(path: &Path) -> Result<File, StateError> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+    options.open(path).map_err(failed("open", path))
+}

@@ -1,0 +1,187 @@
+//! Marks: operators' files, whose presence isolates.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::time::SystemTime;
+
+use nix::unistd::gettid;
+
+use crate::model::mark::{Mark, MarkContent, answering_keys};
+use crate::model::names::{ContainerId, Key, Pod};
+
+use super::files::{create_private, names_in, read_regular, sync_directory, write_new};
+use super::{FILE_MAX, StateDir, StateError, failed};
+
+impl StateDir {
+    /// The marks that there are. Names that begin with a dot are none; one that no sandbox can answer to is none
+    /// either, and is said in the log by who lists.
+    ///
+    /// # Errors
+    /// [`StateError::Io`].
+    pub fn marks(&self) -> Result<BTreeSet<Key>, StateError> {
+        Ok(names_in(&self.isolated())?.iter().filter_map(|name| Key::new(name).ok()).collect())
+    }
+
+    /// What a mark says, `None` where there is none.
+    #[must_use]
+    pub fn read_mark(&self, key: &Key) -> Option<MarkContent> {
+        let path = self.isolated().join(key.as_str());
+        match read_regular(&path, FILE_MAX) {
+            Ok(content) => Some(Mark::read(&content)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => Some(Err(format!("cannot be read: {error}"))),
+        }
+    }
+
+    /// The bytes of a mark, `None` where they cannot be read.
+    #[must_use]
+    pub fn mark_content(&self, key: &Key) -> Option<Vec<u8>> {
+        read_regular(&self.isolated().join(key.as_str()), FILE_MAX).ok()
+    }
+
+    /// Since when a mark has been there.
+    #[must_use]
+    pub fn marked_since(&self, key: &Key) -> Option<SystemTime> {
+        fs::symlink_metadata(self.isolated().join(key.as_str())).and_then(|metadata| metadata.modified()).ok()
+    }
+
+    /// Writes a mark, durably.
+    ///
+    /// # Errors
+    /// [`StateError::Io`].
+    pub fn write_mark(&self, key: &Key, mark: &Mark) -> Result<(), StateError> {
+        self.put_mark_back(key, format!("{}\n", mark.to_json()).as_bytes())
+    }
+
+    /// Writes a mark with the content that it had, durably.
+    ///
+    /// # Errors
+    /// [`StateError::Io`].
+    pub fn put_mark_back(&self, key: &Key, content: &[u8]) -> Result<(), StateError> {
+        let directory = self.isolated();
+        create_private(&directory)?;
+        let path = directory.join(key.as_str());
+        // Named after the thread alone: the longest key leaves no room for more.
+        let temporary = directory.join(format!(".{}", gettid()));
+        write_new(&temporary, content, true)
+            .and_then(|()| fs::rename(&temporary, &path))
+            .and_then(|()| sync_directory(&directory))
+            .map_err(|source| {
+                let _ = fs::remove_file(&temporary);
+                failed("write the mark", &path)(source)
+            })
+    }
+
+    /// Removes a mark, durably; says whether there was one.
+    ///
+    /// # Errors
+    /// [`StateError::Io`].
+    pub fn remove_mark(&self, key: &Key) -> Result<bool, StateError> {
+        let path = self.isolated().join(key.as_str());
+        let removed = match fs::remove_file(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            // A directory in a mark's place isolates too, and can be released too.
+            Err(_) if path.is_dir() => fs::remove_dir(&path),
+            result => result,
+        };
+        removed.and_then(|()| sync_directory(&self.isolated())).map_err(failed("remove the mark", &path))?;
+        Ok(true)
+    }
+
+    /// Renames the mark of a sandbox to one of its pod, durably; where the pod has one, both stay as they are. Says
+    /// whether it was renamed.
+    ///
+    /// # Errors
+    /// [`StateError::Io`].
+    pub fn carry_mark_over(&self, from: &ContainerId, to: &Key) -> Result<bool, StateError> {
+        let directory = self.isolated();
+        let (from, to) = (directory.join(from.as_str()), directory.join(to.as_str()));
+        let is_absent = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+        // A link first, since it does not replace; a stop in between leaves both, which isolates all the same.
+        let carried = match fs::hard_link(&from, &to) {
+            Ok(()) => match fs::remove_file(&from) {
+                // Its operator was faster; but the link may be another one's mark by now, and in doubt it isolates.
+                Err(error) if is_absent(&error) => Ok(()),
+                removed => removed,
+            },
+            Err(error) if is_absent(&error) || error.kind() == io::ErrorKind::AlreadyExists => return Ok(false),
+            // A directory in a mark's place cannot be linked, nor can anything on some file systems.
+            Err(_) if fs::symlink_metadata(&to).is_err() => match fs::rename(&from, &to) {
+                Err(error) if is_absent(&error) => return Ok(false),
+                renamed => renamed,
+            },
+            Err(error) => Err(error),
+        };
+        carried.and_then(|()| sync_directory(&directory)).map(|()| true).map_err(failed("rename the mark", &from))
+    }
+
+    /// The marks that hold for a sandbox, the most specific first: its container ID's, then those of other container
+    /// IDs of the same pod (its sandbox was recreated without a DEL, or before it), its UID's, its name's.
+    ///
+    /// # Errors
+    /// [`StateError::Io`] where the marks cannot be listed: not to know is not to be released.
+    pub fn marks_of(&self, container_id: &ContainerId, pod: &Pod) -> Result<Vec<(Key, MarkContent)>, StateError> {
+        loop {
+            // Twice, around the records: a DEL that carries a mark over links it to the UID's name, unlinks the container
+            // ID's, and removes the record, in this order. Whichever of them a look misses, the other one sees.
+            let mut marks = self.marks()?;
+            // Most marks are by UID; what has no record is not looked for one by one.
+            let with_records: BTreeSet<Key> =
+                if marks.is_empty() { BTreeSet::new() } else { self.sandboxes()?.iter().map(Key::from).collect() };
+            let pods: BTreeMap<Key, Pod> =
+                marks.intersection(&with_records).filter_map(|key| Some((key.clone(), self.pod_of(key)?))).collect();
+            marks.extend(self.marks()?);
+            let keys = answering_keys(container_id, pod, &marks, |key| pods.get(key).cloned());
+            let read: Option<Vec<_>> =
+                keys.into_iter().map(|key| self.read_mark(&key).map(|mark| (key, mark))).collect();
+            // One that is gone since was released, or carried over: look again.
+            if let Some(marks) = read {
+                return Ok(marks);
+            }
+        }
+    }
+
+    /// The pod of the sandbox that a mark names by its container ID.
+    fn pod_of(&self, key: &Key) -> Option<Pod> {
+        let container_id = ContainerId::new(key.as_str()).ok()?;
+        Some(self.records_of(&container_id).0?.pod().clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::names::PodUid;
+    use crate::model::record::Record;
+
+    /// What a DEL does to the mark of the old sandbox, while the ADD of the new one looks.
+    #[test]
+    fn a_mark_that_is_carried_over_is_never_missed() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDir::open_or_create(&directory.path().join("state")).unwrap();
+        let (old, new) = (ContainerId::new("old").unwrap(), ContainerId::new("new").unwrap());
+        let uid = PodUid::new("uid-1").unwrap();
+        let record = Record::read(
+            br#"{"network": "n", "containerID": "old", "ifname": "eth0", "netns": "/x", "netnsCookie": 1,
+                 "pod": {"uid": "uid-1"}, "policy": {}, "hostGuard": "auto", "interfaces": []}"#,
+        )
+        .unwrap();
+        let pod = Pod { uid: Some(uid.clone()), ..Pod::default() };
+        let mark = |key: &Key| fs::write(state.isolated().join(key.as_str()), "").unwrap();
+        for _ in 0..300 {
+            state.write_record(&record).unwrap();
+            mark(&Key::from(&old));
+            std::thread::scope(|scope| {
+                let deleted = scope.spawn(|| {
+                    assert!(state.carry_mark_over(&old, &Key::from(&uid)).unwrap());
+                    state.remove_record(&record.id).unwrap();
+                });
+                while !deleted.is_finished() {
+                    assert!(!state.marks_of(&new, &pod).unwrap().is_empty());
+                }
+            });
+            assert!(state.remove_mark(&Key::from(&uid)).unwrap());
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Attachment records, as ADD writes them and DEL removes them.
+
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+use std::process;
+
+use crate::model::names::{AttachmentId, ContainerId, IfName};
+use crate::model::record::Record;
+use crate::model::records::SandboxRecords;
+
+use super::files::{create_private, names_in, names_starting_with_dot, read_regular, write_new};
+use super::{FILE_MAX, StateDir, StateError, failed};
+
+/// A record that cannot be read.
+#[derive(Debug)]
+pub struct DamagedRecord {
+    /// The file.
+    pub path: PathBuf,
+    /// What is wrong.
+    pub fault: String,
+}
+
+impl StateDir {
+    /// The container IDs that have records.
+    ///
+    /// # Errors
+    /// [`StateError::Io`].
+    pub fn sandboxes(&self) -> Result<Vec<ContainerId>, StateError> {
+        Ok(names_in(&self.attachments())?.iter().filter_map(|name| ContainerId::new(name).ok()).collect())
+    }
+
+    /// The records of a sandbox, where any can be read, and those that cannot.
+    #[must_use]
+    pub fn records_of(&self, container_id: &ContainerId) -> (Option<SandboxRecords>, Vec<DamagedRecord>) {
+        let directory = self.attachments().join(container_id.as_str());
+        let (mut records, mut damaged) = (Vec::new(), Vec::new());
+        for name in names_in(&directory).unwrap_or_default() {
+            if !name.ends_with(".json") {
+                continue;
+            }
+            let path = directory.join(&name);
+            match read_regular(&path, FILE_MAX) {
+                Ok(content) => match Record::read(&content) {
+                    Ok(record) if record.container_id() == container_id => records.push(record),
+                    Ok(_) => damaged.push(DamagedRecord { path, fault: "it is another sandbox's".to_owned() }),
+                    Err(fault) => damaged.push(DamagedRecord { path, fault }),
+                },
+                // Gone in between.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => damaged.push(DamagedRecord { path, fault: error.to_string() }),
+            }
+        }
+        (SandboxRecords::new(records), damaged)
+    }
+
+    /// Writes a record.
+    ///
+    /// # Errors
+    /// [`StateError::Io`].
+    pub fn write_record(&self, record: &Record) -> Result<(), StateError> {
+        let directory = self.attachments().join(record.container_id().as_str());
+        create_private(&directory)?;
+        let path = directory.join(record_name(&record.id.ifname));
+        let temporary = directory.join(format!(".{}.{}", record.id.ifname, process::id()));
+        write_new(&temporary, record.to_json().to_string().as_bytes(), false)
+            .and_then(|()| fs::rename(&temporary, &path))
+            .map_err(|source| {
+                let _ = fs::remove_file(&temporary);
+                failed("write the record", &path)(source)
+            })
+    }
+
+    /// Removes the record of an attachment, and the sandbox's directory with its last one.
+    ///
+    /// # Errors
+    /// [`StateError::Io`]; not where it is gone already.
+    pub fn remove_record(&self, attachment: &AttachmentId) -> Result<(), StateError> {
+        let directory = self.attachments().join(attachment.container_id.as_str());
+        let path = directory.join(record_name(&attachment.ifname));
+        match fs::remove_file(&path) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(failed("remove the record", &path)(error)),
+        }
+        // What an ADD that was killed left behind.
+        for name in names_starting_with_dot(&directory) {
+            let _ = fs::remove_file(directory.join(name));
+        }
+        match fs::remove_dir(&directory) {
+            // Another attachment is left, or it is gone.
+            Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => {
+                Err(failed("remove", &directory)(error))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Where the record of an interface is in its sandbox's directory.
+fn record_name(ifname: &IfName) -> std::ffi::OsString {
+    use std::os::unix::ffi::OsStringExt;
+    std::ffi::OsString::from_vec([ifname.as_bytes(), b".json"].concat())
+}
