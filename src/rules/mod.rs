@@ -3,3 +3,4 @@
 
 pub mod containment;
 pub mod ruleset;
+mod text;

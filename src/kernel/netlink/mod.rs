@@ -7,13 +7,14 @@
 //! No message of the kernel is trusted to be well-formed beyond its length fields, and none is parsed further than what
 //! is asked for: names in it may come from whoever is root in a pod.
 
+mod wire;
+
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NLMSG_OVERRUN, NetlinkBuffer,
-    NlaBuffer, NlasIterator,
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NLMSG_OVERRUN,
 };
 use nix::errno::Errno;
 use nix::sys::socket::{
@@ -23,11 +24,14 @@ use nix::sys::socket::{
 use nix::sys::time::TimeVal;
 use thiserror::Error;
 
+pub use wire::{
+    Messages, append_message, attribute, attributes, be32, error_of, message, ne32, nest, put, put_text, text,
+};
+
 /// How long an answer may take: the kernel answers within the system call, so this only ends what can't happen.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// The kernel puts no more than this into one datagram of a dump, however much there is room for.
 const RECEIVE_BUFFER: usize = 32 * 1024;
-const HEADER: usize = 16;
 /// A dump that changed under our hands is asked for again, so many times.
 const DUMP_ATTEMPTS: usize = 8;
 
@@ -387,113 +391,6 @@ impl AsFd for Events {
     }
 }
 
-/// The error number in an NLMSG_ERROR or NLMSG_DONE, `None` inside for success.
-#[must_use]
-pub fn error_of(payload: &[u8]) -> Option<Option<Errno>> {
-    let code = i32::from_ne_bytes(payload.get(..4)?.try_into().ok()?);
-    Some((code != 0).then(|| Errno::from_raw(code.saturating_neg())))
-}
-
-/// Whole messages, one after the other.
-#[derive(Debug)]
-pub struct Messages<'a>(&'a [u8]);
-
-impl<'a> Iterator for Messages<'a> {
-    type Item = NetlinkBuffer<&'a [u8]>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let message = NetlinkBuffer::new_checked(self.0).ok()?;
-        let length = usize::try_from(message.length()).ok()?.next_multiple_of(4);
-        self.0 = self.0.get(length..).unwrap_or_default();
-        Some(message)
-    }
-}
-
-/// One message: header and body.
-#[must_use]
-pub fn message(kind: u16, flags: u16, sequence: u32, body: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(HEADER + body.len());
-    append_message(&mut bytes, kind, flags, sequence, |bytes| bytes.extend_from_slice(body));
-    bytes
-}
-
-/// Appends one message whose body `write` appends.
-pub fn append_message(bytes: &mut Vec<u8>, kind: u16, flags: u16, sequence: u32, write: impl FnOnce(&mut Vec<u8>)) {
-    let start = bytes.len();
-    bytes.extend_from_slice(&[0; 4]);
-    bytes.extend_from_slice(&kind.to_ne_bytes());
-    bytes.extend_from_slice(&flags.to_ne_bytes());
-    bytes.extend_from_slice(&sequence.to_ne_bytes());
-    // Port 0: the kernel knows the socket.
-    bytes.extend_from_slice(&[0; 4]);
-    write(bytes);
-    let length = u32::try_from(bytes.len() - start).unwrap_or(u32::MAX);
-    bytes[start..start + 4].copy_from_slice(&length.to_ne_bytes());
-    bytes.resize(bytes.len().next_multiple_of(4), 0);
-}
-
-/// Appends an attribute.
-pub fn put(bytes: &mut Vec<u8>, kind: u16, value: &[u8]) {
-    nest_plain(bytes, kind, |bytes| bytes.extend_from_slice(value));
-}
-
-/// Appends an attribute that holds text, with its NUL.
-pub fn put_text(bytes: &mut Vec<u8>, kind: u16, value: &[u8]) {
-    nest_plain(bytes, kind, |bytes| {
-        bytes.extend_from_slice(value);
-        bytes.push(0);
-    });
-}
-
-/// Appends an attribute that holds the attributes that `write` appends.
-pub fn nest(bytes: &mut Vec<u8>, kind: u16, write: impl FnOnce(&mut Vec<u8>)) {
-    const NLA_F_NESTED: u16 = 0x8000;
-    nest_plain(bytes, kind | NLA_F_NESTED, write);
-}
-
-fn nest_plain(bytes: &mut Vec<u8>, kind: u16, write: impl FnOnce(&mut Vec<u8>)) {
-    let start = bytes.len();
-    bytes.extend_from_slice(&[0; 2]);
-    bytes.extend_from_slice(&kind.to_ne_bytes());
-    write(bytes);
-    // No attribute of ours comes near 64 KiB but a rule's list of expressions, and that stays below a few.
-    let length = u16::try_from(bytes.len() - start).unwrap_or(u16::MAX);
-    bytes[start..start + 2].copy_from_slice(&length.to_ne_bytes());
-    bytes.resize(bytes.len().next_multiple_of(4), 0);
-}
-
-/// The attributes in `bytes`, up to the first that is not one.
-pub fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    NlasIterator::new(bytes).map_while(Result::ok).map(|attribute: NlaBuffer<&[u8]>| {
-        let (kind, length) = (attribute.kind(), usize::from(attribute.length()));
-        (kind, &attribute.into_inner()[4..length])
-    })
-}
-
-/// The value of the first attribute of this kind.
-#[must_use]
-pub fn attribute(bytes: &[u8], kind: u16) -> Option<&[u8]> {
-    attributes(bytes).find(|&(found, _)| found == kind).map(|(_, value)| value)
-}
-
-/// A number in network order, as nf_tables has them.
-#[must_use]
-pub fn be32(value: &[u8]) -> Option<u32> {
-    value.try_into().ok().map(u32::from_be_bytes)
-}
-
-/// A number in host order, as rtnetlink has them.
-#[must_use]
-pub fn ne32(value: &[u8]) -> Option<u32> {
-    value.try_into().ok().map(u32::from_ne_bytes)
-}
-
-/// Text up to its NUL.
-#[must_use]
-pub fn text(value: &[u8]) -> &[u8] {
-    value.split(|&byte| byte == 0).next().unwrap_or_default()
-}
-
 /// An option of netlink sockets, none of which nix has.
 #[derive(Debug, Clone, Copy)]
 struct NetlinkOption(nix::libc::c_int);
@@ -513,33 +410,5 @@ impl nix::sys::socket::SetSockOpt for NetlinkOption {
             )
         };
         Errno::result(result).map(drop)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn attributes_are_read_as_they_are_written() {
-        let mut bytes = Vec::new();
-        put(&mut bytes, 1, &[9]);
-        nest(&mut bytes, 2, |inner| put_text(inner, 7, b"eth0"));
-        assert_eq!(attribute(&bytes, 1), Some(&[9][..]));
-        assert_eq!(attribute(&bytes, 2).and_then(|inner| attribute(inner, 7)).map(text), Some(&b"eth0"[..]));
-        assert_eq!(attribute(&bytes, 3), None);
-    }
-
-    proptest::proptest! {
-        #[test]
-        fn no_answer_of_the_kernel_makes_it_panic(bytes: Vec<u8>) {
-            for message in Messages(&bytes) {
-                let _ = error_of(message.payload());
-                for (_, value) in attributes(message.payload()) {
-                    let _ = (be32(value), text(value), attributes(value).count());
-                }
-            }
-            let _ = attributes(&bytes).count();
-        }
     }
 }

@@ -1,0 +1,65 @@
+//! What was found of a sandbox, and what that was computed from.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use crate::kernel::rtnetlink::NodeChange;
+use crate::model::verdict::{Reason, Verdict};
+use crate::rules::ruleset::Table;
+
+/// What a sandbox was found to be, read back from the kernel.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// What may be claimed.
+    pub verdict: Verdict,
+    /// Why it is not `contained`, where it is isolated.
+    pub reasons: Vec<Reason>,
+    /// How many interfaces the rules are for.
+    pub interfaces: usize,
+    /// Whether the pod-side tables are as wanted.
+    pub pod_side: bool,
+    /// Whether the host guard is in place on every interface that leads outside.
+    pub host_guard: bool,
+    /// In what the pod-side tables and the guard differ from what is wanted.
+    pub differences: Vec<String>,
+    /// The rules as they are wanted, pod-side and host guard.
+    pub tables: Vec<Table>,
+    /// What of the node they were computed from.
+    pub depends: Dependence,
+}
+
+/// What of the node the rules of a sandbox were computed from: where it changes they are to be computed again.
+#[derive(Debug, Clone, Default)]
+pub struct Dependence {
+    /// Links, by index: the host's ends, and those that the node reaches the sandbox by.
+    pub links: BTreeSet<u32>,
+    /// The sandbox's addresses, which routes lead to.
+    pub addresses: Vec<IpAddr>,
+}
+
+impl Dependence {
+    /// Whether a change of the node concerns the sandbox.
+    #[must_use]
+    pub fn is_concerned_by(&self, change: NodeChange) -> bool {
+        match change {
+            NodeChange::Link(index) => self.links.contains(&index),
+            // An address of `lo`, which has index 1 in every netns, can be one that the node speaks from.
+            NodeChange::Address(index) => index == 1 || self.links.contains(&index),
+            NodeChange::Route(destination) => self.addresses.iter().any(|&address| destination.contains(address)),
+            NodeChange::Rule => true,
+        }
+    }
+}
+
+/// What applying found and did.
+#[derive(Debug, Clone)]
+pub struct Applied {
+    /// Whether anything was changed.
+    pub changed: bool,
+    /// Whether it was awake before: it had been isolated already.
+    pub was_isolated: bool,
+    /// In what the rules differed from what is wanted.
+    pub altered: Vec<String>,
+    /// What was read back afterwards.
+    pub report: Report,
+}

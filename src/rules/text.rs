@@ -1,0 +1,223 @@
+//! Tables as nft text: what `--dry-run` prints, and what the snapshots in `testdata/rulesets/` hold.
+
+use std::fmt::{self, Write as _};
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use crate::model::names::Mac;
+
+use super::ruleset::*;
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Inet => "inet",
+            Self::Netdev => "netdev",
+        })
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "table {} {} {{", self.family, Word(&self.name))?;
+        if self.dormant {
+            writeln!(f, "\tflags dormant")?;
+        }
+        for set in &self.sets {
+            let key: Vec<_> = set.key.iter().map(|field| field.as_str()).collect();
+            writeln!(f, "\tset {} {{", set.name)?;
+            writeln!(f, "\t\ttype {}", key.join(" . "))?;
+            writeln!(f, "\t\tsize {}", set.size)?;
+            writeln!(f, "\t\tflags dynamic,timeout")?;
+            writeln!(f, "\t\ttimeout {}s", set.timeout)?;
+            writeln!(f, "\t}}")?;
+        }
+        for chain in &self.chains {
+            writeln!(f, "\tchain {} {{", Word(&chain.name))?;
+            let (hook, device) = match &chain.hook {
+                Hook::Ingress(device) => ("ingress", Some(device)),
+                Hook::Egress(device) => ("egress", Some(device)),
+                Hook::Input => ("input", None),
+                Hook::Output => ("output", None),
+                Hook::Forward => ("forward", None),
+            };
+            write!(f, "\t\ttype filter hook {hook}")?;
+            if let Some(device) = device {
+                write!(f, " device {}", Quoted(&device.to_string()))?;
+            }
+            writeln!(f, " priority {}; policy drop;", chain.hook.priority())?;
+            for rule in &chain.rules {
+                writeln!(f, "\t\t{rule}")?;
+            }
+            writeln!(f, "\t}}")?;
+        }
+        writeln!(f, "}}")
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, statement) in self.statements.iter().enumerate() {
+            if index > 0 {
+                f.write_char(' ')?;
+            }
+            write!(f, "{statement}")?;
+        }
+        match self.comment {
+            Some(comment) => write!(f, " comment {}", Quoted(comment)),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for Statement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Match(field, test) => {
+                let (name, notation) = field.text();
+                let value = |bytes| Written(notation, bytes);
+                match test {
+                    Test::Is(bytes) => write!(f, "{name} {}", value(bytes)),
+                    Test::Not(bytes) => write!(f, "{name} != {}", value(bytes)),
+                    Test::Range(first, last) => match notation {
+                        // nft reads no range of words.
+                        Notation::Operation => {
+                            let number = |bytes| Written(Notation::Number, bytes);
+                            write!(f, "{name} {}-{}", number(first), number(last))
+                        }
+                        _ => write!(f, "{name} {}-{}", value(first), value(last)),
+                    },
+                    Test::Masked(mask, bytes) => match (notation, prefix_length(mask)) {
+                        (Notation::Ipv4 | Notation::Ipv6, Some(length)) => {
+                            write!(f, "{name} {}/{length}", value(bytes))
+                        }
+                        _ => write!(f, "{name} & {} == {}", value(mask), value(bytes)),
+                    },
+                    Test::NotMasked(mask, bytes) => write!(f, "{name} & {} != {}", value(mask), value(bytes)),
+                }
+            }
+            Self::Lookup(key, set) => write!(f, "{} @{set}", Key(key)),
+            Self::Update { key, set, counted } => {
+                write!(f, "update @{set} {{ {}{} }}", Key(key), if *counted { " counter" } else { "" })
+            }
+            Self::Counter => f.write_str("counter"),
+            Self::Accept => f.write_str("accept"),
+            Self::Drop => f.write_str("drop"),
+        }
+    }
+}
+
+/// The fields of a key, as nft writes them.
+struct Key<'a>(&'a [Field]);
+
+impl fmt::Display for Key<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<_> = self.0.iter().map(|field| field.text().0).collect();
+        f.write_str(&names.join(" . "))
+    }
+}
+
+/// A value in the notation of its field.
+struct Written<'a>(Notation, &'a [u8]);
+
+impl fmt::Display for Written<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(notation, bytes) = *self;
+        match (notation, bytes) {
+            (Notation::HostNumber, &[a, b, c, d]) => write!(f, "{}", u32::from_ne_bytes([a, b, c, d])),
+            (Notation::Interface, name) => {
+                let end = name.iter().position(|&byte| byte == 0).unwrap_or(name.len());
+                write!(f, "{}", Quoted(&String::from_utf8_lossy(&name[..end])))
+            }
+            (Notation::Mac, &[a, b, c, d, e, g]) => write!(f, "{}", Mac([a, b, c, d, e, g])),
+            (Notation::Ipv4, &[a, b, c, d]) => write!(f, "{}", Ipv4Addr::new(a, b, c, d)),
+            (Notation::Ipv6, bytes) if bytes.len() == 16 => {
+                let mut address = [0; 16];
+                address.copy_from_slice(bytes);
+                write!(f, "{}", Ipv6Addr::from(address))
+            }
+            (Notation::EtherType, [0x08, 0x00]) => f.write_str("ip"),
+            (Notation::EtherType, [0x08, 0x06]) => f.write_str("arp"),
+            (Notation::EtherType, [0x86, 0xdd]) => f.write_str("ip6"),
+            (Notation::Protocol, [6]) => f.write_str("tcp"),
+            (Notation::Protocol, [17]) => f.write_str("udp"),
+            (Notation::Protocol, [58]) => f.write_str("ipv6-icmp"),
+            (Notation::Protocol, [132]) => f.write_str("sctp"),
+            (Notation::NfProto, [2]) => f.write_str("ipv4"),
+            (Notation::NfProto, [10]) => f.write_str("ipv6"),
+            (Notation::Pkttype, [0]) => f.write_str("host"),
+            (Notation::Operation, [0, 1]) => f.write_str("request"),
+            (Notation::Operation, [0, 2]) => f.write_str("reply"),
+            (Notation::TcpFlags, &[TCP_SYN]) => f.write_str("syn"),
+            (Notation::TcpFlags, &[TCP_RST]) => f.write_str("rst"),
+            (Notation::TcpFlags, &[TCP_ACK]) => f.write_str("ack"),
+            (Notation::TcpFlags, &[TCP_FIN_SYN_RST_ACK]) => f.write_str("(fin | syn | rst | ack)"),
+            (Notation::Icmp6Type, [135]) => f.write_str("nd-neighbor-solicit"),
+            (Notation::Icmp6Type, [136]) => f.write_str("nd-neighbor-advert"),
+            (Notation::Number, bytes) if bytes.len() <= 8 => {
+                write!(f, "{}", bytes.iter().fold(0_u64, |number, &byte| number << 8 | u64::from(byte)))
+            }
+            (_, bytes) => {
+                f.write_str("0x")?;
+                bytes.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+            }
+        }
+    }
+}
+
+/// The length of the prefix that `mask` is, where it is one.
+fn prefix_length(mask: &[u8]) -> Option<u32> {
+    let length: u32 = mask.iter().map(|byte| byte.leading_ones()).sum();
+    let ones: u32 = mask.iter().map(|byte| byte.count_ones()).sum();
+    let first_short = mask.iter().position(|&byte| byte != 0xff).unwrap_or(mask.len());
+    let rest_is_zero = mask.iter().skip(first_short + 1).all(|&byte| byte == 0);
+    (ones == length && rest_is_zero).then_some(length)
+}
+
+/// A string in quotes. The kernel lets an interface be called almost anything; nft has no escape for a quote, so
+/// what could end the string is replaced.
+struct Quoted<'a>(&'a str);
+
+impl fmt::Display for Quoted<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let safe: String = self.0.chars().map(|c| if c == '"' || c.is_control() { '?' } else { c }).collect();
+        write!(f, "\"{safe}\"")
+    }
+}
+
+/// The name of a table or chain: bare where nft reads it bare, else in quotes.
+struct Word<'a>(&'a str);
+
+impl fmt::Display for Word<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bare = self.0.starts_with(|first: char| first.is_ascii_alphabetic())
+            && self.0.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte));
+        if bare { f.write_str(self.0) } else { write!(f, "{}", Quoted(self.0)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_is_no_longer_than_a_register() {
+        let (six, ten) = (Value::from([6; 6]), Value::from([10; 10]));
+        let both = six.followed_by(ten).unwrap();
+        assert_eq!(*both, [&[6; 6][..], &[10; 10]].concat());
+        assert_eq!(Value::new(&both), Some(both));
+        assert_eq!(both.followed_by([0].into()), None);
+        assert_eq!(Value::new(&[0; 17]), None);
+        assert_ne!(Value::from([0; 2]), Value::from([0; 3]));
+    }
+
+    #[test]
+    fn prefixes_are_told_from_other_masks() {
+        assert_eq!(prefix_length(&[0xff, 0xff, 0, 0]), Some(16));
+        assert_eq!(prefix_length(&[0xff, 0xfe, 0, 0]), Some(15));
+        assert_eq!(prefix_length(&[0, 0, 0, 0]), Some(0));
+        assert_eq!(prefix_length(&[0xff; 4]), Some(32));
+        assert_eq!(prefix_length(&[0xff, 0xf1, 0, 0]), None);
+        assert_eq!(prefix_length(&[0xff, 0xf0, 0x80, 0]), None);
+        assert_eq!(prefix_length(&[1, 0]), None);
+    }
+}
