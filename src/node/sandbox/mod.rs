@@ -27,7 +27,7 @@ use crate::model::names::{ContainerId, IfName};
 use crate::model::record::HostGuard;
 use crate::model::records::SandboxRecords;
 use crate::model::verdict::{Exposure, Guard, NoGuard, PodSide, Verdict, judge};
-use crate::rules::containment::{EgressHook, GuardedInterface, TABLE, guard, guard_table, pod_tables};
+use crate::rules::containment::{EgressHook, GuardedInterface, TABLE, frame, guard, guard_table, pod_tables};
 use crate::rules::ruleset::{Family, Table};
 
 use survey::{End, Survey, jumps_past_guard, jumps_past_pod_side, survey};
@@ -221,7 +221,19 @@ impl<'a> Sandbox<'a> {
         // Where the kernel has no egress hook, the other form of the rules is what was loaded.
         let without = self.wanted(desired, EgressHook::Missing)?;
         let fallback = self.report(desired, without, scan)?;
-        Ok(if fallback.differences.is_empty() { fallback } else { report })
+        if fallback.differences.is_empty() {
+            return Ok(fallback);
+        }
+        if !desired.is_isolated() {
+            for egress in [EgressHook::Netdev, EgressHook::Missing] {
+                let older = self.wanted_released_with_policy(egress)?;
+                let older = self.report(desired, older, scan)?;
+                if older.differences.is_empty() {
+                    return Ok(older);
+                }
+            }
+        }
+        Ok(report)
     }
 
     /// The rules that would be in place for `desired`.
@@ -297,19 +309,27 @@ impl<'a> Sandbox<'a> {
 
     /// What ADD left: nothing is looked up, so that what differs was changed by somebody.
     fn wanted_released(&mut self, egress: EgressHook) -> Result<Wanted, SandboxError> {
+        let interfaces: Vec<IfName> = self.present_interfaces()?.into_iter().map(|interface| interface.name).collect();
+        Ok(Wanted { survey: Survey::default(), pod: frame(&interfaces, egress), guard: None, egress })
+    }
+
+    /// What ADD of version 0.1 left: the rules of the policy, asleep too.
+    fn wanted_released_with_policy(&mut self, egress: EgressHook) -> Result<Wanted, SandboxError> {
+        let pod = pod_tables(self.records.policy(), &self.present_interfaces()?, egress, true);
+        Ok(Wanted { survey: Survey::default(), pod, guard: None, egress })
+    }
+
+    /// The interfaces that ADD found and that are still there.
+    fn present_interfaces(&mut self) -> Result<Vec<GuardedInterface>, SandboxError> {
         let present: Vec<IfName> = self.pod.links.all()?.into_iter().map(|link| link.name).collect();
-        let guarded: Vec<_> = self
-            .records
-            .pinned_interfaces()
-            .into_iter()
+        let pinned = self.records.pinned_interfaces().into_iter();
+        Ok(pinned
             .filter(|pinned| present.contains(&pinned.interface.name))
             .map(|pinned| GuardedInterface {
                 name: pinned.interface.name.clone(),
                 known: Some((pinned.interface.clone(), pinned.node.clone())),
             })
-            .collect();
-        let pod = pod_tables(self.records.policy(), &guarded, egress, true);
-        Ok(Wanted { survey: Survey::default(), pod, guard: None, egress })
+            .collect())
     }
 
     fn host_guard(&self) -> HostGuard {

@@ -2,8 +2,9 @@
 //!
 //! A table that is awake is changed in place, flush and rules in one batch; only what cannot be changed in place (a set
 //! or a chain of our name that is not ours) has it replaced whole, also in one batch, which is safe because each base
-//! chain ends in an explicit drop. A table that sleeps is written asleep. Waking comes last and alone: the kernel hooks
-//! the chains while it prepares the batch, also when a later change of that batch then fails.
+//! chain ends in an explicit drop. A table that sleeps is written asleep. Waking is a batch of its own: the kernel hooks the
+//! chains while it prepares the batch, also when a later change of that batch then fails. It comes first where the frame
+//! is whole that ADD left, so that the sandbox is cut off before its holes are loaded; else last.
 
 use crate::kernel::netlink::NetlinkError;
 use crate::kernel::nft::{Batch, Difference, LoadedTable, Nft};
@@ -23,6 +24,7 @@ pub(super) struct Transition {
 pub(super) fn bring(nft: &mut Nft, wanted: &[Table]) -> Result<Transition, NetlinkError> {
     let mut transition = Transition::default();
     let mut to_sleep = Batch::default();
+    let mut cut = Batch::default();
     let mut rewrite = Batch::default();
     let mut wake = Batch::default();
     for table in wanted {
@@ -40,8 +42,15 @@ pub(super) fn bring(nft: &mut Nft, wanted: &[Table]) -> Result<Transition, Netli
         differences.retain(|difference| !matches!(difference, Difference::Dormant { .. }));
         let is_as_wanted = differences.is_empty();
         let wakes = was_dormant != Some(false) && !table.dormant;
+        // The frame that ADD left is whole: it cuts, in a batch of one message a table, before what the policy opens is
+        // loaded into it.
+        let cuts_first = wakes && !is_as_wanted && loaded.as_ref().is_some_and(|_| is_framed(&differences));
         match (&loaded, was_dormant) {
             _ if is_as_wanted => {}
+            (Some(loaded), _) if cuts_first => {
+                cut.set_dormant(table.family, &table.name, false);
+                change_in_place(&mut rewrite, table, loaded, &differences);
+            }
             (Some(loaded), Some(false)) if !table.dormant => change_in_place(&mut rewrite, table, loaded, &differences),
             // Awake, and nobody knows with what in it.
             (None, Some(false)) if !table.dormant => replace(&mut rewrite, table, true),
@@ -50,7 +59,7 @@ pub(super) fn bring(nft: &mut Nft, wanted: &[Table]) -> Result<Transition, Netli
         if wakes && was_dormant.is_some() {
             differences.push(Difference::Dormant { is: true });
         }
-        if wakes {
+        if wakes && !cuts_first {
             // Flows of an earlier isolation are not open in this one.
             if is_as_wanted {
                 for set in &table.sets {
@@ -61,11 +70,16 @@ pub(super) fn bring(nft: &mut Nft, wanted: &[Table]) -> Result<Transition, Netli
         }
         transition.differences.extend(differences.iter().map(|difference| format!("{} {difference}", table.family)));
     }
-    for batch in [&to_sleep, &rewrite, &wake] {
+    for batch in [&to_sleep, &cut, &rewrite, &wake] {
         nft.apply(batch)?;
         transition.changed |= !batch.is_empty();
     }
     Ok(transition)
+}
+
+/// Whether the chains are there and hooked where they should be, whatever is in them.
+fn is_framed(differences: &[Difference]) -> bool {
+    differences.iter().all(|difference| matches!(difference, Difference::Rules(_) | Difference::Set(_)))
 }
 
 fn replace(batch: &mut Batch, table: &Table, is_there: bool) {

@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::time::SystemTime;
 
 use nix::unistd::gettid;
@@ -12,6 +14,12 @@ use crate::model::names::{ContainerId, Key, Pod};
 
 use super::files::{create_private, names_in, read_regular, sync_directory, write_new};
 use super::{FILE_MAX, StateDir, StateError, failed};
+
+/// Whether two names are of one file, and not the same name.
+fn is_one_file(one: &Path, other: &Path) -> bool {
+    let identity = |path| fs::symlink_metadata(path).map(|metadata| (metadata.dev(), metadata.ino()));
+    one != other && matches!((identity(one), identity(other)), (Ok(one), Ok(other)) if one == other)
+}
 
 impl StateDir {
     /// The marks that there are. Names that begin with a dot are none; one that no sandbox can answer to is none
@@ -98,13 +106,17 @@ impl StateDir {
         let directory = self.isolated();
         let (from, to) = (directory.join(from.as_str()), directory.join(to.as_str()));
         let is_absent = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
-        // A link first, since it does not replace; a stop in between leaves both, which isolates all the same.
+        // A link first, since it does not replace; a stop in between leaves both, which isolates all the same, and the
+        // next one finishes it.
         let carried = match fs::hard_link(&from, &to) {
             Ok(()) => match fs::remove_file(&from) {
                 // Its operator was faster; but the link may be another one's mark by now, and in doubt it isolates.
                 Err(error) if is_absent(&error) => Ok(()),
                 removed => removed,
             },
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && is_one_file(&from, &to) => {
+                fs::remove_file(&from)
+            }
             Err(error) if is_absent(&error) || error.kind() == io::ErrorKind::AlreadyExists => return Ok(false),
             // A directory in a mark's place cannot be linked, nor can anything on some file systems.
             Err(_) if fs::symlink_metadata(&to).is_err() => match fs::rename(&from, &to) {
@@ -154,6 +166,22 @@ mod tests {
     use super::*;
     use crate::model::names::PodUid;
     use crate::model::record::Record;
+
+    /// A DEL was killed between the two: the next one finds both, and takes the container ID's away.
+    #[test]
+    fn a_mark_that_was_half_carried_over_is_finished_and_another_s_is_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDir::open_or_create(&directory.path().join("state")).unwrap();
+        let (id, uid) = (ContainerId::new("old").unwrap(), Key::new("uid-1").unwrap());
+        let path = |key: &str| state.isolated().join(key);
+        fs::write(path("old"), "").unwrap();
+        fs::hard_link(path("old"), path("uid-1")).unwrap();
+        assert!(state.carry_mark_over(&id, &uid).unwrap());
+        assert_eq!(state.marks().unwrap().into_iter().collect::<Vec<_>>(), [uid.clone()]);
+        fs::write(path("old"), "").unwrap();
+        assert!(!state.carry_mark_over(&id, &uid).unwrap());
+        assert_eq!(state.marks().unwrap().len(), 2);
+    }
 
     /// What a DEL does to the mark of the old sandbox, while the ADD of the new one looks.
     #[test]

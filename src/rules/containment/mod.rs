@@ -152,6 +152,24 @@ pub fn pod_tables(policy: &Policy, interfaces: &[GuardedInterface], egress: Egre
     vec![netdev, inet]
 }
 
+/// The pod-side tables of a released sandbox: the chains and their final drops, asleep, and nothing that lets anything
+/// through. A pod's start pays for no more; what a policy opens is loaded when the sandbox is isolated, once this has cut
+/// it off.
+#[must_use]
+pub fn frame(interfaces: &[IfName], egress: EgressHook) -> Vec<Table> {
+    let table = |family, chains| Table { family, name: TABLE.to_owned(), dormant: true, sets: Vec::new(), chains };
+    let mut hooks = Vec::with_capacity(2 * interfaces.len());
+    for name in interfaces {
+        hooks.push(chain(format!("ingress-{name}"), Hook::Ingress(name.clone()), Vec::new()));
+        if egress == EgressHook::Netdev {
+            hooks.push(chain(format!("egress-{name}"), Hook::Egress(name.clone()), Vec::new()));
+        }
+    }
+    let inet = [("input", Hook::Input), ("output", Hook::Output), ("forward", Hook::Forward)]
+        .map(|(name, hook)| chain(name.to_owned(), hook, Vec::new()));
+    vec![table(Family::Netdev, hooks), table(Family::Inet, inet.into())]
+}
+
 /// The host guard of a sandbox: one pair of chains for each interface whose other end, `device`, is on the host.
 #[must_use]
 pub fn guard(

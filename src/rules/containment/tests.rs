@@ -75,7 +75,7 @@ fn the_rules_are_as_they_were_read() {
     let unknown = GuardedInterface { name: name("net1"), known: None };
     let (standard, bridged, routed) = (Policy::default(), interface(false), interface(true));
     let cases = [
-        ("pod-released", pod_tables(&standard, slice::from_ref(&bridged), EgressHook::Netdev, true)),
+        ("pod-released", frame(&[name("eth0")], EgressHook::Netdev)),
         ("pod-sealed", pod_tables(&Policy::sealed(), slice::from_ref(&bridged), EgressHook::Netdev, false)),
         ("pod-routed", pod_tables(&standard, slice::from_ref(&routed), EgressHook::Netdev, false)),
         (
