@@ -335,7 +335,8 @@ fn on_a_full_disk() {
 fn marks_come_back_with_the_state_directory() {
     let node = Node::new();
     let (pod, next) = (added_as(&node, "uid-1"), node.pod());
-    let agent = Agent::on(&node);
+    // What went with the directory is told by its age from what was removed before.
+    let agent = Agent::start_with(&node.netns, node.state_dir(), &["--release-after", "2s"]);
     node.mark("uid-1", r#"{"reason": "beacon"}"#);
     await_tables(&pod, Tables::Isolated, "marked");
     // It may be filled again while it is being removed.

@@ -14,7 +14,8 @@ use crate::lab::{Sandbox, Topology, eventually};
 fn a_mark_that_is_replaced_releases_nobody() {
     let topology = Topology::bridge();
     let sandbox = Sandbox::add(&topology);
-    let _agent = Agent::start(&topology.node, Path::new(sandbox.state_dir()));
+    // Longer than the default, for a test may be kept from the processor between the two for longer than that.
+    let _agent = Agent::start_with(&topology.node, Path::new(sandbox.state_dir()), &["--release-after", "2s"]);
     let flows = [Flow::udp(&topology.pod, &topology.peer, PEER4.into())];
     Flow::assert_all_alive(&flows);
     sandbox.write_mark("");
