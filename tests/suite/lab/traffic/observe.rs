@@ -55,6 +55,12 @@ impl Witnesses {
         self
     }
 
+    /// Every frame that comes in on any interface that a namespace has, or will have.
+    pub(crate) fn all_frames(mut self, netns: &Netns) -> Self {
+        self.sources.push(Source::Frames(PacketSocket::everywhere(netns)));
+        self
+    }
+
     /// What the kernel's IP stacks in a namespace deliver locally.
     pub(crate) fn stack(mut self, netns: &Netns) -> Self {
         let any4 = IpAddr::from(Ipv4Addr::UNSPECIFIED);

@@ -45,6 +45,22 @@ impl PacketSocket {
         Self(socket)
     }
 
+    /// On every interface that a namespace has, or will have.
+    pub(crate) fn everywhere(netns: &Netns) -> Self {
+        netns.run(|| {
+            let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(0))).unwrap();
+            socket.set_recv_buffer_size(4 << 20).unwrap();
+            socket.bind(&link_address(0, libc::ETH_P_ALL)).unwrap();
+            socket.set_nonblocking(true).unwrap();
+            Self(socket)
+        })
+    }
+
+    /// Sends out of the interface of this index, whichever the socket is bound to.
+    pub(crate) fn send_on(&self, index: u32, frame: &[u8]) -> io::Result<usize> {
+        self.0.send_to(frame, &link_address(index, libc::ETH_P_ALL))
+    }
+
     /// Frames go straight to the driver, past the queueing discipline.
     pub(crate) fn bypass_qdisc(&self) {
         self.set(libc::PACKET_QDISC_BYPASS, &1_i32);
