@@ -13,3 +13,4 @@ mod protocol;
 mod rulesets;
 mod runtimes;
 mod state;
+mod walk;
