@@ -46,13 +46,27 @@ pub struct PinnedInterface {
     pub host_end: Option<HostEnd>,
 }
 
-/// An interface on the host. Its index tells it from all others: nobody can change it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// An interface on the host. Nobody can change its index; but once it is deleted another may have it: an interface that is
+/// moved to the node keeps the index that it had in its pod's netns, if none there has it, and main plugins make veths so.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostEnd {
     /// Its index.
     pub index: u32,
-    /// Its Ethernet address then; for people, since anyone on the node may change it.
+    /// Its name then; not known of the records of version 0.1.
+    pub name: Option<IfName>,
+    /// Its Ethernet address then.
     pub mac: Option<Mac>,
+}
+
+impl HostEnd {
+    /// Whether the interface that has its index now has its name or its address too, and so is the same one. Either may
+    /// be changed on the node: what has neither may be the same one all the same, which then has to be shown by its pair.
+    #[must_use]
+    pub fn resembles(&self, name: &IfName, mac: Option<Mac>) -> bool {
+        // An address of six equal bytes was chosen by a program, for all of its interfaces (Calico's are ee:ee:ee:ee:ee:ee).
+        let tells = |mac: &Mac| mac.0.iter().any(|byte| *byte != mac.0[0]);
+        self.name.as_ref() == Some(name) || (self.mac.filter(tells).is_some() && self.mac == mac)
+    }
 }
 
 /// What the node looks like from one interface of a sandbox.
@@ -179,7 +193,11 @@ fn interface_to_json(PinnedInterface { interface, node, host_end }: &PinnedInter
         "addresses": interface.addresses,
         "routes": routes,
         "node": { "addresses": node.addresses, "mac": node.mac.map(|mac| mac.to_string()) },
-        "hostEnd": host_end.map(|end| json!({ "index": end.index, "mac": end.mac.map(|mac| mac.to_string()) })),
+        "hostEnd": host_end.as_ref().map(|end| json!({
+            "index": end.index,
+            "name": end.name.as_ref().map(|name| String::from_utf8_lossy(name.as_bytes())),
+            "mac": end.mac.map(|mac| mac.to_string()),
+        })),
     })
 }
 
@@ -218,6 +236,10 @@ fn interface_from_json(at: &At<'_>) -> Result<PinnedInterface, Unexpected> {
         let number = index.value().as_u64().and_then(|number| u32::try_from(number).ok());
         Some(HostEnd {
             index: number.ok_or_else(|| index.unexpected("an interface index"))?,
+            name: match end.get("name")? {
+                Some(name) if !name.value().is_null() => Some(checked(&name, |name| IfName::new(name))?),
+                _ => None,
+            },
             mac: mac(end.required("mac")?)?,
         })
     };
@@ -257,10 +279,43 @@ mod tests {
                     }],
                 },
                 node: NodeOnLink { addresses: vec!["10.0.0.1".parse().unwrap()], ..NodeOnLink::default() },
-                host_end: Some(HostEnd { index: 7, mac: Mac::parse("02:00:00:00:00:07") }),
+                host_end: Some(HostEnd {
+                    index: 7,
+                    name: IfName::new("veth7").ok(),
+                    mac: Mac::parse("02:00:00:00:00:07"),
+                }),
             }],
         };
         assert_eq!(Record::read(record.to_json().to_string().as_bytes()), Ok(record));
+    }
+
+    #[test]
+    fn an_end_is_told_by_its_name_or_an_address_of_its_own() {
+        let name = |name: &str| IfName::new(name).unwrap();
+        let (own, other, calico) = (Mac([2, 0, 0, 0, 0, 1]), Mac([2, 0, 0, 0, 0, 2]), Mac([0xee; 6]));
+        for (recorded, mac, now, mac_now, expected) in [
+            (Some("veth1"), Some(own), "veth1", Some(own), true),
+            (Some("veth1"), Some(own), "veth1", Some(other), true),
+            (Some("veth1"), Some(own), "renamed", Some(own), true),
+            (Some("veth1"), Some(own), "veth2", Some(other), false),
+            (Some("cali1"), Some(calico), "cali2", Some(calico), false),
+            (Some("cali1"), Some(calico), "cali1", Some(calico), true),
+            (Some("nk1"), None, "nk2", None, false),
+            (None, Some(own), "veth1", Some(own), true),
+            (None, Some(own), "veth1", Some(other), false),
+        ] {
+            let end = HostEnd { index: 7, name: recorded.map(name), mac };
+            assert_eq!(end.resembles(&name(now), mac_now), expected, "{end:?}, now {now} {mac_now:?}");
+        }
+    }
+
+    #[test]
+    fn a_record_of_version_0_1_says_no_name_of_the_host_end() {
+        let text = r#"{"network": "n", "containerID": "c", "ifname": "eth0", "netns": "/x", "netnsCookie": 1, "pod": {},
+            "policy": {}, "hostGuard": "auto", "interfaces": [{"name": "eth0", "mac": null, "addresses": [], "routes": [],
+            "node": {"addresses": [], "mac": null}, "hostEnd": {"index": 7, "mac": "02:00:00:00:00:07"}}]}"#;
+        let end = Record::read(text.as_bytes()).unwrap().interfaces[0].host_end.clone().unwrap();
+        assert_eq!((end.index, end.name, end.mac), (7, None, Mac::parse("02:00:00:00:00:07")));
     }
 
     #[test]

@@ -69,6 +69,12 @@ pub enum Guard {
     Elsewhere,
     /// The end on the host that ADD found is not in the node's netns any more, nor is the interface in the sandbox.
     PairGone,
+    /// The interface is not in the sandbox any more, and what has the index of its end on the host is another one, as far
+    /// as can be told.
+    IndexTaken {
+        /// What has it.
+        device: String,
+    },
 }
 
 /// Why there is no host guard on an interface.
@@ -203,6 +209,13 @@ pub enum Reason {
         /// Its name.
         interface: String,
     },
+    /// An interface of the record that is gone, and the index of its end on the host is another's.
+    IndexTaken {
+        /// Its name.
+        interface: String,
+        /// What has the index.
+        device: String,
+    },
     /// There is no interface that anything could be said of.
     NothingFound,
     /// No mark holds for it, and yet something of an isolation is in place.
@@ -266,6 +279,7 @@ impl Reason {
             Self::Interface { doubt: Doubt::NoEgressHook, .. } => "no-egress-hook",
             Self::LeadsElsewhere { .. } => "leads-elsewhere",
             Self::PairGone { .. } => "pair-gone",
+            Self::IndexTaken { .. } => "index-taken",
             Self::NothingFound => "nothing-found",
             Self::NotReleased { .. } => "not-released",
             Self::NoRecord => "no-record",
@@ -307,6 +321,10 @@ impl fmt::Display for Reason {
                 f,
                 "{interface}: neither the interface nor its end on the host is where ADD found it; they were deleted, or both were moved, which cannot be told apart"
             ),
+            Self::IndexTaken { interface, device } => write!(
+                f,
+                "{interface}: it has left the sandbox, and {device} has the index of its end on the host, with another name and another address: another pod's by now, it seems, and left alone"
+            ),
             Self::NothingFound => f.write_str(
                 "no interface was found that leads out of the sandbox, so nothing can be said of what leaves it",
             ),
@@ -342,6 +360,9 @@ pub fn judge(pod_side_holds: bool, exposures: &[Exposure]) -> (Verdict, Vec<Reas
             }
             Guard::Elsewhere => (Verdict::Partial, Reason::LeadsElsewhere { interface }),
             Guard::PairGone => (Verdict::Partial, Reason::PairGone { interface }),
+            Guard::IndexTaken { device } => {
+                (Verdict::Partial, Reason::IndexTaken { interface, device: device.clone() })
+            }
         };
         verdict = verdict.max(worst);
         reasons.push(reason);
@@ -388,6 +409,7 @@ mod tests {
             (true, Guard::Missing(NoGuard::EndGone), InTheWay, Partial),
             (false, Guard::Elsewhere, InTheWay, Partial),
             (true, Guard::PairGone, Left, Partial),
+            (true, Guard::IndexTaken { device: "veth2".to_owned() }, Left, Partial),
         ] {
             assert_eq!(
                 verdict(pod_side_holds, guard.clone(), pod_side),

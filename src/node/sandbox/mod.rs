@@ -411,7 +411,9 @@ impl<'a> Sandbox<'a> {
             let guard = match interface {
                 interface if interface.leads_elsewhere() => Guard::Elsewhere,
                 _ if is_off => off(),
-                interface if wanted.survey.lost.contains(&interface.link.name) => Guard::Missing(NoGuard::EndGone),
+                interface if wanted.survey.lost.iter().any(|(name, _)| *name == interface.link.name) => {
+                    Guard::Missing(NoGuard::EndGone)
+                }
                 interface => {
                     Guard::Missing(NoGuard::NoPeer { kind: String::from_utf8_lossy(&interface.link.kind).into_owned() })
                 }
@@ -422,8 +424,12 @@ impl<'a> Sandbox<'a> {
             exposures.push(self.exposure(name, Guard::Missing(NoGuard::LeftWithoutPeer), None)?);
         }
         let is_inside = |name: &IfName| wanted.survey.interfaces.iter().any(|interface| interface.link.name == *name);
-        for name in wanted.survey.lost.iter().filter(|name| !is_inside(name)) {
-            exposures.push(self.exposure(name, Guard::PairGone, None)?);
+        for (name, instead) in wanted.survey.lost.iter().filter(|(name, _)| !is_inside(name)) {
+            let guard = match instead {
+                None => Guard::PairGone,
+                Some(device) => Guard::IndexTaken { device: device.to_string() },
+            };
+            exposures.push(self.exposure(name, guard, None)?);
         }
         Ok(exposures)
     }

@@ -47,8 +47,9 @@ pub(super) struct Survey {
     pub(super) ends: Vec<End>,
     /// Interfaces that ADD found without an end on the host, and that are not in the sandbox any more.
     pub(super) missing: Vec<IfName>,
-    /// Interfaces whose end on the host is not where ADD found it.
-    pub(super) lost: Vec<IfName>,
+    /// Interfaces whose end on the host is not where ADD found it; with what has its index now, where that is a pair's
+    /// end that may be another pod's.
+    pub(super) lost: Vec<(IfName, Option<IfName>)>,
     /// The links of the node, by index, that lead to it.
     pub(super) links: BTreeSet<u32>,
 }
@@ -81,18 +82,22 @@ pub(super) fn survey(
     let pinned = records.pinned_interfaces();
     for pinned in &pinned {
         let name = &pinned.interface.name;
-        let Some(end) = pinned.host_end else {
+        let Some(end) = &pinned.host_end else {
             if !links.iter().any(|link| link.name == *name) {
                 survey.missing.push(name.clone());
             }
             continue;
         };
-        // By its index alone, which nobody can change and the kernel does not give away again before it has counted
-        // through all of them. Its address and name are the node's to change (udev does, on new veths).
+        // Its address or its name may have been changed (udev does that to new veths), and its other end moved on; where
+        // all three are so, it may be another pod's that has the index by now, and that is not ours to cut off.
         let Some(link) = host.links.by_index(end.index)?.filter(Link::is_pair) else {
-            survey.lost.push(name.clone());
+            survey.lost.push((name.clone(), None));
             continue;
         };
+        if !end.resembles(&link.name, link.mac) && !is_end_of(&mut host.links, &link, netns, &links, host_in_pod)? {
+            survey.lost.push((name.clone(), Some(link.name)));
+            continue;
+        }
         survey.links.insert(link.index);
         let node = node_seen_from(&mut host.links, &pinned.interface, policy, &mut survey.links)?;
         let known = Some((pinned.interface.clone(), node));
@@ -181,7 +186,7 @@ pub fn pin_interfaces(
         let pod_in_host = if end.is_some() { host.links.id_of(netns)? } else { None };
         let host_end = end
             .filter(|end| end.other == Some(link.index) && end.other_netns.is_some() && end.other_netns == pod_in_host)
-            .map(|end| HostEnd { index: end.index, mac: end.mac });
+            .map(|end| HostEnd { index: end.index, name: Some(end.name), mac: end.mac });
         let interface = SandboxInterface { name: link.name, mac: link.mac, addresses, routes };
         let node = node_seen_from(&mut host.links, &interface, &Policy::default(), &mut BTreeSet::new())?;
         pinned.push(PinnedInterface { interface, node, host_end });
@@ -196,6 +201,21 @@ fn other_end(host: &mut Links, link: &Link, host_in_pod: Option<i32>) -> Result<
         Some(index) => Ok(host.by_index(index)?.filter(|end| end.kind == link.kind)),
         None => Ok(None),
     }
+}
+
+/// Whether the kernel's own data of a link on the host and of one of the sandbox's `links` name each other.
+fn is_end_of(
+    host: &mut Links,
+    end: &Link,
+    netns: &Netns,
+    links: &[Link],
+    host_in_pod: Option<i32>,
+) -> Result<bool, NetlinkError> {
+    let other = links.iter().find(|link| Some(link.index) == end.other && link.kind == end.kind);
+    let names_it = other.is_some_and(|link| {
+        link.other == Some(end.index) && link.other_netns.is_some() && link.other_netns == host_in_pod
+    });
+    Ok(names_it && end.other_netns.is_some() && end.other_netns == host.id_of(netns)?)
 }
 
 /// What the node looks like from an interface: the addresses that the kernel itself would choose to reach it, and the

@@ -13,4 +13,5 @@ mod probes;
 mod raw;
 mod reported;
 mod root;
+mod standing;
 mod verdicts;

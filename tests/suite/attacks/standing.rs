@@ -1,0 +1,100 @@
+//! What is guarded is the sandbox's own, all of it, and for as long as it is there: not an interface that took over an
+//! index, and no end less because the sandbox's records say less of it than the kernel.
+
+use serde_json::Value;
+
+use crate::lab::topology::{POD_MAC, text};
+use crate::lab::traffic::battery::{Attack, Battery};
+use crate::lab::traffic::observe::{Witnesses, tag};
+use crate::lab::traffic::packet::{self, BROADCAST};
+use crate::lab::traffic::sockets::PacketSocket;
+use crate::lab::{Mac, Netns, Sandbox, Topology};
+
+const OTHER_MAC: Mac = [2, 0, 0, 0, 0, 0x44];
+
+/// Frames out of an interface, counted where they arrive.
+fn frames<'a>(topology: &'a Topology, inside: &'a Netns, interface: &str, mac: Mac) -> Battery<'a> {
+    let socket = PacketSocket::open(inside, interface);
+    let send = move |number| drop(socket.send(&packet::ethernet(BROADCAST, mac, 0x88b5, &tag(number))));
+    Battery::new(vec![Attack::new("frame", inside, send)], Witnesses::outside(topology))
+}
+
+fn index_of(netns: &Netns, interface: &str) -> u32 {
+    let links: Value = serde_json::from_str(&netns.sh(&format!("ip -j link show {interface}"))).unwrap();
+    u32::try_from(links[0]["ifindex"].as_u64().unwrap()).unwrap()
+}
+
+/// A pod more on the bridge, made as the reference plugins do it: the pair in the pod's namespace, and then one end is
+/// moved to the node. It keeps its index there, if no other has it by then.
+fn pod_with_index(topology: &Topology, pod: &Netns, host_end: &str, index: u32) {
+    pod.ip(&format!(
+        "link add name {host_end} index {index} type veth peer name eth0 address {}\n\
+         link set eth0 up\n\
+         link set {host_end} netns {}",
+        text(OTHER_MAC),
+        topology.node.name()
+    ));
+    topology.node.ip(&format!("link set {host_end} master br0 up"));
+    assert_eq!(index_of(&topology.node, host_end), index, "the lab: the index is kept");
+}
+
+/// Root in an isolated pod deletes its interface; the next pod's end has its index. It is not cut off for that.
+#[test]
+fn an_index_that_another_pod_has_by_now_is_not_guarded() {
+    for isolated_before in [false, true] {
+        let (topology, other) = (Topology::bridge(), Netns::new("other"));
+        let sandbox = Sandbox::add(&topology);
+        if isolated_before {
+            sandbox.isolate("");
+        }
+        let index = index_of(&topology.node, "veth-pod");
+        topology.pod.ip("link del eth0");
+        pod_with_index(&topology, &other, "veth-other", index);
+        let mut of_other = frames(&topology, &other, "eth0", OTHER_MAC);
+        of_other.assert_all_arrive();
+        if isolated_before {
+            sandbox.sync();
+        } else {
+            sandbox.isolate("");
+        }
+        assert!(!of_other.leaks().is_empty(), "the other pod is cut off");
+        let status = sandbox.status();
+        assert_eq!(
+            (status["verdict"].as_str(), status["reasonCodes"][0]["code"].as_str()),
+            (Some("partial"), Some("index-taken")),
+            "{status:#}"
+        );
+    }
+}
+
+/// What the node renames, or gives another address, is the same end; both at once is, as long as its pair can be seen.
+#[test]
+fn a_changed_end_is_guarded_as_long_as_it_can_be_told() {
+    const NAME: &str = "link set veth-pod down\nlink set veth-pod name other\nlink set other up";
+    const ADDRESS: &str = "link set veth-pod address 02:00:00:00:77:77";
+    for (change, moved) in [(NAME.to_owned(), true), (ADDRESS.to_owned(), true), (format!("{ADDRESS}\n{NAME}"), false)]
+    {
+        let (topology, below) = (Topology::bridge(), Netns::new("below"));
+        let sandbox = Sandbox::add(&topology);
+        topology.node.ip(&change);
+        let inside = if moved {
+            move_below(&topology, &below, "eth0");
+            &below
+        } else {
+            &topology.pod
+        };
+        let mut out = frames(&topology, inside, "eth0", POD_MAC);
+        out.assert_all_arrive();
+        sandbox.isolate("");
+        topology.pod.sh("nft flush ruleset");
+        out.assert_none_arrives();
+        let status = sandbox.status();
+        assert_eq!(status["layers"]["host"], true, "{change}: {status:#}");
+        assert_eq!(status["verdict"], "contained", "{change}: {status:#}");
+    }
+}
+
+fn move_below(topology: &Topology, below: &Netns, name: &str) {
+    topology.pod.ip(&format!("link set {name} netns {}", below.name()));
+    below.ip(&format!("link set {name} up"));
+}
