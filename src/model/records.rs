@@ -3,7 +3,7 @@
 //! Pure. Where records are kept is the business of `node::state`.
 
 use crate::model::mark::{Desired, MarkContent};
-use crate::model::names::{AttachmentId, ContainerId, NetnsPath, Pod};
+use crate::model::names::{AttachmentId, ContainerId, IfName, NetnsPath, Pod};
 use crate::model::policy::Policy;
 use crate::model::record::{HostGuard, PinnedInterface, Record};
 
@@ -52,6 +52,12 @@ impl SandboxRecords {
     #[must_use]
     pub fn of(&self, attachment: &AttachmentId) -> Option<&Record> {
         self.iter().find(|record| record.id == *attachment)
+    }
+
+    /// Whether one of its attachments is by this interface.
+    #[must_use]
+    pub fn is_attachment(&self, interface: &IfName) -> bool {
+        self.iter().any(|record| record.id.ifname == *interface)
     }
 
     /// The record of an attachment, and those of the others.

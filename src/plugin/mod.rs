@@ -164,13 +164,20 @@ fn add(config: &Config, network: &Network, target: &Target) -> Result<Value, Fai
     let _lock = state.lock(container_id, LOCK_PATIENCE).map_err(|error| lock_failure(&error))?;
 
     let cookie = pod.links.netns_cookie();
-    // Those of a netns that is gone speak of other interfaces; this attachment's own is written anew.
-    let (_, earlier) =
+    // Those of a netns that is gone speak of other interfaces.
+    let (repeated, earlier) =
         state.records_of(container_id).0.map_or((None, None), |records| records.split(&target.attachment));
     let earlier = earlier.and_then(|records| records.of_netns(cookie));
-    let interfaces =
-        pin_interfaces(&mut host, &mut pod, &netns, |name| previous.addresses_of(name).collect(), earlier.as_ref())
-            .map_err(|error| failure(Code::Kernel, &error))?;
+    let repeated = repeated.filter(|record| record.netns_cookie == cookie);
+    let interfaces = pin_interfaces(
+        &mut host,
+        &mut pod,
+        &netns,
+        |name| previous.addresses_of(name).collect(),
+        earlier.as_ref(),
+        repeated.as_ref().map_or(&[], |record| &record.interfaces),
+    )
+    .map_err(|error| failure(Code::Kernel, &error))?;
     let record = Record {
         id: target.attachment.clone(),
         network: network.name.clone(),
@@ -181,7 +188,7 @@ fn add(config: &Config, network: &Network, target: &Target) -> Result<Value, Fai
         host_guard: config.host_guard,
         interfaces,
     };
-    let is_first = earlier.is_none();
+    let is_first = earlier.is_none() && repeated.is_none();
     // The record first, then the marks: an operator's mark is seen here, or the record is seen by whoever handles the
     // mark.
     state.write_record(&record).map_err(|error| failure(Code::State, &error))?;
@@ -190,7 +197,11 @@ fn add(config: &Config, network: &Network, target: &Target) -> Result<Value, Fai
     match enforce::install(&state, &mut sandbox) {
         Ok(()) => Ok(previous.into_result(network.version)),
         Err(error) => {
-            let _ = state.remove_record(&target.attachment);
+            // What this call did, and no more: an earlier ADD of the same attachment still stands.
+            let _ = match &repeated {
+                Some(before) => state.write_record(before),
+                None => state.remove_record(&target.attachment),
+            };
             if is_first {
                 let _ = sandbox.clear();
             }

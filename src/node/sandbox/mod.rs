@@ -346,8 +346,13 @@ impl<'a> Sandbox<'a> {
         if self.host_guard() != HostGuard::Require {
             return Ok(());
         }
-        let unguarded = wanted.survey.unguarded().filter(|interface| !interface.leads_elsewhere());
-        match unguarded.map(|interface| &interface.link.name).chain(&wanted.survey.missing).next() {
+        // Of those that a runtime attached, and as ADD found them: what root in the pod has made or renamed since must not
+        // keep it from being isolated. Of that the verdict speaks.
+        let survey = &wanted.survey;
+        let leads_outside = |name: &IfName| survey.unguarded().any(|interface| interface.link.name == *name);
+        let pinned = self.records.pinned_interfaces().into_iter().filter(|pinned| pinned.host_end.is_none());
+        let mut attached = pinned.map(|pinned| &pinned.interface.name).filter(|&name| self.records.is_attachment(name));
+        match attached.find(|&name| survey.missing.contains(name) || leads_outside(name)) {
             None => Ok(()),
             Some(interface) => Err(SandboxError::NoHostPeer { interface: interface.to_string() }),
         }

@@ -155,7 +155,9 @@ pub(super) fn survey(
 }
 
 /// Pins the identity of the interfaces that are in a sandbox when its ADD runs, without those that the records of
-/// `earlier` attachments have pinned already. `said_addresses` are those that prevResult gives an interface.
+/// `earlier` attachments have pinned already. `said_addresses` are those that prevResult gives an interface. `repeated` are
+/// those that an ADD of the same attachment has pinned in this netns: where root in the pod has moved one of these since,
+/// or put another in its place, its end on the host still holds.
 ///
 /// # Errors
 /// [`SandboxError`].
@@ -165,6 +167,7 @@ pub fn pin_interfaces(
     netns: &Netns,
     said_addresses: impl Fn(&IfName) -> Vec<IpAddr>,
     earlier: Option<&SandboxRecords>,
+    repeated: &[PinnedInterface],
 ) -> Result<Vec<PinnedInterface>, SandboxError> {
     let earlier: BTreeSet<&IfName> =
         earlier.into_iter().flat_map(SandboxRecords::pinned_interfaces).map(|pinned| &pinned.interface.name).collect();
@@ -190,6 +193,15 @@ pub fn pin_interfaces(
         let interface = SandboxInterface { name: link.name, mac: link.mac, addresses, routes };
         let node = node_seen_from(&mut host.links, &interface, &Policy::default(), &mut BTreeSet::new())?;
         pinned.push(PinnedInterface { interface, node, host_end });
+    }
+    for before in repeated {
+        let Some(end) = &before.host_end else { continue };
+        let is_pinned = pinned.iter().any(|now| now.host_end.as_ref().is_some_and(|now| now.index == end.index));
+        let link = host.links.by_index(end.index)?.filter(Link::is_pair);
+        if !is_pinned && link.is_some_and(|link| end.resembles(&link.name, link.mac)) {
+            pinned.retain(|now| now.interface.name != before.interface.name);
+            pinned.push(before.clone());
+        }
     }
     Ok(pinned)
 }

@@ -1,7 +1,7 @@
 //! What is guarded is the sandbox's own, all of it, and for as long as it is there: not an interface that took over an
 //! index, and no end less because the sandbox's records say less of it than the kernel.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::lab::topology::{POD_MAC, text};
 use crate::lab::traffic::battery::{Attack, Battery};
@@ -97,4 +97,82 @@ fn a_changed_end_is_guarded_as_long_as_it_can_be_told() {
 fn move_below(topology: &Topology, below: &Netns, name: &str) {
     topology.pod.ip(&format!("link set {name} netns {}", below.name()));
     below.ip(&format!("link set {name} up"));
+}
+
+/// A runtime that calls ADD again (it restarted, say) finds no interface, for root in the pod has moved it: what the
+/// first ADD found still holds.
+#[test]
+fn an_add_that_is_repeated_forgets_no_end() {
+    let (topology, below) = (Topology::bridge(), Netns::new("below"));
+    let sandbox = Sandbox::add(&topology);
+    move_below(&topology, &below, "eth0");
+    let mut out = frames(&topology, &below, "eth0", POD_MAC);
+    out.assert_all_arrive();
+    sandbox.invoke("ADD").ok();
+    sandbox.isolate("");
+    out.assert_none_arrives();
+    assert_eq!(sandbox.verdict(), "contained", "{:#}", sandbox.status());
+}
+
+/// An ADD that fails undoes what it did, and no more: an isolated sandbox stays isolated.
+#[test]
+fn an_add_that_is_repeated_and_fails_releases_nobody() {
+    let topology = Topology::macvlan();
+    let sandbox = Sandbox::add(&topology);
+    let mut out = frames(&topology, &topology.pod, "eth0", POD_MAC);
+    out.assert_all_arrive();
+    sandbox.isolate("");
+    out.assert_none_arrives();
+    let mut config = sandbox.config().clone();
+    config["hostGuard"] = json!("require");
+    let again = sandbox.invoke_with("ADD", &config);
+    assert!(again.stdout.contains("103"), "{again:#?}");
+    out.assert_none_arrives();
+    sandbox.sync();
+    out.assert_none_arrives();
+    assert_eq!(sandbox.status()["verdict"], "partial", "{:#}", sandbox.status());
+}
+
+/// Root in the pod makes an interface on one of a namespace below, which has no end on the node and looks like a way out.
+/// With a host guard required, nothing was isolated for that.
+#[test]
+fn no_interface_of_the_pods_own_making_prevents_an_isolation() {
+    let (topology, below) = (Topology::bridge(), Netns::new("below"));
+    let sandbox = Sandbox::add_with(&topology, &json!({ "hostGuard": "require" }));
+    below.ip(&format!(
+        "link add b0 type veth peer name b1\nlink set b0 up\nlink set b1 up\n\
+         link add decoy0 link b0 netns {} type macvlan mode bridge",
+        topology.pod.name()
+    ));
+    topology.pod.ip("link set decoy0 up");
+    let mut out = frames(&topology, &topology.pod, "eth0", POD_MAC);
+    out.assert_all_arrive();
+    sandbox.write_mark("");
+    let _ = sandbox.quarantine(&["sync"]);
+    out.assert_none_arrives();
+    let status = sandbox.status();
+    assert_ne!(status["verdict"], "open", "{status:#}");
+}
+
+/// The same with what root in the pod puts in the place of the interface, which is below by then; and ADD again.
+#[test]
+fn a_decoy_under_the_interfaces_name_hides_no_end() {
+    for guard in ["auto", "require"] {
+        let (topology, below) = (Topology::bridge(), Netns::new("below"));
+        let sandbox = Sandbox::add_with(&topology, &json!({ "hostGuard": guard }));
+        move_below(&topology, &below, "eth0");
+        let mut out = frames(&topology, &below, "eth0", POD_MAC);
+        out.assert_all_arrive();
+        below.ip(&format!(
+            "link add b0 type veth peer name b1\nlink set b0 up\nlink set b1 up\n\
+             link add eth7 link b0 netns {} type macvlan mode bridge",
+            topology.pod.name()
+        ));
+        topology.pod.ip("link set eth7 name eth0\nlink set eth0 up");
+        sandbox.invoke("ADD").ok();
+        sandbox.write_mark("");
+        let _ = sandbox.quarantine(&["sync"]);
+        out.assert_none_arrives();
+        assert_ne!(sandbox.verdict(), "open", "{:#}", sandbox.status());
+    }
 }
