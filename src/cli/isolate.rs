@@ -148,13 +148,26 @@ fn isolate_chosen(
     let marked = chosen.sandboxes.iter().filter(|sandbox| keys.contains(&sandbox.mark_key()));
     let shadowing: BTreeSet<Key> =
         marked.flat_map(|sandbox| node.shadowing(sandbox)).filter(|key| !keys.contains(key)).collect();
+    // The marks are there: from here on nothing that fails keeps them from being applied.
     for key in &shadowing {
-        if state.remove_mark(key)? {
-            log_mark("replaced", key, mark);
+        match state.remove_mark(key) {
+            Ok(true) => log_mark("replaced", key, mark),
+            Ok(false) => {}
+            Err(error) => {
+                say_error(&chain(&error));
+                exit = Exit::NotPermitted;
+            }
         }
     }
-    let node = node.read_again()?;
-    let answering: Vec<_> = node.answering(&keys);
+    let again = node.read_again();
+    let answering: Vec<_> = match &again {
+        Ok(node) => node.answering(&keys),
+        Err(error) => {
+            say_error(&chain(error));
+            exit = Exit::NotPermitted;
+            chosen.sandboxes.clone()
+        }
+    };
     let scan = NodeScan::default();
     let results = on_each(&answering, |host, sandbox| bring(state, host, &sandbox.container_id, &scan))?;
     let mut text = chosen.said_as_several_pods();
@@ -174,7 +187,8 @@ fn isolate_chosen(
                 if !may_wait && exit == Exit::Done {
                     exit = Exit::Waiting;
                 }
-                let unreadable: Vec<&str> = node.unreadable().map(ContainerId::as_str).collect();
+                let unreadable: Vec<&str> =
+                    again.as_ref().unwrap_or(node).unreadable().map(ContainerId::as_str).collect();
                 if !unreadable.is_empty() {
                     let _ = writeln!(
                         text,

@@ -22,7 +22,12 @@ pub(super) fn sync(state_dir: &Path) -> Result<Exit, Failure> {
     let scan = NodeScan::default();
     let results = on_each(&sandboxes, |host, container_id| bring(&state, host, container_id, &scan))?;
     let mut exit = Exit::Done;
-    remove_guards_of_nothing(&mut Side::own()?, |container_id| sandboxes.contains(container_id))?;
+    let cleaned = Side::own()
+        .and_then(|mut host| remove_guards_of_nothing(&mut host, |container_id| sandboxes.contains(container_id)));
+    if let Err(error) = cleaned {
+        say_error(&chain(&error));
+        exit = Exit::NotDone;
+    }
     for (container_id, result) in sandboxes.iter().zip(results) {
         match result {
             Ok(_) => {}

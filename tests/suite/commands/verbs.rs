@@ -281,3 +281,16 @@ fn completions_and_manual_pages_come_from_the_same_definition() {
     let main = Command::new(BINARY).arg("man").output().unwrap();
     says(&String::from_utf8_lossy(&main.stdout), &[".TH", "isolate", "Exit codes"]);
 }
+
+/// A mark by container ID that cannot be removed (a directory with something in it) comes before the new one and seals:
+/// that is an error, and the pod is isolated all the same.
+#[test]
+fn a_mark_that_cannot_be_replaced_does_not_delay_the_isolation() {
+    let topology = Topology::bridge();
+    let lab = Lab::new(&topology);
+    lab.add("abc123", &pod("web", "0f9d6b52-6f0a-4a43-9d1c-0123456789ab"));
+    std::fs::create_dir_all(lab.mark("abc123").join("something")).unwrap();
+    let run = exits(lab.run(&["isolate", "abc123"]), 3);
+    says(&run.stdout, &["abc123", "contained", "sealed"]);
+    assert_eq!(lab.status("abc123")["verdict"], "contained");
+}
