@@ -15,7 +15,7 @@ use crate::model::policy::Policy;
 use crate::model::verdict::{Reason, Verdict};
 use crate::node::sandbox::{NodeScan, Report, Sandbox, SandboxError, Scan, Side, standing_guards};
 use crate::node::state::StateDir;
-use crate::rules::containment::{ATTEMPTS, NEIGHBOUR_ATTEMPTS, PORTLESS_ATTEMPTS, TABLE};
+use crate::rules::containment::{ATTEMPTS, NEIGHBOUR_ATTEMPTS, PORTLESS_ATTEMPTS, TABLE, guarded_by};
 use crate::rules::ruleset::{Chain, Hook, Table};
 use crate::status::{
     Attempt, AttemptProtocol, Damaged, Direction, Drops, Finding, Layer, Listed, Marking, Reading, SandboxStatus,
@@ -269,7 +269,7 @@ fn counted(sandbox: &mut Sandbox<'_>, report: &Report, policy: &Policy) -> (Vec<
 fn place(table: &Table, chain: &Chain) -> Drops {
     let layer = if table.name == TABLE { Layer::Pod } else { Layer::Host };
     // The chains of the guard are hooked at the host's end, and named after the pod's.
-    let guarded = chain.name.split_once('-').map(|(_, interface)| interface.to_owned());
+    let guarded = guarded_by(&chain.name).map(|(interface, _)| interface.to_owned());
     let (direction, interface) = match (&chain.hook, layer) {
         (Hook::Ingress(device), Layer::Pod) => (Direction::In, Some(IfName::to_string(device))),
         (Hook::Egress(device), Layer::Pod) => (Direction::Out, Some(IfName::to_string(device))),

@@ -12,6 +12,7 @@ use crate::model::record::{HostGuard, PinnedInterface, Record};
 pub struct SandboxRecords {
     first: Record,
     others: Vec<Record>,
+    leaving: Vec<PinnedInterface>,
 }
 
 impl SandboxRecords {
@@ -22,7 +23,7 @@ impl SandboxRecords {
         let is_one = records.windows(2).all(|pair| pair[0].container_id() == pair[1].container_id());
         let mut records = records.into_iter();
         let first = records.next().filter(|_| is_one)?;
-        Some(Self { first, others: records.collect() })
+        Some(Self { first, others: records.collect(), leaving: Vec::new() })
     }
 
     /// A record, and those of the sandbox's other attachments.
@@ -30,7 +31,7 @@ impl SandboxRecords {
     pub fn with(record: Record, others: Option<Self>) -> Self {
         let mut records = others.map_or_else(Vec::new, |others| others.into_iter().collect());
         records.push(record.clone());
-        Self::new(records).unwrap_or(Self { first: record, others: Vec::new() })
+        Self::new(records).unwrap_or(Self { first: record, others: Vec::new(), leaving: Vec::new() })
     }
 
     /// Those of the attachments to the netns of this cookie.
@@ -120,6 +121,19 @@ impl SandboxRecords {
             }
         }
         pinned
+    }
+
+    /// With the interfaces of an attachment that is being deleted: its record goes, and its interface is there until the
+    /// main plugin's turn comes.
+    #[must_use]
+    pub fn with_leaving(self, leaving: Vec<PinnedInterface>) -> Self {
+        Self { leaving, ..self }
+    }
+
+    /// The interfaces of an attachment that is being deleted.
+    #[must_use]
+    pub fn leaving(&self) -> &[PinnedInterface] {
+        &self.leaving
     }
 
     /// What these marks want of it.

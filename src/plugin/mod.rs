@@ -306,6 +306,7 @@ fn must_stay(state: &StateDir, records: &SandboxRecords) -> Result<bool, Box<dyn
 fn detach(state: &StateDir, attachment: &AttachmentId, said: &Pod) -> Result<(), Box<dyn Error>> {
     let container_id = &attachment.container_id;
     let (own, others) = state.records_of(container_id).0.map_or((None, None), |records| records.split(attachment));
+    let leaving = own.as_ref().map(|record| record.interfaces.clone()).unwrap_or_default();
     let own = own.map(|record| SandboxRecords::with(record, None));
     let pod = own.as_ref().map_or(said, SandboxRecords::pod);
     let isolated = !state.marks_of(container_id, pod)?.is_empty();
@@ -338,7 +339,7 @@ fn detach(state: &StateDir, attachment: &AttachmentId, said: &Pod) -> Result<(),
         return Ok(());
     };
     state.remove_record(attachment)?;
-    match enforce::apply(state, &mut host, &others, Scan::Sandbox) {
+    match enforce::apply(state, &mut host, &others.with_leaving(leaving), Scan::Sandbox) {
         Err(EnforceError::Sandbox(error)) if error.is_gone() => Ok(()),
         result => result.map(drop).map_err(Into::into),
     }

@@ -1,7 +1,7 @@
 //! What is loaded, read back and compared with what is wanted. Nothing is assumed of what was sent before: whoever has
 //! CAP_NET_ADMIN in the netns can change any of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use nix::errno::Errno;
@@ -27,6 +27,8 @@ pub struct LoadedTable {
     sets: Vec<LoadedSet>,
     /// Of the chains that are wanted, those that are there.
     chains: BTreeMap<String, LoadedChain>,
+    /// The names of the others that have rules.
+    others: BTreeSet<String>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -169,11 +171,17 @@ impl Nft {
         let rules = self.socket.dump("read rules", kernel::SUBSYSTEM | kernel::MSG_GETRULE, &body, |payload| {
             read_rule(behind_header(payload), wanted)
         });
-        for (chain, expressions, counted) in absent_as_none(rules)?.unwrap_or_default() {
-            // One that came only now is missing, as it was when it was asked for.
-            if let Some(chain) = chains.get_mut(&chain.name) {
-                chain.rules.push(expressions);
-                chain.dropped = counted;
+        let mut others = BTreeSet::new();
+        for rule in absent_as_none(rules)?.unwrap_or_default() {
+            match rule {
+                // One that came only now is missing, as it was when it was asked for.
+                LoadedRule::Wanted(chain, expressions, counted) => {
+                    if let Some(chain) = chains.get_mut(&chain.name) {
+                        chain.rules.push(expressions);
+                        chain.dropped = counted;
+                    }
+                }
+                LoadedRule::OfAnother(chain) => drop(others.insert(chain)),
             }
         }
         Ok(Some(LoadedTable {
@@ -182,7 +190,20 @@ impl Nft {
             objects,
             sets: absent_as_none(sets)?.unwrap_or_default(),
             chains,
+            others,
         }))
+    }
+
+    /// The interfaces that a netdev chain is hooked at; none where it is not there.
+    ///
+    /// # Errors
+    /// See [`NetlinkError`].
+    pub fn devices_of(&mut self, table: &str, chain: &str) -> Result<Vec<Vec<u8>>, NetlinkError> {
+        let names = [(kernel::CHAIN_TABLE, table.as_bytes()), (kernel::CHAIN_NAME, chain.as_bytes())];
+        let body = named(Family::Netdev, &names);
+        let answer = self.socket.ask("read a chain", kernel::SUBSYSTEM | kernel::MSG_GETCHAIN, &body);
+        let chain = absent_as_none(answer)?.flatten();
+        Ok(chain.map(|payload| read_chain(behind_header(&payload)).devices).unwrap_or_default())
     }
 
     /// In what the table differs from `wanted`, read back; with what was read, where it could be.
@@ -292,6 +313,11 @@ impl LoadedTable {
     #[must_use]
     pub fn has_chain_named(&self, name: &str) -> bool {
         self.chains.contains_key(name)
+    }
+
+    /// The names of the chains with rules in it that were not asked for.
+    pub fn other_chains(&self) -> impl Iterator<Item = &str> {
+        self.others.iter().map(String::as_str)
     }
 
     /// How many more sets and chains are in it than `wanted` has, less those that are missing.
@@ -409,13 +435,22 @@ fn read_chain(chain: &[u8]) -> BaseChain {
     }
 }
 
-/// Chain, expressions and last count of a rule in one of the chains of `table`.
-fn read_rule<'a>(rule: &[u8], table: &'a Table) -> Option<(&'a Chain, Vec<Expression>, Count)> {
+/// A rule of a table.
+enum LoadedRule<'a> {
+    /// In a chain that is wanted: its expressions, and what its last counter has seen.
+    Wanted(&'a Chain, Vec<Expression>, Count),
+    /// In another one, of this name.
+    OfAnother(String),
+}
+
+fn read_rule<'a>(rule: &[u8], table: &'a Table) -> Option<LoadedRule<'a>> {
     if attribute(rule, kernel::RULE_TABLE).map(text) != Some(table.name.as_bytes()) {
         return None;
     }
     let name = text(attribute(rule, kernel::RULE_CHAIN)?);
-    let chain = table.chains.iter().find(|chain| chain.name.as_bytes() == name)?;
+    let Some(chain) = table.chains.iter().find(|chain| chain.name.as_bytes() == name) else {
+        return Some(LoadedRule::OfAnother(String::from_utf8_lossy(name).into_owned()));
+    };
     let list = attribute(rule, kernel::RULE_EXPRESSIONS).unwrap_or_default();
     let mut counted = Count::default();
     let mut expressions = Vec::with_capacity(EXPRESSIONS_EXPECTED);
@@ -424,7 +459,7 @@ fn read_rule<'a>(rule: &[u8], table: &'a Table) -> Option<(&'a Chain, Vec<Expres
         counted = count.unwrap_or(counted);
         expressions.push(expression);
     }
-    Some((chain, expressions, counted))
+    Some(LoadedRule::Wanted(chain, expressions, counted))
 }
 
 fn read_element(element: &[u8], key: &[KeyType]) -> Option<Element> {

@@ -6,10 +6,14 @@
 use std::collections::BTreeSet;
 
 use crate::kernel::netlink::NetlinkError;
-use crate::model::names::ContainerId;
-use crate::rules::containment::{TABLE, guard_table};
+use crate::kernel::nft::LoadedTable;
+use crate::kernel::rtnetlink::Link;
+use crate::model::names::{ContainerId, IfName};
+use crate::model::records::SandboxRecords;
+use crate::rules::containment::{GuardedInterface, TABLE, guard_table, guarded_by};
 use crate::rules::ruleset::Family;
 
+use super::survey::{End, Survey};
 use super::{Side, remove_guard};
 
 /// The sandboxes for which a guard stands, by the names of the tables.
@@ -20,6 +24,38 @@ pub fn standing_guards(host: &mut Side) -> Result<Vec<ContainerId>, NetlinkError
     let prefix = format!("{TABLE}-");
     let tables = host.nft.tables(Family::Netdev)?;
     Ok(tables.iter().filter_map(|name| ContainerId::new(name.strip_prefix(&prefix)?).ok()).collect())
+}
+
+/// Ends that the guard of a sandbox stands on and that its survey did not find, as long as they are there: those of
+/// interfaces that no ADD found, or whose attachment is being deleted, and that root in the pod has moved away since. Only
+/// what the chain is hooked at *and* has the index that it was made for is the same interface.
+pub(super) fn standing_ends(
+    host: &mut Side,
+    records: &SandboxRecords,
+    loaded: &LoadedTable,
+    survey: &Survey,
+) -> Result<Vec<End>, NetlinkError> {
+    let table = guard_table(records.container_id());
+    let mut ends: Vec<End> = Vec::new();
+    for chain in loaded.other_chains() {
+        let Some((interface, index)) = guarded_by(chain) else { continue };
+        let recorded = || {
+            let pinned = records.pinned_interfaces().into_iter().chain(records.leaving());
+            let mut of_name = pinned.filter(|pinned| pinned.interface.name.to_string() == interface);
+            of_name.find_map(|pinned| Some(pinned.host_end.as_ref()?.index))
+        };
+        let Some(index) = index.or_else(recorded) else { continue };
+        if survey.ends.iter().chain(&ends).any(|end| end.link.index == index) {
+            continue;
+        }
+        let Some(link) = host.links.by_index(index)?.filter(Link::is_pair) else { continue };
+        if host.nft.devices_of(&table, chain)?.iter().any(|device| device == link.name.as_bytes()) {
+            // A name that is not plain is not said whole by the chain's.
+            let name = IfName::new(interface).unwrap_or_else(|_| link.name.clone());
+            ends.push(End { link, guarded: GuardedInterface { name, known: None } });
+        }
+    }
+    Ok(ends)
 }
 
 /// Removes the guards that no record speaks of and that have no interface left to guard: a pod that ended without a DEL

@@ -24,14 +24,18 @@ use crate::kernel::rtnetlink::Link;
 use crate::model::audit::Line;
 use crate::model::mark::Desired;
 use crate::model::names::{ContainerId, IfName};
+use crate::model::policy::Policy;
 use crate::model::record::HostGuard;
 use crate::model::records::SandboxRecords;
 use crate::model::verdict::{Exposure, Guard, NoGuard, PodSide, Verdict, judge};
-use crate::rules::containment::{EgressHook, GuardedInterface, TABLE, frame, guard, guard_table, pod_tables};
+use crate::rules::containment::{
+    EgressHook, GuardedEnd, GuardedInterface, TABLE, frame, guard, guard_table, pod_tables,
+};
 use crate::rules::ruleset::{Family, Table};
 
+use guards::standing_ends;
 use survey::{End, Survey, jumps_past_guard, jumps_past_pod_side, survey};
-use transition::{Transition, bring};
+use transition::{Compared, Transition, bring, bring_compared};
 
 const POD_FAMILIES: [Family; 2] = [Family::Netdev, Family::Inet];
 
@@ -88,6 +92,8 @@ struct Wanted {
     survey: Survey,
     pod: Vec<Table>,
     guard: Option<Table>,
+    /// How the guard was found, where it was read already and nothing was changed since.
+    compared: Option<Compared>,
     egress: EgressHook,
 }
 
@@ -160,12 +166,16 @@ impl<'a> Sandbox<'a> {
     }
 
     fn apply_with(&mut self, desired: &Desired, egress: EgressHook) -> Result<(Wanted, Done), SandboxError> {
-        let wanted = self.wanted(desired, egress)?;
+        let mut wanted = self.wanted(desired, egress)?;
         let mut done = Done { was_isolated: self.is_isolated_in_part()?, ..Done::default() };
         if desired.is_isolated() {
             self.require_peers(&wanted)?;
             if let Some(guard) = &wanted.guard {
-                done.guard = bring(&mut self.host.nft, std::slice::from_ref(guard))?;
+                let tables = std::slice::from_ref(guard);
+                done.guard = match wanted.compared.take() {
+                    Some(compared) => bring_compared(&mut self.host.nft, tables, vec![compared])?,
+                    None => bring(&mut self.host.nft, tables)?,
+                };
             }
             match bring(&mut self.pod.nft, &wanted.pod) {
                 Ok(transition) => done.pod = transition,
@@ -301,22 +311,59 @@ impl<'a> Sandbox<'a> {
         let survey = survey(self.host, &mut self.pod, &self.netns, self.records, policy)?;
         let guarded: Vec<_> = survey.interfaces.iter().map(|interface| interface.guarded.clone()).collect();
         let pod = pod_tables(policy, &guarded, egress, false);
-        let ends: Vec<_> = survey.ends.iter().map(|end| (end.link.name.clone(), end.guarded.clone())).collect();
-        let wants_guard = self.host_guard() != HostGuard::Off && !ends.is_empty();
-        let guard = wants_guard.then(|| guard(self.records.container_id(), policy, &ends, egress));
-        Ok(Wanted { survey, pod, guard, egress })
+        let mut wanted = Wanted { survey, pod, guard: None, compared: None, egress };
+        if self.host_guard() != HostGuard::Off {
+            wanted.guard = self.guard_of(&wanted.survey, policy, egress);
+            self.keep_standing(&mut wanted, policy)?;
+        }
+        Ok(wanted)
+    }
+
+    fn guard_of(&self, survey: &Survey, policy: &Policy, egress: EgressHook) -> Option<Table> {
+        let end = |End { link, guarded }: &End| GuardedEnd {
+            device: link.name.clone(),
+            index: link.index,
+            interface: guarded.clone(),
+        };
+        let ends: Vec<_> = survey.ends.iter().map(end).collect();
+        (!ends.is_empty()).then(|| guard(self.records.container_id(), policy, &ends, egress))
+    }
+
+    /// Applying takes the guard from no end that still exists, whatever the survey found.
+    fn keep_standing(&mut self, wanted: &mut Wanted, policy: &Policy) -> Result<(), SandboxError> {
+        let of_nothing;
+        let table = match &wanted.guard {
+            Some(guard) => guard,
+            None => {
+                of_nothing = guard(self.records.container_id(), policy, &[], wanted.egress);
+                &of_nothing
+            }
+        };
+        let compared = self.host.nft.compare(table)?;
+        let standing = match &compared.1 {
+            Some(loaded) => standing_ends(self.host, self.records, loaded, &wanted.survey)?,
+            None => Vec::new(),
+        };
+        if standing.is_empty() {
+            wanted.compared = Some(compared);
+            return Ok(());
+        }
+        wanted.survey.lost.retain(|(name, _)| !standing.iter().any(|end| end.guarded.name == *name));
+        wanted.survey.ends.extend(standing);
+        wanted.guard = self.guard_of(&wanted.survey, policy, wanted.egress);
+        Ok(())
     }
 
     /// What ADD left: nothing is looked up, so that what differs was changed by somebody.
     fn wanted_released(&mut self, egress: EgressHook) -> Result<Wanted, SandboxError> {
         let interfaces: Vec<IfName> = self.present_interfaces()?.into_iter().map(|interface| interface.name).collect();
-        Ok(Wanted { survey: Survey::default(), pod: frame(&interfaces, egress), guard: None, egress })
+        Ok(Wanted { survey: Survey::default(), pod: frame(&interfaces, egress), guard: None, compared: None, egress })
     }
 
     /// What ADD of version 0.1 left: the rules of the policy, asleep too.
     fn wanted_released_with_policy(&mut self, egress: EgressHook) -> Result<Wanted, SandboxError> {
         let pod = pod_tables(self.records.policy(), &self.present_interfaces()?, egress, true);
-        Ok(Wanted { survey: Survey::default(), pod, guard: None, egress })
+        Ok(Wanted { survey: Survey::default(), pod, guard: None, compared: None, egress })
     }
 
     /// The interfaces that ADD found and that are still there.
@@ -365,9 +412,10 @@ impl<'a> Sandbox<'a> {
             differences.extend(found.into_iter().map(|difference| format!("pod {} {difference}", table.family)));
         }
         let pod_side = differences.is_empty();
-        let guard_differences = match &wanted.guard {
-            Some(guard) => differences_of(self.host, guard)?,
-            None => Vec::new(),
+        let guard_differences = match (&wanted.guard, &wanted.compared) {
+            (Some(_), Some((differences, _))) => differences.iter().map(ToString::to_string).collect(),
+            (Some(guard), None) => differences_of(self.host, guard)?,
+            (None, _) => Vec::new(),
         };
         let (mut verdict, mut reasons, mut host_guard) = (Verdict::Open, Vec::new(), false);
         if desired.is_isolated() {

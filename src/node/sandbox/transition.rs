@@ -20,15 +20,27 @@ pub(super) struct Transition {
     pub(super) changed: bool,
 }
 
+/// In what a table differs from what is wanted, and what is loaded, where it could be read.
+pub(super) type Compared = (Vec<Difference>, Option<LoadedTable>);
+
 /// Brings the tables of one side to what is wanted. All of `wanted` have one name, and sleep or wake together.
 pub(super) fn bring(nft: &mut Nft, wanted: &[Table]) -> Result<Transition, NetlinkError> {
+    let compared = wanted.iter().map(|table| nft.compare(table)).collect::<Result<_, _>>()?;
+    bring_compared(nft, wanted, compared)
+}
+
+/// The same where the tables have been read and compared already.
+pub(super) fn bring_compared(
+    nft: &mut Nft,
+    wanted: &[Table],
+    compared: Vec<Compared>,
+) -> Result<Transition, NetlinkError> {
     let mut transition = Transition::default();
     let mut to_sleep = Batch::default();
     let mut cut = Batch::default();
     let mut rewrite = Batch::default();
     let mut wake = Batch::default();
-    for table in wanted {
-        let (mut differences, loaded) = nft.compare(table)?;
+    for (table, (mut differences, loaded)) in wanted.iter().zip(compared) {
         let was_dormant = match &loaded {
             Some(loaded) => Some(loaded.dormant),
             None if differences.contains(&Difference::NoTable) => None,

@@ -18,7 +18,6 @@ mod interface;
 mod tests;
 mod words;
 
-use std::collections::BTreeSet;
 use std::net::Ipv6Addr;
 
 pub use hops::neighbours_needed;
@@ -71,6 +70,17 @@ pub struct GuardedInterface {
     /// What it was at ADD and what the node looks like from it; `None` for an interface that no ADD made: nothing
     /// passes there.
     pub known: Option<(SandboxInterface, NodeOnLink)>,
+}
+
+/// The host's end of an interface of a sandbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuardedEnd {
+    /// Its name on the host.
+    pub device: IfName,
+    /// Its index there.
+    pub index: u32,
+    /// The interface that it is the other end of.
+    pub interface: GuardedInterface,
 }
 
 /// Which hooks the kernel has for the frames that leave the pod.
@@ -170,26 +180,20 @@ pub fn frame(interfaces: &[IfName], egress: EgressHook) -> Vec<Table> {
     vec![table(Family::Netdev, hooks), table(Family::Inet, inet.into())]
 }
 
-/// The host guard of a sandbox: one pair of chains for each interface whose other end, `device`, is on the host.
+/// The host guard of a sandbox: one pair of chains for each interface whose other end is on the host.
 #[must_use]
-pub fn guard(
-    container_id: &ContainerId,
-    policy: &Policy,
-    ends: &[(IfName, GuardedInterface)],
-    egress: EgressHook,
-) -> Table {
+pub fn guard(container_id: &ContainerId, policy: &Policy, ends: &[GuardedEnd], egress: EgressHook) -> Table {
     let flows = FlowSets::of(policy);
     let mut sets = flows.sets();
     sets.extend(attempt_sets());
     sets.extend(neighbour_sets());
     let mut chains = Vec::with_capacity(2 * ends.len());
-    let mut names = BTreeSet::new();
-    for (device, interface) in ends {
-        // Two interfaces can have had one name; two ends on the host cannot.
-        let mut name = interface.name.to_string();
-        if !names.insert(name.clone()) {
-            name = format!("{name}@{device}");
-        }
+    for GuardedEnd { device, index, interface } in ends {
+        // An end that no record speaks of is remembered by its chain alone.
+        let name = match interface.known {
+            Some(_) => interface.name.to_string(),
+            None => format!("{}@{index}", interface.name),
+        };
         let place = match egress {
             EgressHook::Netdev => Place::Host,
             EgressHook::Missing => Place::HostIngress,
@@ -201,6 +205,15 @@ pub fn guard(
         chains.push(chain(format!("from-{name}"), Hook::Ingress(device.clone()), outbound));
     }
     Table { family: Family::Netdev, name: guard_table(container_id), dormant: false, sets, chains }
+}
+
+/// What the name of one of the guard's chains says: the interface that it is for, and, where no record speaks of it, the
+/// index of its end on the host.
+#[must_use]
+pub fn guarded_by(chain: &str) -> Option<(&str, Option<u32>)> {
+    let name = chain.strip_prefix("to-").or_else(|| chain.strip_prefix("from-"))?;
+    let tagged = name.rsplit_once('@').and_then(|(name, index)| Some((name, index.parse().ok()?)));
+    Some(tagged.map_or((name, None), |(name, index)| (name, Some(index))))
 }
 
 fn chain(name: String, hook: Hook, mut rules: Vec<Rule>) -> Chain {

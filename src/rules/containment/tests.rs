@@ -70,7 +70,12 @@ fn listed() -> Policy {
 #[test]
 fn the_rules_are_as_they_were_read() {
     let guard_of = |policy: &Policy, interface: GuardedInterface, egress| {
-        vec![guard(&ContainerId::new("c1").unwrap(), policy, &[(name("veth1"), interface)], egress)]
+        vec![guard(
+            &ContainerId::new("c1").unwrap(),
+            policy,
+            &[GuardedEnd { device: name("veth1"), index: 7, interface }],
+            egress,
+        )]
     };
     let unknown = GuardedInterface { name: name("net1"), known: None };
     let (standard, bridged, routed) = (Policy::default(), interface(false), interface(true));

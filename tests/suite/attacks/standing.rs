@@ -8,7 +8,7 @@ use crate::lab::traffic::battery::{Attack, Battery};
 use crate::lab::traffic::observe::{Witnesses, tag};
 use crate::lab::traffic::packet::{self, BROADCAST};
 use crate::lab::traffic::sockets::PacketSocket;
-use crate::lab::{Mac, Netns, Sandbox, Topology};
+use crate::lab::{Invocation, Mac, Netns, Run, Sandbox, Topology};
 
 const OTHER_MAC: Mac = [2, 0, 0, 0, 0, 0x44];
 
@@ -175,4 +175,82 @@ fn a_decoy_under_the_interfaces_name_hides_no_end() {
         out.assert_none_arrives();
         assert_ne!(sandbox.verdict(), "open", "{:#}", sandbox.status());
     }
+}
+
+/// An interface that no ADD made is guarded once it was found, and stays so where root in the pod moves it below.
+fn second_interface(topology: &Topology, name: &str) {
+    topology.node.ip(&format!(
+        "link add veth-{name} type veth peer name {name} address {} netns {}\n\
+         link set veth-{name} master br0 up",
+        text(OTHER_MAC),
+        topology.pod.name()
+    ));
+    topology.pod.ip(&format!("link set {name} up"));
+}
+
+#[test]
+fn an_end_that_no_add_found_stays_guarded() {
+    let (topology, below) = (Topology::bridge(), Netns::new("below"));
+    let sandbox = Sandbox::add(&topology);
+    sandbox.isolate("");
+    second_interface(&topology, "eth1");
+    sandbox.sync();
+    move_below(&topology, &below, "eth1");
+    let mut out = frames(&topology, &below, "eth1", OTHER_MAC);
+    for _ in 0..2 {
+        sandbox.sync();
+        out.assert_none_arrives();
+        assert_eq!(sandbox.verdict(), "contained", "{:#}", sandbox.status());
+    }
+    let check = sandbox.invoke("CHECK");
+    assert!(check.status.success(), "{check:#?}");
+    out.assert_none_arrives();
+    // When it is gone, nothing is kept of it.
+    topology.node.ip("link del veth-eth1");
+    sandbox.sync();
+    let table = topology.node.sh("nft list ruleset");
+    assert!(!table.contains("eth1"), "{table}");
+    assert_eq!(sandbox.verdict(), "contained");
+    sandbox.release();
+}
+
+/// DEL comes before the main plugin's: until that deletes the interface, it leads out.
+#[test]
+fn del_of_one_attachment_leaves_its_end_guarded_while_it_is_there() {
+    let (topology, below) = (Topology::bridge(), Netns::new("below"));
+    let sandbox = Sandbox::add(&topology);
+    second_interface(&topology, "eth1");
+    call_on(&sandbox, &topology, "ADD", "eth1").ok();
+    let mut out = frames(&topology, &topology.pod, "eth1", OTHER_MAC);
+    out.assert_all_arrive();
+    sandbox.isolate("");
+    move_below(&topology, &below, "eth1");
+    call_on(&sandbox, &topology, "DEL", "eth1").ok();
+    let mut out = frames(&topology, &below, "eth1", OTHER_MAC);
+    out.assert_none_arrives();
+    sandbox.sync();
+    out.assert_none_arrives();
+    assert_eq!(sandbox.verdict(), "contained", "{:#}", sandbox.status());
+    topology.node.ip("link del veth-eth1");
+    sandbox.sync();
+    assert_eq!(sandbox.verdict(), "contained", "{:#}", sandbox.status());
+    assert!(!topology.node.sh("nft list ruleset").contains("eth1"));
+}
+
+fn call_on(sandbox: &Sandbox<'_>, topology: &Topology, verb: &str, name: &str) -> Run {
+    let mut config = sandbox.config().clone();
+    config["name"] = json!("second");
+    config["prevResult"] = json!({
+        "cniVersion": "1.1.0",
+        "interfaces": [
+            { "name": format!("veth-{name}") },
+            { "name": name, "mac": text(OTHER_MAC), "sandbox": topology.pod.path() },
+        ],
+    });
+    Invocation::new(&topology.node, verb)
+        .container(sandbox.id())
+        .netns(&topology.pod.path())
+        .ifname(name)
+        .config(&config)
+        .run()
 }
