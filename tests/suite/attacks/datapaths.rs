@@ -261,3 +261,42 @@ fn without_a_host_guard_the_verdict_is_partial() {
     assert_partial(&sandbox.status(), &["host"]);
     assert_eq!(topology.node.sh("nft list ruleset"), "");
 }
+
+/// What the reference plugin `bandwidth` makes for a limit on what a pod sends: frames from the host's end go through an
+/// ifb and come back as if received there. They come back *behind* netfilter's ingress hook, and so pass the host guard by:
+/// the pod-side rules alone stop them, and the verdict has to say so.
+#[test]
+fn a_bandwidth_limit_passes_the_guard_by() {
+    let topology = Topology::bridge();
+    let sandbox = Sandbox::add(&topology);
+    topology.node.sh("ip link add bwp0 type ifb
+         ip link set bwp0 up
+         tc qdisc add dev veth-pod ingress
+         tc filter add dev veth-pod parent ffff: protocol all u32 match u32 0 0 action mirred egress redirect dev bwp0
+         tc qdisc add dev bwp0 root tbf rate 1gbit burst 10mb latency 25ms
+         tc qdisc add dev veth-pod root tbf rate 1gbit burst 10mb latency 25ms");
+    let socket = PacketSocket::open(&topology.pod, "eth0");
+    let frame = move |number| drop(socket.send(&packet::ethernet(BROADCAST, POD_MAC, 0x88b5, &tag(number))));
+    let udp = |number| drop(udp_on(None, PEER4.into()).send_to(&tag(number), &address(PEER4.into(), 9)));
+    let attacks = vec![Attack::new("frame", &topology.pod, frame), Attack::new("udp", &topology.pod, udp)];
+    let mut out = Battery::new(attacks, Witnesses::outside(&topology));
+    out.assert_all_arrive();
+    sandbox.isolate("");
+    out.assert_none_arrives();
+    let status = sandbox.status();
+    assert_eq!(status["verdict"], "partial", "{status:#}");
+    let codes = status["reasonCodes"].as_array().unwrap();
+    assert!(codes.iter().all(|reason| reason["code"] == "tc-redirect"), "{status:#}");
+    assert!(codes.iter().any(|reason| reason["text"].as_str().unwrap().contains("a tc redirect on veth-pod")));
+    // The control: it is a way past the guard. As soon as the pod-side rules are gone it is open, and called so.
+    topology.pod.sh("nft flush ruleset");
+    assert!(!out.leaks().is_empty(), "the guard is in the way by now: the verdict is out of date");
+    assert_eq!(sandbox.verdict(), "open");
+    sandbox.sync();
+    out.assert_none_arrives();
+    // Without the limit the guard is enough.
+    topology.node.sh("tc qdisc del dev veth-pod ingress");
+    topology.pod.sh("nft flush ruleset");
+    out.assert_none_arrives();
+    assert_eq!(sandbox.verdict(), "contained");
+}
