@@ -8,6 +8,7 @@ use nix::sys::epoll::{EpollEvent, EpollFlags};
 
 use crate::model::audit::{Line, chain};
 use crate::model::names::{ContainerId, Key};
+use crate::node::sandbox::{Side, remove_guards_of_nothing};
 use crate::node::state::{StateDir, StateError};
 
 use super::watch::{Change, Watch};
@@ -173,5 +174,16 @@ impl Agent {
             concerned.retain(|container_id| !all.contains(container_id));
         }
         self.act(&concerned);
+    }
+}
+
+/// What pods left behind that ended while nobody was there. Nothing depends on it: their interfaces are gone.
+pub(super) fn remove_guards_of_the_past(state: &StateDir) {
+    // Without the list of the records every guard would be one without a record.
+    let Ok(recorded) = state.sandboxes() else { return };
+    let removed = Side::own()
+        .and_then(|mut host| remove_guards_of_nothing(&mut host, |container_id| recorded.contains(container_id)));
+    if let Err(error) = removed {
+        log::warn!("{}", Line::new("failed").with("error", chain(&error)));
     }
 }

@@ -103,6 +103,7 @@ pub fn run(state_dir: &std::path::Path, release_after: Duration) -> Result<(), A
             .with("sandboxes", agent.index.sandboxes().count())
             .with("marks", agent.index.marks().len())
     );
+    directory::remove_guards_of_the_past(&agent.state);
     let result = agent.serve();
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
     log::info!("{}", Line::new("agent-stopped"));

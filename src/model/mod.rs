@@ -1,6 +1,7 @@
 //! What everything else speaks of: names, policies, marks, records, verdicts. Pure: nothing here opens or asks anything.
 
 pub mod audit;
+pub mod difference;
 pub mod json;
 pub mod mark;
 pub mod names;

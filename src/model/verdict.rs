@@ -7,6 +7,8 @@
 
 use std::fmt;
 
+use crate::model::difference::{Difference, listed};
+
 /// What may be claimed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verdict {
@@ -93,8 +95,8 @@ pub enum NoGuard {
     EndGone,
     /// The rules are not as they should be: in what they differ.
     NotInPlace {
-        /// In words.
-        differences: String,
+        /// All that was found.
+        differences: Vec<Difference>,
     },
 }
 
@@ -170,7 +172,9 @@ impl fmt::Display for NoGuard {
                 f.write_str("an interface that left the sandbox has no peer on the host for a host guard")
             }
             Self::EndGone => f.write_str("its end on the host is not where ADD found it"),
-            Self::NotInPlace { differences } => write!(f, "the host guard is not in place ({differences})"),
+            Self::NotInPlace { differences } => {
+                write!(f, "the host guard is not in place ({})", listed(differences))
+            }
         }
     }
 }

@@ -5,6 +5,7 @@ use std::time::Instant;
 use thiserror::Error;
 
 use crate::model::audit::Line;
+use crate::model::difference::listed;
 use crate::model::mark::Desired;
 use crate::model::records::SandboxRecords;
 use crate::model::verdict::{Reason, Verdict};
@@ -177,7 +178,7 @@ fn log_applied(records: &SandboxRecords, desired: &Desired, applied: &Applied, c
                 .with_some("sealed_because", fault.as_ref())
                 .with_some(
                     "changed",
-                    (event != "isolated" && !applied.altered.is_empty()).then(|| applied.altered.join(", ")),
+                    (event != "isolated" && !applied.altered.is_empty()).then(|| listed(&applied.altered)),
                 )
                 .with_some("open", (!applied.report.reasons.is_empty()).then(|| sentences(&applied.report.reasons)))
                 .with("ms", milliseconds);

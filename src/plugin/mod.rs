@@ -18,6 +18,7 @@ use serde_json::Value;
 use self::cni::{Call, Code, Failure, Network, Target, VERSIONS, versions};
 use crate::kernel::netns::{Netns, NetnsError};
 use crate::model::audit::{Line, chain};
+use crate::model::difference::listed;
 use crate::model::names::{AttachmentId, ContainerId, NetnsPath, Pod};
 use crate::model::record::Record;
 use crate::model::records::SandboxRecords;
@@ -248,7 +249,7 @@ fn check(config: &Config, network: &Network, target: &Target) -> Result<(), Fail
             None => Ok(()),
             Some(_) => Err(altered(format!(
                 "the rules of {container_id} are not as they were made: {}",
-                report.differences.join(", ")
+                listed(&report.differences)
             ))),
         };
     }
@@ -359,11 +360,10 @@ fn gc(config: &Config, network: &Network) -> Result<(), Failure> {
             failures.push(format!("{container_id}: {}", chain(&*error)));
         }
     }
-    let cleaned = Side::own().and_then(|mut host| {
-        // After the records: what is added meanwhile has its own by now.
-        let sandboxes = state.sandboxes().unwrap_or_default();
-        remove_guards_of_nothing(&mut host, |container_id| sandboxes.contains(container_id))
-    });
+    // After the records: what is added meanwhile has its own by now.
+    let recorded = state.sandboxes().map_err(|error| failure(Code::State, &error))?;
+    let cleaned = Side::own()
+        .and_then(|mut host| remove_guards_of_nothing(&mut host, |container_id| recorded.contains(container_id)));
     if let Err(error) = cleaned {
         failures.push(chain(&error));
     }

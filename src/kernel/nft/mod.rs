@@ -15,7 +15,7 @@ use nix::sys::socket::SockProtocol;
 
 pub use batch::Batch;
 pub use expression::Count;
-pub use read::{ChainInFront, Difference, Element, LoadedTable};
+pub use read::{ChainInFront, Element, LoadedTable};
 
 use crate::kernel::netlink::{NetlinkError, Socket, error_of, leave_to_kernel};
 use crate::rules::ruleset::Family;

@@ -2,11 +2,11 @@
 //! CAP_NET_ADMIN in the netns can change any of it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 
 use nix::errno::Errno;
 
 use crate::kernel::netlink::{NetlinkError, attribute, attributes, be32, put_text, text};
+use crate::model::difference::Difference;
 use crate::model::names::IfName;
 use crate::rules::ruleset::{Chain, Family, Hook, KeyType, NETDEV_PRIORITY, Rule, Set, Table};
 
@@ -56,43 +56,6 @@ struct BaseChain {
     devices: Vec<Vec<u8>>,
     is_filter: bool,
     drops: bool,
-}
-
-/// One way in which what is loaded is not what is wanted.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Difference {
-    /// The table is not there.
-    NoTable,
-    /// The table is hooked although it should sleep, or sleeps although it should be hooked.
-    Dormant {
-        /// What it is.
-        is: bool,
-    },
-    /// A set is missing or is another one.
-    Set(String),
-    /// A chain is missing, or is hooked elsewhere.
-    Chain(String),
-    /// The rules of a chain are others.
-    Rules(String),
-    /// There is more in the table than should be.
-    Foreign,
-    /// It could not be read: somebody changes nf_tables in a loop.
-    Restless,
-}
-
-impl fmt::Display for Difference {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NoTable => f.write_str("the table is gone"),
-            Self::Dormant { is: true } => f.write_str("the table is dormant"),
-            Self::Dormant { is: false } => f.write_str("the table is awake"),
-            Self::Set(name) => write!(f, "set {name} is missing or altered"),
-            Self::Chain(name) => write!(f, "chain {name} is missing or hooked elsewhere"),
-            Self::Rules(name) => write!(f, "the rules of chain {name} are altered"),
-            Self::Restless => f.write_str("the table cannot be read: nf_tables changes all the time there"),
-            Self::Foreign => f.write_str("there is something in the table that does not belong there"),
-        }
-    }
 }
 
 /// An element of a set: its key, one value for each field, and what its counter has seen.

@@ -8,13 +8,15 @@ use std::collections::BTreeSet;
 use crate::kernel::netlink::NetlinkError;
 use crate::kernel::nft::LoadedTable;
 use crate::kernel::rtnetlink::Link;
+use crate::model::audit::Line;
 use crate::model::names::{ContainerId, IfName};
+use crate::model::policy::Policy;
 use crate::model::records::SandboxRecords;
-use crate::rules::containment::{GuardedInterface, TABLE, guard_table, guarded_by};
-use crate::rules::ruleset::Family;
+use crate::rules::containment::{EgressHook, GuardedEnd, GuardedInterface, TABLE, guard, guard_table, guarded_by};
+use crate::rules::ruleset::{Family, Table};
 
 use super::survey::{End, Survey};
-use super::{Side, remove_guard};
+use super::{Sandbox, SandboxError, Side, Wanted, remove_guard};
 
 /// The sandboxes for which a guard stands, by the names of the tables.
 ///
@@ -26,10 +28,48 @@ pub fn standing_guards(host: &mut Side) -> Result<Vec<ContainerId>, NetlinkError
     Ok(tables.iter().filter_map(|name| ContainerId::new(name.strip_prefix(&prefix)?).ok()).collect())
 }
 
+impl Sandbox<'_> {
+    /// The guard of the ends that were found.
+    pub(super) fn guard_of(&self, survey: &Survey, policy: &Policy, egress: EgressHook) -> Option<Table> {
+        let end = |End { link, guarded }: &End| GuardedEnd {
+            device: link.name.clone(),
+            index: link.index,
+            interface: guarded.clone(),
+        };
+        let ends: Vec<_> = survey.ends.iter().map(end).collect();
+        (!ends.is_empty()).then(|| guard(self.records.container_id(), policy, &ends, egress))
+    }
+
+    /// Applying takes the guard from no end that still exists, whatever the survey found.
+    pub(super) fn keep_standing(&mut self, wanted: &mut Wanted, policy: &Policy) -> Result<(), SandboxError> {
+        let of_nothing;
+        let table = match &wanted.guard {
+            Some(guard) => guard,
+            None => {
+                of_nothing = guard(self.records.container_id(), policy, &[], wanted.egress);
+                &of_nothing
+            }
+        };
+        let compared = self.host.nft.compare(table)?;
+        let standing = match &compared.1 {
+            Some(loaded) => standing_ends(self.host, self.records, loaded, &wanted.survey)?,
+            None => Vec::new(),
+        };
+        if standing.is_empty() {
+            wanted.compared = Some(compared);
+            return Ok(());
+        }
+        wanted.survey.lost.retain(|(name, _)| !standing.iter().any(|end| end.guarded.name == *name));
+        wanted.survey.ends.extend(standing);
+        wanted.guard = self.guard_of(&wanted.survey, policy, wanted.egress);
+        Ok(())
+    }
+}
+
 /// Ends that the guard of a sandbox stands on and that its survey did not find, as long as they are there: those of
 /// interfaces that no ADD found, or whose attachment is being deleted, and that root in the pod has moved away since. Only
 /// what the chain is hooked at *and* has the index that it was made for is the same interface.
-pub(super) fn standing_ends(
+fn standing_ends(
     host: &mut Side,
     records: &SandboxRecords,
     loaded: &LoadedTable,
@@ -80,6 +120,10 @@ pub fn remove_guards_of_nothing(
     });
     for container_id in &orphans {
         remove_guard(host, container_id)?;
+        log::info!(
+            "{}",
+            Line::new("guard-removed").with("container", container_id).with("because", "nothing is left of it")
+        );
     }
     Ok(orphans)
 }

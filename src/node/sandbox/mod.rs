@@ -14,7 +14,7 @@ use nix::errno::Errno;
 use thiserror::Error;
 
 pub use guards::{remove_guards_of_nothing, standing_guards};
-pub use report::{Applied, Dependence, Report};
+pub use report::{Applied, Dependence, Deviation, Layer, Report};
 pub use side::Side;
 pub use survey::{NodeScan, Scan, pin_interfaces};
 
@@ -22,18 +22,15 @@ use crate::kernel::netlink::NetlinkError;
 use crate::kernel::netns::{Netns, NetnsError};
 use crate::kernel::rtnetlink::Link;
 use crate::model::audit::Line;
+use crate::model::difference::Difference;
 use crate::model::mark::Desired;
 use crate::model::names::{ContainerId, IfName};
-use crate::model::policy::Policy;
 use crate::model::record::HostGuard;
 use crate::model::records::SandboxRecords;
 use crate::model::verdict::{Exposure, Guard, NoGuard, PodSide, Verdict, judge};
-use crate::rules::containment::{
-    EgressHook, GuardedEnd, GuardedInterface, TABLE, frame, guard, guard_table, pod_tables,
-};
+use crate::rules::containment::{EgressHook, GuardedInterface, TABLE, frame, guard_table, pod_tables};
 use crate::rules::ruleset::{Family, Table};
 
-use guards::standing_ends;
 use survey::{End, Survey, jumps_past_guard, jumps_past_pod_side, survey};
 use transition::{Compared, Transition, bring, bring_compared};
 
@@ -207,15 +204,12 @@ impl<'a> Sandbox<'a> {
         scan: Scan<'_>,
     ) -> Result<Applied, SandboxError> {
         let mut altered = Vec::new();
-        for (side, transition) in [("pod", &done.pod), ("host", &done.guard)] {
-            altered.extend(transition.differences.iter().map(|difference| format!("{side} {difference}")));
+        let changed = done.pod.changed || done.guard.changed;
+        for (layer, transition) in [(Layer::Pod, done.pod), (Layer::Host, done.guard)] {
+            let differences = transition.differences.into_iter();
+            altered.extend(differences.map(|(family, difference)| Deviation { layer, family, difference }));
         }
-        Ok(Applied {
-            changed: done.pod.changed || done.guard.changed,
-            was_isolated: done.was_isolated,
-            altered,
-            report: self.report(desired, wanted, scan)?,
-        })
+        Ok(Applied { changed, was_isolated: done.was_isolated, altered, report: self.report(desired, wanted, scan)? })
     }
 
     /// Reads it back and compares with what is wanted, changing nothing.
@@ -319,41 +313,6 @@ impl<'a> Sandbox<'a> {
         Ok(wanted)
     }
 
-    fn guard_of(&self, survey: &Survey, policy: &Policy, egress: EgressHook) -> Option<Table> {
-        let end = |End { link, guarded }: &End| GuardedEnd {
-            device: link.name.clone(),
-            index: link.index,
-            interface: guarded.clone(),
-        };
-        let ends: Vec<_> = survey.ends.iter().map(end).collect();
-        (!ends.is_empty()).then(|| guard(self.records.container_id(), policy, &ends, egress))
-    }
-
-    /// Applying takes the guard from no end that still exists, whatever the survey found.
-    fn keep_standing(&mut self, wanted: &mut Wanted, policy: &Policy) -> Result<(), SandboxError> {
-        let of_nothing;
-        let table = match &wanted.guard {
-            Some(guard) => guard,
-            None => {
-                of_nothing = guard(self.records.container_id(), policy, &[], wanted.egress);
-                &of_nothing
-            }
-        };
-        let compared = self.host.nft.compare(table)?;
-        let standing = match &compared.1 {
-            Some(loaded) => standing_ends(self.host, self.records, loaded, &wanted.survey)?,
-            None => Vec::new(),
-        };
-        if standing.is_empty() {
-            wanted.compared = Some(compared);
-            return Ok(());
-        }
-        wanted.survey.lost.retain(|(name, _)| !standing.iter().any(|end| end.guarded.name == *name));
-        wanted.survey.ends.extend(standing);
-        wanted.guard = self.guard_of(&wanted.survey, policy, wanted.egress);
-        Ok(())
-    }
-
     /// What ADD left: nothing is looked up, so that what differs was changed by somebody.
     fn wanted_released(&mut self, egress: EgressHook) -> Result<Wanted, SandboxError> {
         let interfaces: Vec<IfName> = self.present_interfaces()?.into_iter().map(|interface| interface.name).collect();
@@ -409,11 +368,12 @@ impl<'a> Sandbox<'a> {
         let mut differences = Vec::new();
         for table in &wanted.pod {
             let found = differences_of(&mut self.pod, table)?;
-            differences.extend(found.into_iter().map(|difference| format!("pod {} {difference}", table.family)));
+            let at = |difference| Deviation { layer: Layer::Pod, family: table.family, difference };
+            differences.extend(found.into_iter().map(at));
         }
         let pod_side = differences.is_empty();
         let guard_differences = match (&wanted.guard, &wanted.compared) {
-            (Some(_), Some((differences, _))) => differences.iter().map(ToString::to_string).collect(),
+            (Some(_), Some((differences, _))) => differences.clone(),
             (Some(guard), None) => differences_of(self.host, guard)?,
             (None, _) => Vec::new(),
         };
@@ -424,7 +384,8 @@ impl<'a> Sandbox<'a> {
                 !exposures.is_empty() && exposures.iter().all(|exposure| matches!(exposure.guard, Guard::Holds { .. }));
             (verdict, reasons) = judge(pod_side, &exposures);
         }
-        differences.extend(guard_differences.into_iter().map(|difference| format!("host {difference}")));
+        let at = |difference| Deviation { layer: Layer::Host, family: Family::Netdev, difference };
+        differences.extend(guard_differences.into_iter().map(at));
         let interfaces = wanted.survey.interfaces.len();
         let depends = Dependence {
             links: wanted.survey.links,
@@ -442,7 +403,7 @@ impl<'a> Sandbox<'a> {
     fn exposures(
         &mut self,
         wanted: &Wanted,
-        guard_differences: &[String],
+        guard_differences: &[Difference],
         scan: Scan<'_>,
     ) -> Result<Vec<Exposure>, SandboxError> {
         let mut exposures = Vec::new();
@@ -452,7 +413,7 @@ impl<'a> Sandbox<'a> {
             let guard = if is_off {
                 off()
             } else if !guard_differences.is_empty() {
-                Guard::Missing(NoGuard::NotInPlace { differences: guard_differences.join(", ") })
+                Guard::Missing(NoGuard::NotInPlace { differences: guard_differences.to_vec() })
             } else {
                 let passed_by = jumps_past_guard(self.host, &guard_table(self.records.container_id()), link, scan)?;
                 Guard::Holds { passed_by, both_ways: wanted.egress == EgressHook::Netdev }
@@ -516,8 +477,8 @@ pub fn remove_guard(host: &mut Side, container_id: &ContainerId) -> Result<bool,
     host.nft.delete(&guard_table(container_id), &[Family::Netdev])
 }
 
-fn differences_of(side: &mut Side, table: &Table) -> Result<Vec<String>, NetlinkError> {
-    Ok(side.nft.compare(table)?.0.iter().map(ToString::to_string).collect())
+fn differences_of(side: &mut Side, table: &Table) -> Result<Vec<Difference>, NetlinkError> {
+    Ok(side.nft.compare(table)?.0)
 }
 
 fn is_unsupported(error: &SandboxError) -> bool {

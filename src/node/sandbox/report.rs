@@ -1,11 +1,43 @@
 //! What was found of a sandbox, and what that was computed from.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::net::IpAddr;
 
 use crate::kernel::rtnetlink::NodeChange;
+use crate::model::difference::Difference;
 use crate::model::verdict::{Reason, Verdict};
-use crate::rules::ruleset::Table;
+use crate::rules::ruleset::{Family, Table};
+
+/// A difference, and where it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Deviation {
+    /// Which side's rules.
+    pub layer: Layer,
+    /// Of which table of that side.
+    pub family: Family,
+    /// What it is.
+    pub difference: Difference,
+}
+
+/// Where rules are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layer {
+    /// In the pod's netns.
+    Pod,
+    /// In the host's.
+    Host,
+}
+
+impl fmt::Display for Deviation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let layer = match self.layer {
+            Layer::Pod => "pod",
+            Layer::Host => "host",
+        };
+        write!(f, "{layer} {} {}", self.family, self.difference)
+    }
+}
 
 /// What a sandbox was found to be, read back from the kernel.
 #[derive(Debug, Clone)]
@@ -21,7 +53,7 @@ pub struct Report {
     /// Whether the host guard is in place on every interface that leads outside.
     pub host_guard: bool,
     /// In what the pod-side tables and the guard differ from what is wanted.
-    pub differences: Vec<String>,
+    pub differences: Vec<Deviation>,
     /// The rules as they are wanted, pod-side and host guard.
     pub tables: Vec<Table>,
     /// What of the node they were computed from.
@@ -59,7 +91,7 @@ pub struct Applied {
     /// Whether it was awake before: it had been isolated already.
     pub was_isolated: bool,
     /// In what the rules differed from what is wanted.
-    pub altered: Vec<String>,
+    pub altered: Vec<Deviation>,
     /// What was read back afterwards.
     pub report: Report,
 }

@@ -7,15 +7,16 @@
 //! is whole that ADD left, so that the sandbox is cut off before its holes are loaded; else last.
 
 use crate::kernel::netlink::NetlinkError;
-use crate::kernel::nft::{Batch, Difference, LoadedTable, Nft};
+use crate::kernel::nft::{Batch, LoadedTable, Nft};
+use crate::model::difference::Difference;
 use crate::rules::containment::is_flow_set;
-use crate::rules::ruleset::Table;
+use crate::rules::ruleset::{Family, Table};
 
 /// What was found and done.
 #[derive(Debug, Default)]
 pub(super) struct Transition {
-    /// In what the tables differed from what was wanted, each with its family.
-    pub(super) differences: Vec<String>,
+    /// In what the tables differed from what was wanted.
+    pub(super) differences: Vec<(Family, Difference)>,
     /// Whether anything was changed.
     pub(super) changed: bool,
 }
@@ -80,7 +81,7 @@ pub(super) fn bring_compared(
             }
             wake.set_dormant(table.family, &table.name, false);
         }
-        transition.differences.extend(differences.iter().map(|difference| format!("{} {difference}", table.family)));
+        transition.differences.extend(differences.into_iter().map(|difference| (table.family, difference)));
     }
     for batch in [&to_sleep, &cut, &rewrite, &wake] {
         nft.apply(batch)?;

@@ -157,3 +157,26 @@ fn it_rests_and_keeps_nothing() {
         assert!(await_kernel(|| agent.descriptors() == before), "{} instead of {before}", agent.descriptors());
     }
 }
+
+/// A pod that ended while nobody was there, and whose record is gone too: its guard is removed, and that is said. One whose
+/// interface is still there stays.
+#[test]
+fn it_starts_by_removing_guards_of_nothing() {
+    let node = Node::new();
+    let (gone, here) = (added(&node), added(&node));
+    for pod in [&gone, &here] {
+        node.mark(&pod.id, "");
+    }
+    node.sync();
+    for pod in [&gone, &here] {
+        fs::remove_file(node.mark_path(&pod.id)).unwrap();
+        fs::remove_dir_all(node.state_dir().join("attachments").join(&pod.id)).unwrap();
+    }
+    node.netns.ip(&format!("link del {}", gone.host_end()));
+    let guards = || node.netns.sh("nft list tables");
+    assert!(guards().contains(&gone.id), "the kernel keeps the table");
+    let agent = Agent::on(&node);
+    agent.await_line(&["event=guard-removed", &gone.id]);
+    assert!(!guards().contains(&gone.id));
+    assert!(guards().contains(&here.id));
+}
