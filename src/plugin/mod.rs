@@ -27,6 +27,7 @@ use crate::node::enforce::{self, EnforceError, Outcome, sentences};
 use crate::node::logging;
 use crate::node::sandbox::{Sandbox, SandboxError, Scan, Side, pin_interfaces, remove_guard, remove_guards_of_nothing};
 use crate::node::state::{StateDir, StateError};
+use crate::rules::containment::TABLE;
 use crate::rules::ruleset::Family;
 use config::Config;
 
@@ -294,7 +295,10 @@ fn is_of_another(netns: Option<&NetnsPath>, records: &SandboxRecords) -> bool {
 
 /// Whether a sandbox is isolated and lives: then only its runtime's own DEL, or a release, takes anything away from it.
 fn must_stay(state: &StateDir, records: &SandboxRecords) -> Result<bool, Box<dyn Error>> {
-    let mut host = Side::own()?;
+    let mut host = match Side::own() {
+        Err(error) if error.is_without_subsystem() => return Ok(false),
+        host => host?,
+    };
     let is_marked = !state.marks_of(records.container_id(), records.pod())?.is_empty();
     match Sandbox::open(&mut host, records) {
         Ok(mut sandbox) => Ok(is_marked || sandbox.is_isolated_in_part()?),
@@ -311,7 +315,12 @@ fn detach(state: &StateDir, attachment: &AttachmentId, said: &Pod) -> Result<(),
     let own = own.map(|record| SandboxRecords::with(record, None));
     let pod = own.as_ref().map_or(said, SandboxRecords::pod);
     let isolated = !state.marks_of(container_id, pod)?.is_empty();
-    let mut host = Side::own()?;
+    // A kernel without nf_tables has no rules of ours.
+    let mut host = match Side::own().and_then(|mut host| host.nft.has_table(Family::Netdev, TABLE).map(|_| host)) {
+        Ok(host) => Some(host),
+        Err(error) if error.is_without_subsystem() => None,
+        Err(error) => return Err(error.into()),
+    };
     let Some(others) = others else {
         if isolated {
             // Before the record goes: without either, the mark would hold for nothing.
@@ -324,10 +333,10 @@ fn detach(state: &StateDir, attachment: &AttachmentId, said: &Pod) -> Result<(),
             }
         }
         // The pod-side rules of an isolated sandbox go with its netns: clearing them would open a gap.
-        if let Some(own) = &own
+        if let (Some(own), Some(host)) = (&own, &mut host)
             && !isolated
         {
-            match Sandbox::open(&mut host, own) {
+            match Sandbox::open(host, own) {
                 Ok(mut sandbox) => {
                     sandbox.clear()?;
                 }
@@ -335,11 +344,14 @@ fn detach(state: &StateDir, attachment: &AttachmentId, said: &Pod) -> Result<(),
                 Err(error) => return Err(error.into()),
             }
         }
-        remove_guard(&mut host, container_id)?;
+        if let Some(host) = &mut host {
+            remove_guard(host, container_id)?;
+        }
         state.remove_record(attachment)?;
         return Ok(());
     };
     state.remove_record(attachment)?;
+    let Some(mut host) = host else { return Ok(()) };
     match enforce::apply(state, &mut host, &others.with_leaving(leaving), Scan::Sandbox) {
         Err(EnforceError::Sandbox(error)) if error.is_gone() => Ok(()),
         result => result.map(drop).map_err(Into::into),
@@ -400,7 +412,7 @@ fn status(config: &Config) -> Result<(), Failure> {
         Ok(_) | Err(StateError::Absent { .. }) => {}
         Err(error) => return Err(failure(Code::NotAvailable, &error)),
     }
-    let asked = Side::own().and_then(|mut host| host.nft.has_table(Family::Netdev, crate::rules::containment::TABLE));
+    let asked = Side::own().and_then(|mut host| host.nft.has_table(Family::Netdev, TABLE));
     asked.map(drop).map_err(|error| failure(Code::NotAvailable, &error))
 }
 

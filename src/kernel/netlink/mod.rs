@@ -79,6 +79,13 @@ impl NetlinkError {
             Self::Unreadable { .. } | Self::Changing { .. } => None,
         }
     }
+
+    /// Whether there is nobody in this kernel to answer: the protocol is missing, or the subsystem behind it, and no
+    /// module could be loaded for it.
+    #[must_use]
+    pub fn is_without_subsystem(&self) -> bool {
+        matches!(self.errno(), Some(Errno::EPROTONOSUPPORT | Errno::EAFNOSUPPORT | Errno::EOPNOTSUPP | Errno::EINVAL))
+    }
 }
 
 /// A socket of one netlink protocol, in the netns in which it was opened.

@@ -333,3 +333,26 @@ fn its_errors_are_few() {
         node.plugin("DEL", &pod).succeeded_silently();
     }
 }
+
+/// Where nf_tables cannot be loaded there are no rules to take away: the record goes, and the mark is carried over. What
+/// needs it says that it is missing.
+#[test]
+fn it_needs_no_nf_tables() {
+    for marked in [false, true] {
+        let node = Node::new();
+        let pod = node.pod();
+        node.call("ADD").sandbox(&pod).pod_uid("uid-1").config(pod.chained_config(&node)).run().result();
+        if marked {
+            node.mark(&pod.id, "");
+        }
+        let call = |verb| node.call(verb).sandbox(&pod).pod_uid("uid-1").config(pod.chained_config(&node));
+        let check = call("CHECK").without_netfilter().run();
+        assert!(!check.status.success(), "{check:#?}");
+        call("DEL").without_netfilter().run().succeeded_silently();
+        assert_eq!(node.records(), [""; 0]);
+        assert_eq!(node.marks(), if marked { vec!["uid-1"] } else { vec![] });
+        call("DEL").without_netfilter().run().succeeded_silently();
+        let status = node.call("STATUS").config(node.config()).without_netfilter().run();
+        assert_eq!(status.error().code, 50);
+    }
+}

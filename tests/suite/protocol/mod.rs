@@ -96,6 +96,7 @@ impl Node {
             stdin: Stdin::Bytes(Vec::new()),
             stdout: None,
             uid: None,
+            has_netfilter: true,
         }
     }
 
@@ -319,6 +320,7 @@ pub(crate) struct Call<'a> {
     stdin: Stdin,
     stdout: Option<Stdio>,
     uid: Option<u32>,
+    has_netfilter: bool,
 }
 
 impl Call<'_> {
@@ -369,6 +371,12 @@ impl Call<'_> {
         self
     }
 
+    /// On a kernel that has no netfilter, and no module to load: its netlink protocol is refused.
+    pub(crate) fn without_netfilter(mut self) -> Self {
+        self.has_netfilter = false;
+        self
+    }
+
     #[track_caller]
     pub(crate) fn run(self) -> Outcome {
         self.spawn().wait()
@@ -387,6 +395,10 @@ impl Call<'_> {
             inside.stdout(Stdio::piped()).stderr(Stdio::piped());
             command = inside;
         }
+        if !self.has_netfilter {
+            // SAFETY: between fork and exec the closure makes two system calls and does not allocate.
+            unsafe { command.pre_exec(refuse_netfilter) };
+        }
         let (bytes, stays_open) = match self.stdin {
             Stdin::File(file) => {
                 command.stdin(file);
@@ -404,6 +416,31 @@ impl Call<'_> {
         }
         running
     }
+}
+
+/// Has the kernel answer `socket(AF_NETLINK, …, NETLINK_NETFILTER)` as one without it does.
+fn refuse_netfilter() -> std::io::Result<()> {
+    const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+    const EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+    let step = |code, jf, k| libc::sock_filter { code, jt: 0, jf, k };
+    // Offsets in struct seccomp_data: the number of the call, the low words of its first and third argument.
+    let mut filter = [
+        step(LOAD, 0, 0),
+        step(EQUAL, 5, libc::SYS_socket as u32),
+        step(LOAD, 0, 16),
+        step(EQUAL, 3, libc::AF_NETLINK as u32),
+        step(LOAD, 0, 32),
+        step(EQUAL, 1, libc::NETLINK_NETFILTER as u32),
+        step(RETURN, 0, libc::SECCOMP_RET_ERRNO | libc::EPROTONOSUPPORT as u32),
+        step(RETURN, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+    // SAFETY: takes no pointers.
+    let unprivileged = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
+    // SAFETY: the kernel copies the program, which lives until the call returns.
+    let status = unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) };
+    if unprivileged == 0 && status == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
 }
 
 /// Starts a command whose stderr, and stdin where there is something to write, are pipes.
