@@ -1,17 +1,17 @@
 //! What takes no system call: `cargo bench`. What users wait for is measured by `scripts/bench`.
 #![allow(clippy::unwrap_used, reason = "what is unwrapped is written here")]
 
-use cni_quarantine::kernel::nft::Batch;
-use cni_quarantine::model::mark::Mark;
-use cni_quarantine::model::names::{
+use cni_quarantine::internals::Batch;
+use cni_quarantine::internals::HostGuard;
+use cni_quarantine::internals::NodeOnLink;
+use cni_quarantine::internals::Table;
+use cni_quarantine::internals::{EgressHook, GuardedInterface, pod_tables};
+use cni_quarantine::internals::{PinnedInterface, Record};
+use cni_quarantine::mark::Mark;
+use cni_quarantine::names::{
     AttachmentId, ContainerId, IfName, Mac, NetnsPath, NetworkName, Pod, PodUid, Route, SandboxInterface,
 };
-use cni_quarantine::model::policy::Policy;
-use cni_quarantine::model::record::HostGuard;
-use cni_quarantine::model::record::NodeOnLink;
-use cni_quarantine::model::record::{PinnedInterface, Record};
-use cni_quarantine::rules::containment::{EgressHook, GuardedInterface, pod_tables};
-use cni_quarantine::rules::ruleset::Table;
+use cni_quarantine::policy::Policy;
 use divan::{Bencher, black_box};
 
 fn main() {

@@ -36,12 +36,40 @@
 //! - The plugin never acts in the host's own network namespace as a pod's, runs no other program, and writes nothing
 //!   but its one JSON document to standard output.
 
-pub mod agent;
-pub mod cli;
-pub mod install;
-pub mod kernel;
-pub mod model;
-pub mod node;
-pub mod plugin;
-pub mod rules;
+#![allow(
+    rustdoc::private_intra_doc_links,
+    reason = "documentation is built with the private items; the map is of them"
+)]
+
+mod agent;
+mod cli;
+mod install;
+mod kernel;
+mod model;
+mod node;
+mod plugin;
+mod rules;
 pub mod status;
+
+pub use model::{mark, names, policy, verdict};
+pub use node::state;
+
+/// The two faces that `main` chooses from: the command line, and the plugin that a runtime calls.
+pub mod faces {
+    pub use crate::cli::run;
+    pub use crate::plugin::{about, serve, write_answer};
+}
+
+/// For this package's own benches and tests, which look behind the door. Nothing here is stable.
+#[doc(hidden)]
+pub mod internals {
+    pub use crate::install::{
+        Entry, InstallError, InstallOptions, Layout, MARK, Plan, UninstallOptions, plan_install, plan_uninstall,
+    };
+    pub use crate::kernel::netlink::{Events, Socket, append_message};
+    pub use crate::kernel::netns::Netns;
+    pub use crate::kernel::nft::{Batch, Nft};
+    pub use crate::model::record::{HostGuard, NodeOnLink, PinnedInterface, Record};
+    pub use crate::rules::containment::{EgressHook, GuardedInterface, pod_tables};
+    pub use crate::rules::ruleset::{Family, Table};
+}

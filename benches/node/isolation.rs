@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use cni_quarantine::kernel::netlink::Events;
+use cni_quarantine::internals::Events;
 use nix::sys::socket::SockProtocol;
 
 use crate::node::{Node, Pod, wait_for};

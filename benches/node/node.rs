@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use cni_quarantine::kernel::netns::Netns;
-use cni_quarantine::kernel::nft::Nft;
-use cni_quarantine::model::names::NetnsPath;
-use cni_quarantine::rules::ruleset::Family;
+use cni_quarantine::internals::Family;
+use cni_quarantine::internals::Netns;
+use cni_quarantine::internals::Nft;
+use cni_quarantine::names::NetnsPath;
 use serde_json::{Value, json};
 
 use crate::Outcome;

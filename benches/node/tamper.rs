@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use cni_quarantine::kernel::netlink::{Socket, append_message};
+use cni_quarantine::internals::{Socket, append_message};
 use nix::sys::socket::SockProtocol;
 
 use crate::node::{Node, wait_for};

@@ -7,7 +7,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use cni_quarantine::install::{
+use cni_quarantine::internals::{
     Entry, InstallError, InstallOptions, Layout, MARK, Plan, UninstallOptions, plan_install, plan_uninstall,
 };
 use serde_json::{Value, json};

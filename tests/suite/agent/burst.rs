@@ -3,8 +3,8 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use cni_quarantine::model::names::ContainerId;
-use cni_quarantine::node::state::{SandboxLock, StateDir};
+use cni_quarantine::names::ContainerId;
+use cni_quarantine::state::{SandboxLock, StateDir};
 use serde_json::json;
 
 use super::{Agent, PATIENCE, both_tables};

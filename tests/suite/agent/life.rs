@@ -131,12 +131,25 @@ fn wakeups(agent: &Agent) -> u64 {
         .sum()
 }
 
+/// Waits until it has not run for a while.
+fn await_rest(agent: &Agent) {
+    let mut woken = wakeups(agent);
+    let rests = || {
+        std::thread::sleep(Duration::from_millis(200));
+        let before = std::mem::replace(&mut woken, wakeups(agent));
+        before == woken
+    };
+    assert!(await_kernel(rests), "it does not come to rest");
+}
+
 /// Nothing is polled: while nothing happens it does not run at all, and what it opened for isolated pods it closes.
 #[test]
 fn it_rests_and_keeps_nothing() {
     let node = Node::new();
     // Before there is anything to look at.
     let agent = Agent::on(&node);
+    // It opens some to look around at its start.
+    await_rest(&agent);
     let before = agent.descriptors();
     let pods: Vec<_> = (0..10).map(|_| added(&node)).collect();
     let all_are = |wanted| pods.iter().for_each(|pod| await_tables(pod, wanted, "all"));
