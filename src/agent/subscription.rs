@@ -1,26 +1,17 @@
 //! Events of nf_tables and of links: how the agent hears that somebody touched what it holds.
 
-use nix::sys::socket::SockProtocol;
-use nix::unistd::gettid;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use crate::kernel::netlink::{Events, NetlinkError, attribute, be32, text};
+use nix::unistd::gettid;
+
+use crate::kernel::netlink::NetlinkError;
 use crate::kernel::netns::Netns;
-use crate::kernel::rtnetlink::read_link;
+use crate::kernel::nft::{Committer, NftChange, NftEvents};
+use crate::kernel::rtnetlink::LinkEvents;
 use crate::model::names::ContainerId;
 use crate::node::sandbox::SandboxError;
 use crate::rules::containment::guard_table;
 
-const NFNLGRP_NFTABLES: u32 = 7;
-const RTNLGRP_LINK: u32 = 1;
-const NFTABLES: u16 = 10 << 8;
-const NFT_MSG_NEWGEN: u16 = NFTABLES | 15;
-const NFTA_GEN_PROC_PID: u16 = 2;
-const NFTA_GEN_PROC_NAME: u16 = 3;
-/// In the messages for tables, chains, rules and sets alike, the first attribute is the table's name.
-const NFTA_TABLE: u16 = 1;
-/// `struct nfgenmsg`.
-const HEADER: usize = 4;
 /// Bytes of events that may wait for the agent on the host, where each of its own changes makes some too.
 const HOST_QUEUE: usize = 16 * 1024 * 1024;
 
@@ -53,18 +44,14 @@ pub(super) fn own_thread() -> i32 {
 /// The events of one sandbox's netns. They keep it alive, so they are closed as soon as nobody needs it.
 #[derive(Debug)]
 pub(super) struct PodEvents {
-    rules: Events,
-    links: Events,
+    rules: NftEvents,
+    links: LinkEvents,
 }
 
 impl PodEvents {
     pub(super) fn subscribe(netns: &Netns) -> Result<Self, SandboxError> {
-        let subscribed = netns.run(|| {
-            Ok::<_, NetlinkError>(Self {
-                rules: Events::subscribe(SockProtocol::NetlinkNetFilter, NFNLGRP_NFTABLES)?,
-                links: Events::subscribe(SockProtocol::NetlinkRoute, RTNLGRP_LINK)?,
-            })
-        })?;
+        let subscribed = netns
+            .run(|| Ok::<_, NetlinkError>(Self { rules: NftEvents::subscribe()?, links: LinkEvents::subscribe()? }))?;
         Ok(subscribed?)
     }
 
@@ -76,13 +63,13 @@ impl PodEvents {
     /// Takes what waits.
     pub(super) fn drain(&self, buffer: &mut [u8], own: &OwnThreads) -> Heard {
         let mut heard = Heard::default();
-        let rules = self.rules.drain(buffer, |kind, payload| heard.strangers.extend(stranger(kind, payload, own)));
-        let mut links_changed = false;
-        let links = self
-            .links
-            .drain(buffer, |_, payload| links_changed |= read_link(payload).is_some_and(|link| !link.is_loopback));
-        heard.links_changed = links_changed;
-        heard.lost = rules.unwrap_or(true) | links.unwrap_or(true);
+        let rules_lost = self.rules.drain(buffer, |change| {
+            if let NftChange::Committed(committer) = change {
+                heard.strangers.extend(stranger(&committer, own));
+            }
+        });
+        let links_lost = self.links.drain(buffer, |link| heard.links_changed |= !link.is_loopback);
+        heard.lost = rules_lost | links_lost;
         heard
     }
 }
@@ -90,13 +77,13 @@ impl PodEvents {
 /// The events of nf_tables on the host.
 #[derive(Debug)]
 pub(super) struct HostEvents {
-    rules: Events,
+    rules: NftEvents,
 }
 
 impl HostEvents {
     /// Subscribes in the calling thread's netns.
     pub(super) fn subscribe() -> Result<Self, NetlinkError> {
-        let rules = Events::subscribe(SockProtocol::NetlinkNetFilter, NFNLGRP_NFTABLES)?;
+        let rules = NftEvents::subscribe()?;
         rules.queue_up_to(HOST_QUEUE);
         Ok(Self { rules })
     }
@@ -105,20 +92,18 @@ impl HostEvents {
     /// lost.
     pub(super) fn drain(&self, buffer: &mut [u8], own: &OwnThreads) -> (Vec<(ContainerId, String)>, bool) {
         let (mut touched, mut pending) = (Vec::new(), Vec::new());
-        let drained = self.rules.drain(buffer, |kind, payload| {
-            if kind == NFT_MSG_NEWGEN {
-                // Each transaction ends with one, and only it says whose it was.
-                if let Some(stranger) = stranger(kind, payload, own) {
-                    touched.extend(pending.drain(..).map(|container_id| (container_id, stranger.clone())));
+        let lost = self.rules.drain(buffer, |change| match change {
+            NftChange::InTable(table) => {
+                pending.extend(guarded_sandbox(&table).filter(|container_id| pending.last() != Some(container_id)));
+            }
+            NftChange::Committed(committer) => {
+                let changed = pending.drain(..);
+                if let Some(stranger) = stranger(&committer, own) {
+                    touched.extend(changed.map(|container_id| (container_id, stranger.clone())));
                 }
-                pending.clear();
-            } else if let Some(container_id) = guarded_sandbox(payload)
-                && pending.last() != Some(&container_id)
-            {
-                pending.push(container_id);
             }
         });
-        (touched, drained.unwrap_or(true))
+        (touched, lost)
     }
 }
 
@@ -128,18 +113,12 @@ impl AsFd for HostEvents {
     }
 }
 
-fn stranger(kind: u16, payload: &[u8], own: &OwnThreads) -> Option<String> {
-    if kind != NFT_MSG_NEWGEN {
-        return None;
-    }
-    let attributes = payload.get(HEADER..)?;
-    let thread = attribute(attributes, NFTA_GEN_PROC_PID).and_then(be32)?.cast_signed();
-    let name = attribute(attributes, NFTA_GEN_PROC_NAME).map(text).unwrap_or_default();
-    (!own.contains(&thread)).then(|| format!("{}[{thread}]", name.escape_ascii()))
+fn stranger(committer: &Committer, own: &OwnThreads) -> Option<String> {
+    let Committer { thread, name } = committer;
+    (!own.contains(thread)).then(|| format!("{}[{thread}]", name.escape_ascii()))
 }
 
-fn guarded_sandbox(payload: &[u8]) -> Option<ContainerId> {
-    let table = attribute(payload.get(HEADER..)?, NFTA_TABLE).map(text)?;
+fn guarded_sandbox(table: &[u8]) -> Option<ContainerId> {
     let table = std::str::from_utf8(table).ok()?;
     let container_id = ContainerId::new(table.split_once('-')?.1).ok()?;
     (guard_table(&container_id) == table).then_some(container_id)
@@ -148,25 +127,17 @@ fn guarded_sandbox(payload: &[u8]) -> Option<ContainerId> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::netlink::{put, put_text};
 
     #[test]
     fn strangers_are_told_from_our_own_threads() {
-        let mut payload = vec![0; HEADER];
-        put(&mut payload, NFTA_GEN_PROC_PID, &7_u32.to_be_bytes());
-        put_text(&mut payload, NFTA_GEN_PROC_NAME, b"nft\n");
-        assert_eq!(stranger(NFT_MSG_NEWGEN, &payload, &[7]), None);
-        assert_eq!(stranger(NFT_MSG_NEWGEN, &payload, &[8]), Some("nft\\n[7]".to_owned()));
-        assert_eq!(stranger(NFTABLES, &payload, &[8]), None);
+        let committer = Committer { thread: 7, name: b"nft\n".to_vec() };
+        assert_eq!(stranger(&committer, &[7]), None);
+        assert_eq!(stranger(&committer, &[8]), Some("nft\\n[7]".to_owned()));
     }
 
     #[test]
     fn only_guards_name_a_sandbox() {
-        let named = |table: &str| {
-            let mut payload = vec![0; HEADER];
-            put_text(&mut payload, NFTA_TABLE, table.as_bytes());
-            guarded_sandbox(&payload).map(|container_id| container_id.to_string())
-        };
+        let named = |table: &str| guarded_sandbox(table.as_bytes()).map(|container_id| container_id.to_string());
         assert_eq!(named("quarantine-a-b"), Some("a-b".to_owned()));
         assert_eq!((named("quarantine"), named("firewall-x"), named("quarantine-")), (None, None, None));
     }

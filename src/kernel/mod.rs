@@ -2,6 +2,7 @@
 //!
 //! It knows how to ask, not what for: no policy, mark or record comes down here.
 
+pub mod bpf;
 pub mod netlink;
 pub mod netns;
 pub mod nft;

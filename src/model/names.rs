@@ -126,6 +126,12 @@ impl From<&PodUid> for Key {
 pub struct IfName(Vec<u8>);
 
 impl IfName {
+    /// The loopback interface, which has the same name in every netns.
+    #[must_use]
+    pub fn lo() -> Self {
+        Self(b"lo".to_vec())
+    }
+
     /// Checks `name` by the kernel's own rule (`dev_valid_name`).
     ///
     /// # Errors

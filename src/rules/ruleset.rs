@@ -144,6 +144,8 @@ pub struct Rule {
 pub enum Statement {
     /// Goes on when the field is so.
     Match(Field, Test),
+    /// Goes on when this is so of the packet.
+    Meta(Meta),
     /// Goes on when the key made of these fields is in the set.
     Lookup(&'static [Field], String),
     /// Puts the key into the set, or refreshes it. Ends the rule when the set is full.
@@ -163,7 +165,27 @@ pub enum Statement {
     Drop,
 }
 
-/// What a field must be. All values are as they stand in the packet, or in host order for `meta` numbers.
+/// What the kernel knows about a packet, and what it must be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Meta {
+    /// Its length in bytes, with the Ethernet header where it has one.
+    Length(u32),
+    /// The name of the interface that it came in by.
+    Iifname(IfName),
+    /// The name of the interface that it leaves by.
+    Oifname(IfName),
+    /// The user of the socket that sent it; a packet without a socket has none.
+    Skuid(u32),
+    /// That its frame was sent to this host, and to no other and not to many.
+    ForThisHost,
+    /// Its family, in a table of family inet.
+    Nfproto {
+        /// Whether it is IPv6.
+        v6: bool,
+    },
+}
+
+/// What a field must be. All values are as they stand in the packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Test {
     /// This.
@@ -240,16 +262,10 @@ pub enum Base {
     Transport,
 }
 
-/// A field of a packet, or something that the kernel knows about it.
+/// A field of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[allow(missing_docs, reason = "each variant is the nft name of the field; `text` spells it")]
 pub enum Field {
-    MetaLength,
-    MetaIifname,
-    MetaOifname,
-    MetaSkuid,
-    MetaPkttype,
-    MetaNfproto,
     EtherDestination,
     EtherSource,
     EtherType,
@@ -284,35 +300,23 @@ pub enum Field {
 /// How the values of a field are written.
 #[derive(Clone, Copy)]
 pub(super) enum Notation {
-    HostNumber,
     Number,
     Hexadecimal,
-    Interface,
     Mac,
     Ipv4,
     Ipv6,
     EtherType,
     Protocol,
-    NfProto,
-    Pkttype,
     Operation,
     TcpFlags,
     Icmp6Type,
 }
 
 impl Field {
-    /// Where the field is, for one that is part of the packet: base, offset and length in bytes.
+    /// Where the field is: base, offset and length in bytes.
     #[must_use]
-    pub fn payload(self) -> Option<(Base, u32, u32)> {
-        Some(match self {
-            Self::MetaLength
-            | Self::MetaIifname
-            | Self::MetaOifname
-            | Self::MetaSkuid
-            | Self::MetaPkttype
-            | Self::MetaNfproto => {
-                return None;
-            }
+    pub fn place(self) -> (Base, u32, u32) {
+        match self {
             Self::EtherDestination => (Base::Link, 0, 6),
             Self::EtherSource => (Base::Link, 6, 6),
             Self::EtherType => (Base::Link, 12, 2),
@@ -337,17 +341,11 @@ impl Field {
             Self::SolicitationHead => (Base::Transport, 0, 8),
             Self::NeighbourTarget => (Base::Transport, 8, 16),
             Self::NeighbourOption => (Base::Transport, 24, 8),
-        })
+        }
     }
 
     pub(super) fn text(self) -> (&'static str, Notation) {
         match self {
-            Self::MetaLength => ("meta length", Notation::HostNumber),
-            Self::MetaIifname => ("iifname", Notation::Interface),
-            Self::MetaOifname => ("oifname", Notation::Interface),
-            Self::MetaSkuid => ("meta skuid", Notation::HostNumber),
-            Self::MetaPkttype => ("meta pkttype", Notation::Pkttype),
-            Self::MetaNfproto => ("meta nfproto", Notation::NfProto),
             Self::EtherDestination => ("ether daddr", Notation::Mac),
             Self::EtherSource => ("ether saddr", Notation::Mac),
             Self::EtherType => ("ether type", Notation::EtherType),

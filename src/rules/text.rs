@@ -95,6 +95,7 @@ impl fmt::Display for Statement {
                     Test::NotMasked(mask, bytes) => write!(f, "{name} & {} != {}", value(mask), value(bytes)),
                 }
             }
+            Self::Meta(meta) => write!(f, "{meta}"),
             Self::Lookup(key, set) => write!(f, "{} @{set}", Key(key)),
             Self::Update { key, set, counted } => {
                 write!(f, "update @{set} {{ {}{} }}", Key(key), if *counted { " counter" } else { "" })
@@ -102,6 +103,19 @@ impl fmt::Display for Statement {
             Self::Counter => f.write_str("counter"),
             Self::Accept => f.write_str("accept"),
             Self::Drop => f.write_str("drop"),
+        }
+    }
+}
+
+impl fmt::Display for Meta {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Length(length) => write!(f, "meta length {length}"),
+            Self::Iifname(name) => write!(f, "iifname {}", Quoted(&name.to_string())),
+            Self::Oifname(name) => write!(f, "oifname {}", Quoted(&name.to_string())),
+            Self::Skuid(user) => write!(f, "meta skuid {user}"),
+            Self::ForThisHost => f.write_str("meta pkttype host"),
+            Self::Nfproto { v6 } => write!(f, "meta nfproto {}", if *v6 { "ipv6" } else { "ipv4" }),
         }
     }
 }
@@ -123,11 +137,6 @@ impl fmt::Display for Written<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self(notation, bytes) = *self;
         match (notation, bytes) {
-            (Notation::HostNumber, &[a, b, c, d]) => write!(f, "{}", u32::from_ne_bytes([a, b, c, d])),
-            (Notation::Interface, name) => {
-                let end = name.iter().position(|&byte| byte == 0).unwrap_or(name.len());
-                write!(f, "{}", Quoted(&String::from_utf8_lossy(&name[..end])))
-            }
             (Notation::Mac, &[a, b, c, d, e, g]) => write!(f, "{}", Mac([a, b, c, d, e, g])),
             (Notation::Ipv4, &[a, b, c, d]) => write!(f, "{}", Ipv4Addr::new(a, b, c, d)),
             (Notation::Ipv6, bytes) if bytes.len() == 16 => {
@@ -142,9 +151,6 @@ impl fmt::Display for Written<'_> {
             (Notation::Protocol, [17]) => f.write_str("udp"),
             (Notation::Protocol, [58]) => f.write_str("ipv6-icmp"),
             (Notation::Protocol, [132]) => f.write_str("sctp"),
-            (Notation::NfProto, [2]) => f.write_str("ipv4"),
-            (Notation::NfProto, [10]) => f.write_str("ipv6"),
-            (Notation::Pkttype, [0]) => f.write_str("host"),
             (Notation::Operation, [0, 1]) => f.write_str("request"),
             (Notation::Operation, [0, 2]) => f.write_str("reply"),
             (Notation::TcpFlags, &[TCP_SYN]) => f.write_str("syn"),

@@ -1,21 +1,23 @@
 //! Rules as the kernel has them: expressions over registers, and their attributes on the wire, both ways.
 
+use nix::libc;
+
 use crate::kernel::netlink::{attribute, be32, nest, put, put_text, text};
-use crate::rules::ruleset::{Base, Field, Rule, Statement, Test, Value};
+use crate::rules::ruleset::{Base, Field, Meta, Rule, Statement, Test, Value};
 
 use super::kernel;
+use crate::model::names::IfName;
 
-/// Where single values are loaded to (`NFT_REG_1`).
-const REGISTER: u32 = 1;
-const DROP: u32 = 0;
-const ACCEPT: u32 = 1;
-const EQUAL: u32 = 0;
-const NOT_EQUAL: u32 = 1;
-const AT_MOST: u32 = 3;
-const AT_LEAST: u32 = 5;
-const META_IIFTYPE: u32 = 8;
-const ARPHRD_ETHER: u16 = 1;
-const UPDATE: u32 = 1;
+/// Where single values are loaded to.
+const REGISTER: u32 = libc::NFT_REG_1 as u32;
+const EQUAL: u32 = libc::NFT_CMP_EQ as u32;
+const NOT_EQUAL: u32 = libc::NFT_CMP_NEQ as u32;
+const AT_MOST: u32 = libc::NFT_CMP_LTE as u32;
+const AT_LEAST: u32 = libc::NFT_CMP_GTE as u32;
+const UPDATE: u32 = libc::NFT_DYNSET_OP_UPDATE as u32;
+const VERDICT_REGISTER: u32 = libc::NFT_REG_VERDICT as u32;
+const DROP: u32 = libc::NF_DROP as u32;
+const ACCEPT: u32 = libc::NF_ACCEPT as u32;
 
 /// One expression.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,21 +72,19 @@ pub(super) fn compile(rule: &Rule) -> Vec<Expression> {
     let mut expressions = Vec::with_capacity(3 * rule.statements.len());
     // The length of the whole packet first: what asks for the least work turns most packets away.
     for statement in rule.statements.iter().filter(|statement| reads_length(statement)) {
-        if let Statement::Match(field, test) = statement {
-            compile_match(*field, *test, &mut expressions);
+        if let Statement::Meta(meta) = statement {
+            expressions.extend(compile_meta(meta));
         }
     }
     if rule.statements.iter().any(reads_link_header) {
         // What nft itself puts before a link-layer field; without it `nft list` cannot name any field of the rule.
-        expressions.push(Expression::Meta { key: META_IIFTYPE, register: REGISTER });
-        let value = ARPHRD_ETHER.to_ne_bytes().into();
-        expressions.push(Expression::Compare { operation: EQUAL, register: REGISTER, value });
+        expressions.extend(meta_is(libc::NFT_META_IIFTYPE, libc::ARPHRD_ETHER.to_ne_bytes().into()));
     }
     let mut parts = Vec::with_capacity(rule.statements.len());
     let mut statements = rule.statements.iter().filter(|statement| !reads_length(statement)).peekable();
     while let Some(statement) = statements.next() {
         match statement {
-            Statement::Match(field, Test::Is(value)) if field.payload().is_some() => {
+            Statement::Match(field, Test::Is(value)) => {
                 parts.clear();
                 parts.push((*field, *value));
                 while let Some(Statement::Match(next, Test::Is(value))) = statements.peek()
@@ -96,6 +96,7 @@ pub(super) fn compile(rule: &Rule) -> Vec<Expression> {
                 compile_parts(&mut parts, &mut expressions);
             }
             Statement::Match(field, test) => compile_match(*field, *test, &mut expressions),
+            Statement::Meta(meta) => expressions.extend(compile_meta(meta)),
             Statement::Lookup(key, set) => {
                 load_key(key, &mut expressions);
                 expressions.push(Expression::Lookup { set: set.clone().into_bytes(), register: REGISTER });
@@ -114,31 +115,29 @@ pub(super) fn compile(rule: &Rule) -> Vec<Expression> {
 }
 
 fn reads_length(statement: &Statement) -> bool {
-    matches!(statement, Statement::Match(Field::MetaLength, _))
+    matches!(statement, Statement::Meta(Meta::Length(_)))
 }
 
 fn reads_link_header(statement: &Statement) -> bool {
-    matches!(statement, Statement::Match(field, _) if matches!(field.payload(), Some((Base::Link, _, _))))
+    matches!(statement, Statement::Match(field, _) if field.place().0 == Base::Link)
 }
 
 fn is_in_same_header(field: Field, other: Field) -> bool {
-    let base = |field: Field| field.payload().map(|(base, _, _)| base);
-    base(field) == base(other)
+    field.place().0 == other.place().0
 }
 
 /// Fields of one header that must each have a value: those that touch are loaded and compared as one, as `nft` does it.
 /// Each expression costs twice for every rule that is loaded or read back, and again for every packet.
 fn compile_parts(parts: &mut [(Field, Value)], expressions: &mut Vec<Expression>) {
-    let place = |field: Field| field.payload().unwrap_or((Base::Link, 0, 0));
-    parts.sort_by_key(|&(field, _)| place(field).1);
+    parts.sort_by_key(|&(field, _)| field.place().1);
     let mut parts = parts.iter().peekable();
     while let Some(&(field, mut value)) = parts.next() {
-        let (base, offset, mut length) = place(field);
+        let (base, offset, mut length) = field.place();
         while let Some(&&(next, more)) = parts.peek()
-            && place(next).1 == offset + length
+            && next.place().1 == offset + length
             && let Some(both) = value.followed_by(more)
         {
-            length += place(next).2;
+            length += next.place().2;
             value = both;
             parts.next();
         }
@@ -164,28 +163,47 @@ fn compile_match(field: Field, test: Test, expressions: &mut Vec<Expression>) {
     }
 }
 
-fn load(field: Field, register: u32) -> Expression {
-    let meta = |key| Expression::Meta { key, register };
-    match field {
-        Field::MetaLength => meta(0),
-        Field::MetaIifname => meta(6),
-        Field::MetaOifname => meta(7),
-        Field::MetaSkuid => meta(10),
-        Field::MetaNfproto => meta(15),
-        Field::MetaPkttype => meta(19),
-        field => {
-            let (base, offset, length) = field.payload().unwrap_or((Base::Link, 0, 0));
-            load_payload(base, offset, length, register)
+/// In the kernel's own byte order, and names as long as it has them.
+fn compile_meta(meta: &Meta) -> [Expression; 2] {
+    match meta {
+        Meta::Length(length) => meta_is(libc::NFT_META_LEN, length.to_ne_bytes().into()),
+        Meta::Iifname(name) => meta_is(libc::NFT_META_IIFNAME, interface_name(name)),
+        Meta::Oifname(name) => meta_is(libc::NFT_META_OIFNAME, interface_name(name)),
+        Meta::Skuid(user) => meta_is(libc::NFT_META_SKUID, user.to_ne_bytes().into()),
+        Meta::ForThisHost => meta_is(libc::NFT_META_PKTTYPE, [libc::PACKET_HOST].into()),
+        Meta::Nfproto { v6 } => {
+            let family = if *v6 { libc::NFPROTO_IPV6 } else { libc::NFPROTO_IPV4 };
+            meta_is(libc::NFT_META_NFPROTO, [family as u8].into())
         }
     }
 }
 
+fn meta_is(key: libc::c_int, value: Value) -> [Expression; 2] {
+    [
+        Expression::Meta { key: key.unsigned_abs(), register: REGISTER },
+        Expression::Compare { operation: EQUAL, register: REGISTER, value },
+    ]
+}
+
+/// Padded with zeros to `IFNAMSIZ`, which no name is longer than.
+fn interface_name(name: &IfName) -> Value {
+    let mut value = [0; libc::IFNAMSIZ];
+    value.iter_mut().zip(name.as_bytes()).for_each(|(to, from)| *to = *from);
+    value.into()
+}
+
+fn load(field: Field, register: u32) -> Expression {
+    let (base, offset, length) = field.place();
+    load_payload(base, offset, length, register)
+}
+
 fn load_payload(base: Base, offset: u32, length: u32, register: u32) -> Expression {
     let base = match base {
-        Base::Link => 0,
-        Base::Network => 1,
-        Base::Transport => 2,
+        Base::Link => libc::NFT_PAYLOAD_LL_HEADER,
+        Base::Network => libc::NFT_PAYLOAD_NETWORK_HEADER,
+        Base::Transport => libc::NFT_PAYLOAD_TRANSPORT_HEADER,
     };
+    let base = base.unsigned_abs();
     Expression::Payload { base, offset, length, register }
 }
 
@@ -194,9 +212,9 @@ fn load_key(key: &[Field], expressions: &mut Vec<Expression>) {
     let mut slot = 0;
     for &field in key {
         // The first of each four slots has the number of a 16-byte register, as the kernel itself says it.
-        let register = if slot % 4 == 0 { REGISTER + slot / 4 } else { 8 + slot };
+        let register = if slot % 4 == 0 { REGISTER + slot / 4 } else { libc::NFT_REG32_00.unsigned_abs() + slot };
         expressions.push(load(field, register));
-        slot += field.payload().map_or(4, |(_, _, length)| length).div_ceil(4);
+        slot += field.place().2.div_ceil(4);
     }
 }
 
@@ -213,38 +231,38 @@ pub(super) fn encode(bytes: &mut Vec<u8>, expression: &Expression) {
     };
     match expression {
         Expression::Meta { key, register } => element(b"meta", &|bytes| {
-            number(bytes, 1, *register);
-            number(bytes, 2, *key);
+            number(bytes, kernel::META_DREG, *register);
+            number(bytes, kernel::META_KEY, *key);
         }),
         Expression::Payload { base, offset, length, register } => element(b"payload", &|bytes| {
-            number(bytes, 1, *register);
-            number(bytes, 2, *base);
-            number(bytes, 3, *offset);
-            number(bytes, 4, *length);
+            number(bytes, kernel::PAYLOAD_DREG, *register);
+            number(bytes, kernel::PAYLOAD_BASE, *base);
+            number(bytes, kernel::PAYLOAD_OFFSET, *offset);
+            number(bytes, kernel::PAYLOAD_LEN, *length);
         }),
         Expression::Compare { operation, register, value: data } => element(b"cmp", &|bytes| {
-            number(bytes, 1, *register);
-            number(bytes, 2, *operation);
-            value(bytes, 3, data);
+            number(bytes, kernel::CMP_SREG, *register);
+            number(bytes, kernel::CMP_OP, *operation);
+            value(bytes, kernel::CMP_DATA, data);
         }),
         Expression::Mask { register, mask } => element(b"bitwise", &|bytes| {
-            number(bytes, 1, *register);
-            number(bytes, 2, *register);
-            number(bytes, 3, u32::try_from(mask.len()).unwrap_or_default());
-            value(bytes, 4, mask);
-            value(bytes, 5, &vec![0; mask.len()]);
+            number(bytes, kernel::BITWISE_SREG, *register);
+            number(bytes, kernel::BITWISE_DREG, *register);
+            number(bytes, kernel::BITWISE_LEN, u32::try_from(mask.len()).unwrap_or_default());
+            value(bytes, kernel::BITWISE_MASK, mask);
+            value(bytes, kernel::BITWISE_XOR, &vec![0; mask.len()]);
         }),
         Expression::Lookup { set, register } => element(b"lookup", &|bytes| {
-            put_text(bytes, 1, set);
-            number(bytes, 2, *register);
+            put_text(bytes, kernel::LOOKUP_SET, set);
+            number(bytes, kernel::LOOKUP_SREG, *register);
         }),
         Expression::Update { set, register, counted } => element(b"dynset", &|bytes| {
-            put_text(bytes, 1, set);
-            number(bytes, 3, UPDATE);
-            number(bytes, 4, *register);
+            put_text(bytes, kernel::DYNSET_SET_NAME, set);
+            number(bytes, kernel::DYNSET_OP, UPDATE);
+            number(bytes, kernel::DYNSET_SREG_KEY, *register);
             if *counted {
                 // Without NFT_DYNSET_F_EXPR, which 5.10 does not know and one expression does not need.
-                nest(bytes, 7, |bytes| {
+                nest(bytes, kernel::DYNSET_EXPR, |bytes| {
                     put_text(bytes, kernel::EXPR_NAME, b"counter");
                     nest(bytes, kernel::EXPR_DATA, |_| {});
                 });
@@ -252,8 +270,8 @@ pub(super) fn encode(bytes: &mut Vec<u8>, expression: &Expression) {
         }),
         Expression::Counter => element(b"counter", &|_| {}),
         Expression::Verdict { code } => element(b"immediate", &|bytes| {
-            number(bytes, 1, 0);
-            nest(bytes, 2, |bytes| {
+            number(bytes, kernel::IMMEDIATE_DREG, VERDICT_REGISTER);
+            nest(bytes, kernel::IMMEDIATE_DATA, |bytes| {
                 nest(bytes, kernel::DATA_VERDICT, |bytes| number(bytes, kernel::VERDICT_CODE, *code))
             });
         }),
@@ -275,37 +293,50 @@ pub(super) fn decode(element: &[u8]) -> (Expression, Option<Count>) {
 fn decode_stateless(name: &[u8], data: &[u8]) -> Option<Expression> {
     let number = |kind| attribute(data, kind).and_then(be32);
     let value = |kind| attribute(data, kind).and_then(|value| attribute(value, kernel::DATA_VALUE));
-    let set = || attribute(data, 1).map(|name| text(name).to_vec());
+    let set = |kind| attribute(data, kind).map(|name| text(name).to_vec());
     match name {
-        b"meta" => Some(Expression::Meta { register: number(1)?, key: number(2)? }),
-        b"payload" => {
-            Some(Expression::Payload { register: number(1)?, base: number(2)?, offset: number(3)?, length: number(4)? })
-        }
-        b"cmp" => {
-            Some(Expression::Compare { register: number(1)?, operation: number(2)?, value: Value::new(value(3)?)? })
-        }
+        b"meta" => Some(Expression::Meta { register: number(kernel::META_DREG)?, key: number(kernel::META_KEY)? }),
+        b"payload" => Some(Expression::Payload {
+            register: number(kernel::PAYLOAD_DREG)?,
+            base: number(kernel::PAYLOAD_BASE)?,
+            offset: number(kernel::PAYLOAD_OFFSET)?,
+            length: number(kernel::PAYLOAD_LEN)?,
+        }),
+        b"cmp" => Some(Expression::Compare {
+            register: number(kernel::CMP_SREG)?,
+            operation: number(kernel::CMP_OP)?,
+            value: Value::new(value(kernel::CMP_DATA)?)?,
+        }),
         b"bitwise" => {
-            // One register in and out, nothing flipped, and no other operation than mask-and-flip (attribute 6).
-            let plain =
-                number(1)? == number(2)? && value(5)?.iter().all(|&byte| byte == 0) && number(6).unwrap_or(0) == 0;
-            plain.then_some(Expression::Mask { register: number(1)?, mask: Value::new(value(4)?)? })
+            // One register in and out, nothing flipped, and no other operation than mask-and-flip.
+            let register = number(kernel::BITWISE_SREG)?;
+            let plain = number(kernel::BITWISE_DREG)? == register
+                && value(kernel::BITWISE_XOR)?.iter().all(|&byte| byte == 0)
+                && number(kernel::BITWISE_OP).unwrap_or(0) == 0;
+            plain.then_some(Expression::Mask { register, mask: Value::new(value(kernel::BITWISE_MASK)?)? })
         }
         b"lookup" => {
-            let inverted = number(5).unwrap_or(0) != 0;
-            (!inverted).then_some(Expression::Lookup { set: set()?, register: number(2)? })
+            let inverted = number(kernel::LOOKUP_FLAGS).unwrap_or(0) != 0;
+            let set = set(kernel::LOOKUP_SET)?;
+            (!inverted).then_some(Expression::Lookup { set, register: number(kernel::LOOKUP_SREG)? })
         }
         b"dynset" => {
-            let timeout_of_its_own = attribute(data, 6).is_some_and(|timeout| timeout.iter().any(|&byte| byte != 0));
-            let counted = attribute(data, 7)
+            let timeout_of_its_own =
+                attribute(data, kernel::DYNSET_TIMEOUT).is_some_and(|timeout| timeout.iter().any(|&byte| byte != 0));
+            let counted = attribute(data, kernel::DYNSET_EXPR)
                 .map(|expression| attribute(expression, kernel::EXPR_NAME).map(text) == Some(b"counter"));
-            let plain =
-                number(3)? == UPDATE && !timeout_of_its_own && counted != Some(false) && attribute(data, 5).is_none();
-            plain.then_some(Expression::Update { set: set()?, register: number(4)?, counted: counted.is_some() })
+            let plain = number(kernel::DYNSET_OP)? == UPDATE
+                && !timeout_of_its_own
+                && counted != Some(false)
+                && attribute(data, kernel::DYNSET_SREG_DATA).is_none();
+            let (set, register) = (set(kernel::DYNSET_SET_NAME)?, number(kernel::DYNSET_SREG_KEY)?);
+            plain.then_some(Expression::Update { set, register, counted: counted.is_some() })
         }
         b"immediate" => {
-            let verdict = attribute(data, 2).and_then(|data| attribute(data, kernel::DATA_VERDICT))?;
+            let verdict =
+                attribute(data, kernel::IMMEDIATE_DATA).and_then(|data| attribute(data, kernel::DATA_VERDICT))?;
             let code = attribute(verdict, kernel::VERDICT_CODE).and_then(be32)?;
-            (number(1)? == 0).then_some(Expression::Verdict { code })
+            (number(kernel::IMMEDIATE_DREG)? == VERDICT_REGISTER).then_some(Expression::Verdict { code })
         }
         _ => None,
     }
@@ -314,7 +345,7 @@ fn decode_stateless(name: &[u8], data: &[u8]) -> Option<Expression> {
 /// Reads a counter's data.
 pub(super) fn count(data: &[u8]) -> Count {
     let number = |kind| attribute(data, kind).and_then(|value| value.try_into().ok()).map_or(0, u64::from_be_bytes);
-    Count { bytes: number(1), packets: number(2) }
+    Count { bytes: number(kernel::COUNTER_BYTES), packets: number(kernel::COUNTER_PACKETS) }
 }
 
 #[cfg(test)]
@@ -325,7 +356,7 @@ mod tests {
     #[test]
     fn expressions_are_read_as_they_are_written() {
         let rule = Rule::new(vec![
-            Statement::Match(Field::MetaLength, Test::Is(28_u32.to_ne_bytes().into())),
+            Statement::Meta(Meta::Length(28)),
             Statement::Match(Field::DestinationPort, Test::Range([0, 1].into(), [0xff, 0xff].into())),
             Statement::Match(Field::IpSource, Test::Masked([255, 0, 0, 0].into(), [10, 0, 0, 0].into())),
             Statement::Match(Field::IpProtocol, Test::Not([6].into())),
@@ -348,7 +379,7 @@ mod tests {
     #[test]
     fn fields_that_touch_are_compared_as_one() {
         let is = |field: Field, byte: u8| {
-            let length = field.payload().map_or(0, |(_, _, length)| length);
+            let length = field.place().2;
             Statement::Match(field, Test::Is(Value::new(&vec![byte; usize::try_from(length).unwrap()]).unwrap()))
         };
         let rule = Rule::new(vec![

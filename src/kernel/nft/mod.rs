@@ -4,7 +4,9 @@
 //! flags together, and what is read back here must be compared to the byte. Nothing is decided here.
 
 mod batch;
+mod events;
 mod expression;
+mod kernel;
 mod read;
 
 use std::collections::BTreeMap;
@@ -14,76 +16,11 @@ use nix::errno::Errno;
 use nix::sys::socket::SockProtocol;
 
 pub use batch::Batch;
-pub use expression::Count;
+pub use events::{Committer, NftChange, NftEvents};
 pub use read::{ChainInFront, Element, LoadedTable};
 
 use crate::kernel::netlink::{NetlinkError, Socket, error_of, leave_to_kernel};
 use crate::rules::ruleset::Family;
-
-/// Message types and attributes of `linux/netfilter/nf_tables.h`, under the kernel's names without their prefix.
-mod kernel {
-    pub(super) const SUBSYSTEM: u16 = 10 << 8;
-    pub(super) const BATCH_BEGIN: u16 = 0x10;
-    pub(super) const BATCH_END: u16 = 0x11;
-    pub(super) const MSG_NEWTABLE: u16 = 0;
-    pub(super) const MSG_GETTABLE: u16 = 1;
-    pub(super) const MSG_DELTABLE: u16 = 2;
-    pub(super) const MSG_NEWCHAIN: u16 = 3;
-    pub(super) const MSG_GETCHAIN: u16 = 4;
-    pub(super) const MSG_DELCHAIN: u16 = 5;
-    pub(super) const MSG_NEWRULE: u16 = 6;
-    pub(super) const MSG_GETRULE: u16 = 7;
-    pub(super) const MSG_DELRULE: u16 = 8;
-    pub(super) const MSG_NEWSET: u16 = 9;
-    pub(super) const MSG_GETSET: u16 = 10;
-    pub(super) const MSG_DELSET: u16 = 11;
-    pub(super) const MSG_GETSETELEM: u16 = 13;
-    pub(super) const MSG_DELSETELEM: u16 = 14;
-
-    pub(super) const TABLE_NAME: u16 = 1;
-    pub(super) const TABLE_FLAGS: u16 = 2;
-    pub(super) const TABLE_USE: u16 = 3;
-    pub(super) const TABLE_F_DORMANT: u32 = 1;
-
-    pub(super) const CHAIN_TABLE: u16 = 1;
-    pub(super) const CHAIN_NAME: u16 = 3;
-    pub(super) const CHAIN_HOOK: u16 = 4;
-    pub(super) const CHAIN_POLICY: u16 = 5;
-    pub(super) const CHAIN_TYPE: u16 = 7;
-    pub(super) const HOOK_HOOKNUM: u16 = 1;
-    pub(super) const HOOK_PRIORITY: u16 = 2;
-    pub(super) const HOOK_DEV: u16 = 3;
-    pub(super) const HOOK_DEVS: u16 = 4;
-
-    pub(super) const RULE_TABLE: u16 = 1;
-    pub(super) const RULE_CHAIN: u16 = 2;
-    pub(super) const RULE_EXPRESSIONS: u16 = 4;
-    pub(super) const RULE_USERDATA: u16 = 7;
-
-    pub(super) const SET_TABLE: u16 = 1;
-    pub(super) const SET_NAME: u16 = 2;
-    pub(super) const SET_FLAGS: u16 = 3;
-    pub(super) const SET_KEY_TYPE: u16 = 4;
-    pub(super) const SET_KEY_LEN: u16 = 5;
-    pub(super) const SET_DESC: u16 = 9;
-    pub(super) const SET_ID: u16 = 10;
-    pub(super) const SET_TIMEOUT: u16 = 11;
-    pub(super) const SET_DESC_SIZE: u16 = 1;
-    pub(super) const SET_TIMEOUT_AND_EVAL: u32 = 0x10 | 0x20;
-
-    pub(super) const SET_ELEM_LIST_TABLE: u16 = 1;
-    pub(super) const SET_ELEM_LIST_SET: u16 = 2;
-    pub(super) const SET_ELEM_LIST_ELEMENTS: u16 = 3;
-    pub(super) const SET_ELEM_KEY: u16 = 1;
-    pub(super) const SET_ELEM_EXPR: u16 = 7;
-
-    pub(super) const LIST_ELEM: u16 = 1;
-    pub(super) const EXPR_NAME: u16 = 1;
-    pub(super) const EXPR_DATA: u16 = 2;
-    pub(super) const DATA_VALUE: u16 = 1;
-    pub(super) const DATA_VERDICT: u16 = 2;
-    pub(super) const VERDICT_CODE: u16 = 1;
-}
 
 /// The `nfgenmsg` that every message's body begins with.
 fn header(family: Family) -> [u8; 4] {

@@ -342,7 +342,7 @@ impl LoadedSet {
     }
 }
 
-fn behind_header(payload: &[u8]) -> &[u8] {
+pub(super) fn behind_header(payload: &[u8]) -> &[u8] {
     payload.get(4..).unwrap_or_default()
 }
 

@@ -1,4 +1,4 @@
-//! What changed about the node's links, addresses, routes and rules, heard as it happens.
+//! What changed about links, addresses, routes and rules, heard as it happens.
 
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -7,10 +7,9 @@ use ipnetwork::IpNetwork;
 use nix::libc;
 use nix::sys::socket::SockProtocol;
 
+use super::link::{Link, read_link};
 use crate::kernel::netlink::{Events, NetlinkError, attribute, ne32};
 
-/// `RTNLGRP_IPV6_RULE` of `linux/rtnetlink.h`, which libc lacks.
-const RTNLGRP_IPV6_RULE: u32 = 19;
 /// `struct rtmsg`.
 const ROUTE_HEADER: usize = 12;
 /// Bytes of events that may wait: a node makes many at once when pods start.
@@ -48,7 +47,7 @@ impl NodeEvents {
             libc::RTNLGRP_IPV4_ROUTE,
             libc::RTNLGRP_IPV6_ROUTE,
             libc::RTNLGRP_IPV4_RULE,
-            RTNLGRP_IPV6_RULE,
+            libc::RTNLGRP_IPV6_RULE,
         ] {
             events.join(group)?;
         }
@@ -68,6 +67,38 @@ impl NodeEvents {
 }
 
 impl AsFd for NodeEvents {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.events.as_fd()
+    }
+}
+
+/// The events of the links alone of one netns.
+#[derive(Debug)]
+pub struct LinkEvents {
+    events: Events,
+}
+
+impl LinkEvents {
+    /// Subscribes in the calling thread's netns.
+    ///
+    /// # Errors
+    /// `NetlinkError::Socket`.
+    pub fn subscribe() -> Result<Self, NetlinkError> {
+        Ok(Self { events: Events::subscribe(SockProtocol::NetlinkRoute, libc::RTNLGRP_LINK)? })
+    }
+
+    /// Takes what waits, each link that appeared, changed or went to `each`; says whether some were lost.
+    pub fn drain(&self, buffer: &mut [u8], mut each: impl FnMut(Link)) -> bool {
+        let drained = self.events.drain(buffer, |_, payload| {
+            if let Some(link) = read_link(payload) {
+                each(link);
+            }
+        });
+        drained.unwrap_or(true)
+    }
+}
+
+impl AsFd for LinkEvents {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.events.as_fd()
     }

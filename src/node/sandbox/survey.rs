@@ -5,10 +5,11 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::OnceLock;
 
+use crate::kernel::bpf::has_bpf_links;
 use crate::kernel::netlink::NetlinkError;
 use crate::kernel::netns::Netns;
 use crate::kernel::nft::ChainInFront;
-use crate::kernel::rtnetlink::{Jump, Link, Links, has_bpf_links};
+use crate::kernel::rtnetlink::{Jump, Link, Links};
 use crate::model::names::{IfName, SandboxInterface};
 use crate::model::policy::Policy;
 use crate::model::record::{HostEnd, NodeOnLink, PinnedInterface};
@@ -307,7 +308,7 @@ impl NodeScan {
             let jumps = host.links.jumps(from)?;
             redirects.extend(jumps.into_iter().filter_map(|jump| match jump {
                 Jump::Redirect(to) => Some((from, to)),
-                Jump::Bpf | Jump::Xdp => None,
+                Jump::Bpf => None,
             }));
         }
         let found = OnNode { redirects, chains_in_front: host.nft.chains_in_front()? };
@@ -332,7 +333,7 @@ pub(super) fn jumps_past_guard(
     for jump in host.jumps(end.index)? {
         found.push(match jump {
             Jump::Redirect(_) => Bypass::TcRedirect { from: None, device: device() },
-            Jump::Bpf | Jump::Xdp => Bypass::TcBpf { device: device() },
+            Jump::Bpf => Bypass::TcBpf { device: device() },
         });
     }
     if has_bpf_links(end.index) {

@@ -6,7 +6,7 @@ use ipnetwork::IpNetwork;
 
 use crate::model::names::{Mac, SandboxInterface};
 use crate::model::policy::{Allow, Direction, Policy, Ports, Probes, Protocol};
-use crate::rules::ruleset::{Field, Rule, Statement, TCP_ACK, TCP_RST, Test};
+use crate::rules::ruleset::{Field, Meta, Rule, Statement, TCP_ACK, TCP_RST, Test};
 
 use super::hops::{Hop, all_hops, hops_to};
 use super::words::*;
@@ -88,7 +88,7 @@ impl View<'_> {
     fn family(&self, v6: bool) -> Statement {
         match self.place {
             Place::Pod | Place::Host | Place::HostIngress => ether_type(v6),
-            Place::PodInet => is(Field::MetaNfproto, nfproto(v6)),
+            Place::PodInet => Statement::Meta(Meta::Nfproto { v6 }),
         }
     }
 
@@ -156,7 +156,7 @@ impl View<'_> {
                 statements.extend(opening(v6, Protocol::Tcp, range));
                 if self.place == Place::Host {
                     // Only a socket of this host: what is forwarded, masqueraded NodePort traffic too, has none.
-                    statements.push(is(Field::MetaSkuid, 0_u32.to_ne_bytes()));
+                    statements.push(Statement::Meta(Meta::Skuid(0)));
                 }
                 statements.extend(open_flow(inbound_key(v6), set));
                 inbound.push(Rule::new(statements).comment("probe"));
@@ -183,7 +183,7 @@ impl View<'_> {
     /// port is for another host, or for many. Nobody else can speak for the node then.
     fn spoken_by_node(&self, mut statements: Vec<Statement>) -> Vec<Statement> {
         if self.place == Place::Host {
-            statements.insert(0, is(Field::MetaPkttype, [0]));
+            statements.insert(0, Statement::Meta(Meta::ForThisHost));
         }
         statements
     }
@@ -289,7 +289,7 @@ impl View<'_> {
             vec![
                 is(Field::EtherType, [0x08, 0x06]),
                 // Exactly as long as it must be: what follows an ARP packet is carried to every neighbour.
-                is(Field::MetaLength, (ARP_PACKET + longer).to_ne_bytes()),
+                Statement::Meta(Meta::Length(ARP_PACKET + longer)),
                 is(Field::ArpFormat, [0, 1, 0x08, 0, 6, 4]),
             ]
         };
@@ -395,7 +395,7 @@ impl View<'_> {
     fn discovery_packet(&self, length: u32) -> Vec<Statement> {
         let mut statements = vec![self.family(true)];
         if self.sees_frames() {
-            statements.push(is(Field::MetaLength, length.to_ne_bytes()));
+            statements.push(Statement::Meta(Meta::Length(length)));
         }
         statements.extend([is(Field::Ip6NextHeader, [ICMP6]), is(Field::Ip6HopLimit, [255])]);
         statements
@@ -424,7 +424,7 @@ impl View<'_> {
         statements.extend([
             is(Field::EtherSource, mac.0),
             ether_type(true),
-            is(Field::MetaLength, (IP6_HEADER + 32 + longer_out).to_ne_bytes()),
+            Statement::Meta(Meta::Length(IP6_HEADER + 32 + longer_out)),
             is(Field::Ip6Head, [0x60, 0, 0, 0, 0, 32, ICMP6, 255]),
             is(Field::Ip6Source, own.octets()),
         ]);

@@ -25,7 +25,7 @@ pub use hops::neighbours_needed;
 use crate::model::names::{ContainerId, IfName, SandboxInterface};
 use crate::model::policy::{Allow, Direction, Policy, Probes, Protocol};
 use crate::model::record::NodeOnLink;
-use crate::rules::ruleset::{Chain, Family, Field, Hook, KeyType, Rule, Set, Statement, Table, Test};
+use crate::rules::ruleset::{Chain, Family, Field, Hook, KeyType, Meta, Rule, Set, Statement, Table, Test};
 
 use interface::{interface_rules, link_rules};
 use words::*;
@@ -114,12 +114,11 @@ pub fn pod_tables(policy: &Policy, interfaces: &[GuardedInterface], egress: Egre
         Table { family: Family::Inet, name: TABLE.to_owned(), dormant, sets: attempt_sets(), chains: Vec::new() };
     let flows = FlowSets::of(policy);
     let (mut input, mut output) = (Vec::new(), Vec::new());
-    let lo = interface_value(b"lo");
     if policy.loopback {
-        input.push(Rule::new(vec![is(Field::MetaIifname, lo), Statement::Accept]));
+        input.push(Rule::new(vec![Statement::Meta(Meta::Iifname(IfName::lo())), Statement::Accept]));
     }
     // Where lo is closed, it is closed at its receiving end: a drop on the way out is told to the sender (EPERM).
-    output.push(Rule::new(vec![is(Field::MetaOifname, lo), Statement::Accept]));
+    output.push(Rule::new(vec![Statement::Meta(Meta::Oifname(IfName::lo())), Statement::Accept]));
     match egress {
         EgressHook::Netdev => {
             netdev.sets = flows.sets();
@@ -130,27 +129,29 @@ pub fn pod_tables(policy: &Policy, interfaces: &[GuardedInterface], egress: Egre
                 let name = &interface.name;
                 netdev.chains.push(chain(format!("ingress-{name}"), Hook::Ingress(name.clone()), inbound));
                 netdev.chains.push(chain(format!("egress-{name}"), Hook::Egress(name.clone()), outbound));
-                let device = interface_value(name.as_bytes());
-                input.push(Rule::new(vec![is(Field::MetaIifname, device), Statement::Accept]));
+                let [incoming, outgoing] =
+                    [Meta::Iifname(name.clone()), Meta::Oifname(name.clone())].map(Statement::Meta);
+                input.push(Rule::new(vec![incoming, Statement::Accept]));
                 // Counted before the neighbour is resolved, dropped behind it: a drop here would be told to the sender.
                 let counted = policy.allow.iter().flat_map(uncounted_rules).chain(attempt_rules(Place::PodInet));
-                output.extend(counted.map(|rule| on(Field::MetaOifname, device, rule)));
-                output.push(Rule::new(vec![is(Field::MetaOifname, device), Statement::Accept]));
+                output.extend(counted.map(|rule| on(&outgoing, rule)));
+                output.push(Rule::new(vec![outgoing, Statement::Accept]));
             }
         }
         EgressHook::Missing => {
             inet.sets.splice(0..0, flows.sets());
             for interface in interfaces {
                 let name = &interface.name;
-                let device = interface_value(name.as_bytes());
+                let [incoming, outgoing] =
+                    [Meta::Iifname(name.clone()), Meta::Oifname(name.clone())].map(Statement::Meta);
                 netdev.chains.push(chain(
                     format!("ingress-{name}"),
                     Hook::Ingress(name.clone()),
                     link_rules(policy, interface),
                 ));
                 let (inbound, outbound) = interface_rules(policy, &flows, interface, Place::PodInet);
-                input.extend(inbound.into_iter().map(|rule| on(Field::MetaIifname, device, rule)));
-                output.extend(outbound.into_iter().map(|rule| on(Field::MetaOifname, device, rule)));
+                input.extend(inbound.into_iter().map(|rule| on(&incoming, rule)));
+                output.extend(outbound.into_iter().map(|rule| on(&outgoing, rule)));
             }
         }
     }
@@ -317,8 +318,8 @@ fn neighbour_sets() -> Vec<Set> {
 }
 
 /// The same rule for one device alone.
-fn on(field: Field, device: [u8; 16], mut rule: Rule) -> Rule {
-    rule.statements.insert(0, is(field, device));
+fn on(device: &Statement, mut rule: Rule) -> Rule {
+    rule.statements.insert(0, device.clone());
     rule
 }
 
@@ -331,7 +332,7 @@ fn uncounted_rules(allow: &Allow) -> Vec<Rule> {
     };
     let rule = |&range: &(u16, u16)| {
         let mut statements =
-            vec![is(Field::MetaNfproto, nfproto(v6)), is(protocol_field(v6), [allow.protocol.number()])];
+            vec![Statement::Meta(Meta::Nfproto { v6 }), is(protocol_field(v6), [allow.protocol.number()])];
         statements.extend(to_peer(allow.peer));
         statements.extend([in_ports(port, range), Statement::Accept]);
         Rule::new(statements)
@@ -348,7 +349,7 @@ fn attempt_rules(place: Place) -> Vec<Rule> {
         rules.push(Rule::new(statements));
     };
     for v6 in [false, true] {
-        let family = if place == Place::PodInet { is(Field::MetaNfproto, nfproto(v6)) } else { ether_type(v6) };
+        let family = if place == Place::PodInet { Statement::Meta(Meta::Nfproto { v6 }) } else { ether_type(v6) };
         let protocol = protocol_field(v6);
         for number in [Protocol::Tcp.number(), Protocol::Udp.number(), SCTP] {
             let mut statements = vec![family.clone(), is(protocol, [number])];

@@ -60,18 +60,6 @@ pub(super) fn in_ports(field: Field, (first, last): (u16, u16)) -> Statement {
     if first == last { is(field, first) } else { Statement::Match(field, Test::Range(first.into(), last.into())) }
 }
 
-/// `NFPROTO_IPV4` or `NFPROTO_IPV6`.
-pub(super) fn nfproto(v6: bool) -> [u8; 1] {
-    [if v6 { 10 } else { 2 }]
-}
-
-/// The name of an interface as `meta` has it: padded with zeros to `IFNAMSIZ`, which no name is longer than.
-pub(super) fn interface_value(name: &[u8]) -> [u8; 16] {
-    let mut value = [0; 16];
-    value.iter_mut().zip(name).for_each(|(to, from)| *to = *from);
-    value
-}
-
 pub(super) fn is_link_local(address: &IpAddr) -> bool {
     matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
 }
