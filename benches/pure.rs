@@ -100,6 +100,6 @@ fn read_record(bencher: Bencher<'_, '_>) {
         host_guard: HostGuard::Auto,
         interfaces: vec![PinnedInterface { interface: interface(), node: node(), host_end: None }],
     };
-    let written = record.to_json().to_string();
+    let written = record.to_json();
     bencher.bench(|| Record::read(black_box(written.as_bytes())));
 }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::kernel::nft::Element;
 use crate::model::audit::chain;
@@ -37,10 +37,7 @@ pub(super) fn list(state_dir: &Path, arguments: &List) -> Result<Exit, Failure> 
     let (unanswered, damaged) = (node.unanswered(), damaged(&node));
     print(&match arguments.output {
         Output::Table => list_table(&sandboxes, &unanswered, &damaged, style()),
-        Output::Json => {
-            let sandboxes = sandboxes.iter().map(|sandbox| sandbox.to_json()).collect();
-            pretty(&node_to_json(sandboxes, &unanswered, &damaged))
-        }
+        Output::Json => pretty(&node_to_json(&sandboxes, &unanswered, &damaged)),
     });
     Ok(Exit::Done)
 }
@@ -124,11 +121,8 @@ impl View {
 
     fn to_json(&self) -> Value {
         match &self.sandboxes[..] {
-            [sandbox] if self.single => sandbox.to_json(),
-            sandboxes => {
-                let sandboxes = sandboxes.iter().map(SandboxStatus::to_json).collect();
-                node_to_json(sandboxes, &self.unanswered, &self.damaged)
-            }
+            [sandbox] if self.single => json!(sandbox),
+            sandboxes => node_to_json(sandboxes, &self.unanswered, &self.damaged),
         }
     }
 }

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize, Serializer};
 use thiserror::Error;
 
 /// The longest container ID that is still a file name (`NAME_MAX` 255) and, behind `quarantine-`, a table name
@@ -52,8 +53,17 @@ fn is_plain_name(text: &str) -> bool {
 macro_rules! plain_name {
     ($(#[$doc:meta])* $name:ident, $what:literal, $length_max:ident) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(try_from = "String")]
         pub struct $name(String);
+
+        impl TryFrom<String> for $name {
+            type Error = NameError;
+
+            fn try_from(text: String) -> Result<Self, NameError> {
+                Self::new(&text)
+            }
+        }
 
         impl $name {
             /// Checks `text`.
@@ -122,7 +132,8 @@ impl From<&PodUid> for Key {
 
 /// The name of a network interface (`CNI_IFNAME`, `IFLA_IFNAME`). Bytes, not text: whoever is root in a pod can call
 /// an interface almost anything, and must not get out of the guard's sight by that.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize)]
+#[serde(try_from = "String")]
 pub struct IfName(Vec<u8>);
 
 impl IfName {
@@ -160,6 +171,20 @@ impl IfName {
     }
 }
 
+impl TryFrom<String> for IfName {
+    type Error = NameError;
+
+    fn try_from(text: String) -> Result<Self, NameError> {
+        Self::new(text)
+    }
+}
+
+impl Serialize for IfName {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&String::from_utf8_lossy(&self.0))
+    }
+}
+
 impl fmt::Display for IfName {
     /// With escapes for what is not printable ASCII, so that different names stay different.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -168,7 +193,8 @@ impl fmt::Display for IfName {
 }
 
 /// An Ethernet address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize)]
+#[serde(try_from = "String")]
 pub struct Mac(pub [u8; 6]);
 
 impl Mac {
@@ -191,6 +217,21 @@ impl Mac {
     }
 }
 
+impl TryFrom<String> for Mac {
+    type Error = NameError;
+
+    fn try_from(value: String) -> Result<Self, NameError> {
+        let allowed = "six pairs of hexadecimal digits, as \"02:00:00:00:00:01\"";
+        Self::parse(&value).ok_or(NameError::Invalid { what: "Ethernet address", value, allowed })
+    }
+}
+
+impl Serialize for Mac {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
 impl fmt::Display for Mac {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [a, b, c, d, e, g] = self.0;
@@ -200,13 +241,16 @@ impl fmt::Display for Mac {
 
 /// What the runtime says of the pod that the sandbox belongs to. Each part may be unknown: only Kubernetes'
 /// runtimes say all three.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pod {
     /// `K8S_POD_NAMESPACE`.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub namespace: Option<PodName>,
     /// `K8S_POD_NAME`.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<PodName>,
     /// `K8S_POD_UID`.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub uid: Option<PodUid>,
 }
 
@@ -259,11 +303,12 @@ pub struct SandboxInterface {
 }
 
 /// A route of the sandbox.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Route {
     /// Where it leads.
     pub destination: IpNetwork,
     /// The next hop; none where the destination is on the link.
+    #[serde(deserialize_with = "Option::deserialize")]
     pub gateway: Option<IpAddr>,
 }
 
@@ -278,7 +323,8 @@ pub struct AttachmentId {
 
 /// Where the runtime says that the sandbox's network namespace is (`CNI_NETNS`). Whether one is there is for `netns`
 /// to prove.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Deserialize)]
+#[serde(try_from = "PathBuf")]
 pub struct NetnsPath(PathBuf);
 
 impl NetnsPath {
@@ -300,6 +346,20 @@ impl NetnsPath {
     #[must_use]
     pub fn as_path(&self) -> &Path {
         &self.0
+    }
+}
+
+impl TryFrom<PathBuf> for NetnsPath {
+    type Error = NameError;
+
+    fn try_from(path: PathBuf) -> Result<Self, NameError> {
+        Self::new(path)
+    }
+}
+
+impl Serialize for NetnsPath {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 

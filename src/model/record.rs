@@ -1,16 +1,16 @@
 //! What ADD writes down of an attachment, and its form in `attachments/<container ID>/<ifname>.json`.
 //!
-//! Pure. A record holds all that is needed to isolate the sandbox later without asking anything inside it: whoever is
+//! Pure. Only this program writes records and reads them. What it does not know in one is passed over, so that a node that
+//! goes back to an older version keeps its pods. A record holds all that is needed to isolate the sandbox later without asking anything inside it: whoever is
 //! root in the pod by then could answer falsely.
 
 use std::net::IpAddr;
 
-use ipnetwork::IpNetwork;
-use serde_json::{Map, Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::error::Category;
 
-use crate::model::json::{At, Unexpected};
 use crate::model::names::{
-    AttachmentId, ContainerId, IfName, Mac, NetnsPath, NetworkName, Pod, PodName, PodUid, Route, SandboxInterface,
+    AttachmentId, ContainerId, IfName, Mac, NetnsPath, NetworkName, Pod, Route, SandboxInterface,
 };
 use crate::model::policy::Policy;
 
@@ -48,13 +48,15 @@ pub struct PinnedInterface {
 
 /// An interface on the host. Nobody can change its index; but once it is deleted another may have it: an interface that is
 /// moved to the node keeps the index that it had in its pod's netns, if none there has it, and main plugins make veths so.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostEnd {
     /// Its index.
     pub index: u32,
     /// Its name then; not known of the records of version 0.1.
+    #[serde(default)]
     pub name: Option<IfName>,
     /// Its Ethernet address then.
+    #[serde(deserialize_with = "Option::deserialize")]
     pub mac: Option<Mac>,
 }
 
@@ -70,19 +72,23 @@ impl HostEnd {
 }
 
 /// What the node looks like from one interface of a sandbox.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeOnLink {
     /// The addresses that the node speaks from: per family the source address of its route to the pod, and its
     /// link-local addresses on that link.
     pub addresses: Vec<IpAddr>,
     /// Its Ethernet address on that link, where the link is its own.
+    #[serde(deserialize_with = "Option::deserialize")]
     pub mac: Option<Mac>,
-    /// Other next hops on that link that the node asked for, and what they answered.
+    /// Other next hops on that link that the node asked for, and what they answered. Not written down: they are asked for
+    /// anew whenever rules are made.
+    #[serde(skip)]
     pub neighbours: Vec<(IpAddr, Option<Mac>)>,
 }
 
 /// What is asked of the host guard.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum HostGuard {
     /// Wherever the pod has a host-side peer.
     #[default]
@@ -120,30 +126,25 @@ impl Record {
 
     /// The record as `read` reads it.
     #[must_use]
-    pub fn to_json(&self) -> Value {
-        let mut pod = Map::new();
-        let parts = [
-            ("namespace", self.pod.namespace.as_ref().map(PodName::as_str)),
-            ("name", self.pod.name.as_ref().map(PodName::as_str)),
-            ("uid", self.pod.uid.as_ref().map(PodUid::as_str)),
-        ];
-        for (key, part) in parts {
-            if let Some(part) = part {
-                pod.insert(key.to_owned(), json!(part));
-            }
-        }
-        let interfaces: Vec<_> = self.interfaces.iter().map(interface_to_json).collect();
-        json!({
-            "network": self.network.as_str(),
-            "containerID": self.id.container_id.as_str(),
-            "ifname": String::from_utf8_lossy(self.id.ifname.as_bytes()),
-            "netns": self.netns.to_string(),
-            "netnsCookie": self.netns_cookie,
-            "pod": pod,
-            "policy": self.policy.to_json(),
-            "hostGuard": self.host_guard.as_str(),
-            "interfaces": interfaces,
-        })
+    pub fn to_json(&self) -> String {
+        let interface = |pinned: &PinnedInterface| {
+            let PinnedInterface { interface, node, host_end } = pinned.clone();
+            let SandboxInterface { name, mac, addresses, routes } = interface;
+            InterfaceInFile { name, mac, addresses, routes, node, host_end }
+        };
+        let file = RecordInFile {
+            network: self.network.clone(),
+            container_id: self.id.container_id.clone(),
+            ifname: self.id.ifname.clone(),
+            netns: self.netns.clone(),
+            netns_cookie: self.netns_cookie,
+            pod: self.pod.clone(),
+            policy: self.policy.clone(),
+            host_guard: self.host_guard,
+            interfaces: self.interfaces.iter().map(interface).collect(),
+        };
+        // Only a map whose keys are no text, or an error of `Serialize` itself, could make it fail: there is neither.
+        serde_json::to_string(&file).unwrap_or_default()
     }
 
     /// Reads a record.
@@ -151,112 +152,62 @@ impl Record {
     /// # Errors
     /// At the first key that is missing or has a value that is not allowed.
     pub fn read(content: &[u8]) -> Result<Self, String> {
-        let value: Value = serde_json::from_slice(content).map_err(|error| format!("not JSON: {error}"))?;
-        Self::from_json(&At::new("", &value)).map_err(|error| error.to_string())
-    }
-
-    fn from_json(at: &At<'_>) -> Result<Self, Unexpected> {
-        let pod = at.required("pod")?;
-        let pod_name = |key| pod.get(key)?.map(|part| checked(&part, PodName::new)).transpose();
-        let cookie = at.required("netnsCookie")?;
-        let guard = at.required("hostGuard")?;
+        let file: RecordInFile = serde_json::from_slice(content).map_err(|error| match error.classify() {
+            Category::Data => error.to_string(),
+            Category::Syntax | Category::Eof | Category::Io => format!("not JSON: {error}"),
+        })?;
+        let interface = |InterfaceInFile { name, mac, addresses, routes, node, host_end }| PinnedInterface {
+            interface: SandboxInterface { name, mac, addresses, routes },
+            node,
+            host_end,
+        };
         Ok(Self {
-            id: AttachmentId {
-                container_id: checked(&at.required("containerID")?, ContainerId::new)?,
-                ifname: checked(&at.required("ifname")?, |name| IfName::new(name))?,
-            },
-            network: checked(&at.required("network")?, NetworkName::new)?,
-            netns: checked(&at.required("netns")?, |path| NetnsPath::new(path))?,
-            netns_cookie: cookie.value().as_u64().ok_or_else(|| cookie.unexpected("a number"))?,
-            pod: Pod {
-                namespace: pod_name("namespace")?,
-                name: pod_name("name")?,
-                uid: pod.get("uid")?.map(|uid| checked(&uid, PodUid::new)).transpose()?,
-            },
-            policy: Policy::read(&at.required("policy")?)?,
-            host_guard: HostGuard::parse(guard.text()?)
-                .ok_or_else(|| guard.unexpected("a setting of the host guard"))?,
-            interfaces: at.required("interfaces")?.list()?.iter().map(interface_from_json).collect::<Result<_, _>>()?,
+            id: AttachmentId { container_id: file.container_id, ifname: file.ifname },
+            network: file.network,
+            netns: file.netns,
+            netns_cookie: file.netns_cookie,
+            pod: file.pod,
+            policy: file.policy,
+            host_guard: file.host_guard,
+            interfaces: file.interfaces.into_iter().map(interface).collect(),
         })
     }
 }
 
-fn interface_to_json(PinnedInterface { interface, node, host_end }: &PinnedInterface) -> Value {
-    let routes: Vec<_> = interface
-        .routes
-        .iter()
-        .map(|route| json!({ "destination": route.destination.to_string(), "gateway": route.gateway }))
-        .collect();
-    json!({
-        "name": String::from_utf8_lossy(interface.name.as_bytes()),
-        "mac": interface.mac.map(|mac| mac.to_string()),
-        "addresses": interface.addresses,
-        "routes": routes,
-        "node": { "addresses": node.addresses, "mac": node.mac.map(|mac| mac.to_string()) },
-        "hostEnd": host_end.as_ref().map(|end| json!({
-            "index": end.index,
-            "name": end.name.as_ref().map(|name| String::from_utf8_lossy(name.as_bytes())),
-            "mac": end.mac.map(|mac| mac.to_string()),
-        })),
-    })
+/// A record as its file has it.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RecordInFile {
+    network: NetworkName,
+    #[serde(rename = "containerID")]
+    container_id: ContainerId,
+    ifname: IfName,
+    netns: NetnsPath,
+    netns_cookie: u64,
+    pod: Pod,
+    policy: Policy,
+    host_guard: HostGuard,
+    interfaces: Vec<InterfaceInFile>,
 }
 
-fn interface_from_json(at: &At<'_>) -> Result<PinnedInterface, Unexpected> {
-    let addresses = |at: &At<'_>| {
-        at.list()?.iter().map(|address| parsed::<IpAddr>(address, "an address")).collect::<Result<Vec<_>, _>>()
-    };
-    let mac = |at: At<'_>| match at.value() {
-        Value::Null => Ok(None),
-        _ => Mac::parse(at.text()?).map(Some).ok_or_else(|| at.unexpected("an Ethernet address")),
-    };
-    let route = |at: &At<'_>| {
-        let gateway = at.required("gateway")?;
-        Ok(Route {
-            destination: parsed::<IpNetwork>(&at.required("destination")?, "a CIDR")?,
-            gateway: if gateway.value().is_null() { None } else { Some(parsed(&gateway, "an address")?) },
-        })
-    };
-    let node = at.required("node")?;
-    let interface = SandboxInterface {
-        name: checked(&at.required("name")?, |name| IfName::new(name))?,
-        mac: mac(at.required("mac")?)?,
-        addresses: addresses(&at.required("addresses")?)?,
-        routes: at.required("routes")?.list()?.iter().map(route).collect::<Result<_, _>>()?,
-    };
-    let node = NodeOnLink {
-        addresses: addresses(&node.required("addresses")?)?,
-        mac: mac(node.required("mac")?)?,
-        ..NodeOnLink::default()
-    };
-    let end = at.required("hostEnd")?;
-    let host_end = if end.value().is_null() {
-        None
-    } else {
-        let index = end.required("index")?;
-        let number = index.value().as_u64().and_then(|number| u32::try_from(number).ok());
-        Some(HostEnd {
-            index: number.ok_or_else(|| index.unexpected("an interface index"))?,
-            name: match end.get("name")? {
-                Some(name) if !name.value().is_null() => Some(checked(&name, |name| IfName::new(name))?),
-                _ => None,
-            },
-            mac: mac(end.required("mac")?)?,
-        })
-    };
-    Ok(PinnedInterface { interface, node, host_end })
-}
-
-fn checked<T>(at: &At<'_>, check: impl Fn(&str) -> Result<T, crate::model::names::NameError>) -> Result<T, Unexpected> {
-    check(at.text()?).map_err(|error| at.unexpected(error.to_string()))
-}
-
-fn parsed<T: std::str::FromStr>(at: &At<'_>, allowed: &str) -> Result<T, Unexpected> {
-    at.text()?.parse().map_err(|_| at.unexpected(allowed))
+/// An interface as the file has it. What may be null must be there all the same: a record that lacks it is damaged.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct InterfaceInFile {
+    name: IfName,
+    #[serde(deserialize_with = "Option::deserialize")]
+    mac: Option<Mac>,
+    addresses: Vec<IpAddr>,
+    routes: Vec<Route>,
+    node: NodeOnLink,
+    #[serde(deserialize_with = "Option::deserialize")]
+    host_end: Option<HostEnd>,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::names::{PodName, PodUid};
 
     #[test]
     fn what_is_written_is_read_back() {
@@ -286,7 +237,7 @@ mod tests {
                 }),
             }],
         };
-        assert_eq!(Record::read(record.to_json().to_string().as_bytes()), Ok(record));
+        assert_eq!(Record::read(record.to_json().as_bytes()), Ok(record));
     }
 
     #[test]
@@ -321,6 +272,6 @@ mod tests {
     #[test]
     fn a_damaged_record_says_what_is_wrong() {
         assert!(Record::read(b"").unwrap_err().starts_with("not JSON"));
-        assert!(Record::read(b"{}").unwrap_err().contains("\"pod\" is missing"));
+        assert!(Record::read(b"{}").unwrap_err().contains("missing field `network`"));
     }
 }

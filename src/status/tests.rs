@@ -1,6 +1,7 @@
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use super::*;
+use crate::model::names::{PodName, PodUid};
 use crate::model::verdict::{Behind, Doubt, NoGuard};
 
 #[test]
@@ -154,9 +155,9 @@ fn tables_and_json_are_as_documented() {
     is_as_in("sandbox.txt", &sandbox_text(&sandboxes[0], style));
     is_as_in("coloured.txt", &status_table(&sandboxes, &[], &[], Style { colour: true }));
     is_as_in("nothing.txt", &status_table(&[], &[], &[], style));
-    let json = node_to_json(sandboxes.iter().map(SandboxStatus::to_json).collect(), &unanswered, &damaged);
+    let json = node_to_json(&sandboxes, &unanswered, &damaged);
     is_as_in("status.json", &format!("{json:#}\n"));
-    let json = node_to_json(listed.iter().map(Listed::to_json).collect(), &unanswered, &damaged);
+    let json = node_to_json(&listed, &unanswered, &damaged);
     is_as_in("list.json", &format!("{json:#}\n"));
 }
 

@@ -24,7 +24,7 @@ pub enum Jump {
 }
 
 impl Links {
-    /// The tc filters on an interface that take packets elsewhere. Its XDP program is said by [`Link::has_xdp`].
+    /// The tc filters on an interface that take packets elsewhere. Its XDP program is said by [`super::Link::has_xdp`].
     ///
     /// # Errors
     /// See [`NetlinkError`].

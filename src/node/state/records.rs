@@ -63,12 +63,12 @@ impl StateDir {
         create_private(&directory)?;
         let path = directory.join(record_name(&record.id.ifname));
         let temporary = directory.join(format!(".{}.{}", record.id.ifname, process::id()));
-        write_new(&temporary, record.to_json().to_string().as_bytes(), false)
-            .and_then(|()| fs::rename(&temporary, &path))
-            .map_err(|source| {
+        write_new(&temporary, record.to_json().as_bytes(), false).and_then(|()| fs::rename(&temporary, &path)).map_err(
+            |source| {
                 let _ = fs::remove_file(&temporary);
                 failed("write the record", &path)(source)
-            })
+            },
+        )
     }
 
     /// Removes the record of an attachment, and the sandbox's directory with its last one.

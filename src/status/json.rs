@@ -1,0 +1,180 @@
+//! The same as JSON, which scripts rely on: keys are added, none is taken away.
+
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use jiff::Timestamp;
+use serde::{Serialize, Serializer};
+use serde_json::{Value, json};
+
+use super::{Attempt, AttemptProtocol, Damaged, Drops, Finding, Listed, Marking, SandboxStatus, UnansweredMark};
+use crate::model::mark::Mark;
+use crate::model::names::{ContainerId, Key, NetnsPath, Pod, PodName, PodUid};
+use crate::model::policy::Policy;
+use crate::model::verdict::Reason;
+
+/// What `status` says of a sandbox.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct StatusJson<'a> {
+    #[serde(flatten)]
+    listed: ListedJson<'a>,
+    verdict: &'static str,
+    reasons: Vec<String>,
+    reason_codes: Vec<ReasonJson>,
+    layers: LayersJson,
+    drops: &'a [Drops],
+    attempts: &'a [Attempt],
+    error: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct ReasonJson {
+    code: &'static str,
+    text: String,
+}
+
+#[derive(Default, Serialize)]
+struct LayersJson {
+    pod: bool,
+    host: bool,
+}
+
+/// What `list` says of a sandbox.
+#[derive(Serialize)]
+struct ListedJson<'a> {
+    #[serde(rename = "containerID")]
+    container_id: &'a ContainerId,
+    pod: PodJson<'a>,
+    netns: Option<&'a NetnsPath>,
+    state: &'static str,
+    policy: Option<&'a Policy>,
+    mark: Option<MarkingJson<'a>>,
+}
+
+/// With every key, null where it is not known.
+#[derive(Serialize)]
+struct PodJson<'a> {
+    namespace: Option<&'a PodName>,
+    name: Option<&'a PodName>,
+    uid: Option<&'a PodUid>,
+}
+
+#[derive(Serialize)]
+struct MarkingJson<'a> {
+    keys: &'a [Key],
+    #[serde(flatten)]
+    said: SaidJson<'a>,
+}
+
+#[derive(Serialize)]
+struct UnansweredJson<'a> {
+    key: &'a Key,
+    #[serde(flatten)]
+    said: SaidJson<'a>,
+}
+
+/// What a mark says, but for its policy.
+#[derive(Serialize)]
+struct SaidJson<'a> {
+    reason: Option<&'a str>,
+    case: Option<&'a str>,
+    actor: Option<&'a str>,
+    since: Option<String>,
+    fault: Option<&'a str>,
+}
+
+impl Serialize for SandboxStatus {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let (reading, error) = match &self.finding {
+            Finding::Read(reading) => (Some(reading), None),
+            Finding::Gone(_) => (None, None),
+            Finding::Unknown(error) => (None, Some(error.as_str())),
+        };
+        let reason = |reason: &Reason| ReasonJson { code: reason.code(), text: reason.to_string() };
+        StatusJson {
+            listed: ListedJson::of(&self.listed),
+            verdict: self.verdict(),
+            reasons: self.reasons(),
+            reason_codes: reading.map(|reading| reading.reasons.iter().map(reason).collect()).unwrap_or_default(),
+            layers: reading
+                .map(|reading| LayersJson { pod: reading.pod_layer, host: reading.host_layer })
+                .unwrap_or_default(),
+            drops: reading.map(|reading| &reading.drops[..]).unwrap_or_default(),
+            attempts: reading.map(|reading| &reading.attempts[..]).unwrap_or_default(),
+            error,
+        }
+        .serialize(serializer)
+    }
+}
+
+impl Serialize for Listed {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        ListedJson::of(self).serialize(serializer)
+    }
+}
+
+impl Serialize for UnansweredMark {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        UnansweredJson { key: &self.key, said: SaidJson::of(&self.mark, self.fault.as_deref(), self.since) }
+            .serialize(serializer)
+    }
+}
+
+impl Serialize for AttemptProtocol {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'a> ListedJson<'a> {
+    fn of(listed: &'a Listed) -> Self {
+        let Pod { namespace, name, uid } = &listed.pod;
+        Self {
+            container_id: &listed.container_id,
+            pod: PodJson { namespace: namespace.as_ref(), name: name.as_ref(), uid: uid.as_ref() },
+            netns: listed.netns.as_ref(),
+            state: listed.state(),
+            policy: listed.marking.as_ref().map(|marking| &marking.policy),
+            mark: listed.marking.as_ref().map(|Marking { keys, mark, fault, since, .. }| MarkingJson {
+                keys,
+                said: SaidJson::of(mark, fault.as_deref(), *since),
+            }),
+        }
+    }
+}
+
+impl<'a> SaidJson<'a> {
+    fn of(mark: &'a Mark, fault: Option<&'a str>, since: Option<SystemTime>) -> Self {
+        let Mark { policy: _, reason, case, actor } = mark;
+        Self {
+            reason: reason.as_deref(),
+            case: case.as_deref(),
+            actor: actor.as_deref(),
+            since: since.map(timestamp),
+            fault,
+        }
+    }
+}
+
+/// Not every path is text.
+pub(super) fn lossy<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&path.display())
+}
+
+/// All of a node. `sandboxes` are what `status` or `list` says of each.
+#[must_use]
+pub fn node_to_json(sandboxes: &[impl Serialize], unanswered: &[UnansweredMark], damaged: &[Damaged]) -> Value {
+    json!({ "sandboxes": sandboxes, "unanswered": unanswered, "damaged": damaged })
+}
+
+/// A time as RFC 3339 has it, in UTC, to the second.
+#[must_use]
+pub fn timestamp(time: SystemTime) -> String {
+    let seconds = match time.duration_since(UNIX_EPOCH) {
+        Ok(after) => i64::try_from(after.as_secs()).unwrap_or(i64::MAX),
+        Err(before) => -i64::try_from(before.duration().as_secs()).unwrap_or(i64::MAX),
+    };
+    // What no calendar has is no time of a file that anybody wrote.
+    Timestamp::from_second(seconds).unwrap_or_default().to_string()
+}
