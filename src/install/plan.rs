@@ -6,14 +6,15 @@
 //! Running the same command again then does the rest.
 
 use std::fmt;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
 
-use super::{InstallError, confdir, diff};
+use super::{InstallError, diff};
+use crate::node::files::{Durability, replace, sync_directory_of};
 
 /// What is going to be done, and what the operator should know about it.
 #[derive(Debug)]
@@ -76,26 +77,16 @@ impl NewFile {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        let written = self.put_as(&temporary).and_then(|()| {
+        replace(&self.path, &temporary, &self.content, Durability::Durable, |file| {
+            fchown(file, Some(self.owner.0), Some(self.owner.1))?;
+            file.set_permissions(fs::Permissions::from_mode(self.mode))?;
+            file.sync_all()?;
             // Its writer may just have written it anew. (Between this and the rename it still may: nothing locks it out.)
             match &self.before {
                 Some(before) if fs::read(&self.path)? != *before => Err(io::Error::other("it was changed meanwhile")),
-                _ => fs::rename(&temporary, &self.path),
+                _ => Ok(()),
             }
-        });
-        if written.is_err() {
-            // The first error is the one to tell.
-            let _ = fs::remove_file(&temporary);
-        }
-        written.and_then(|()| sync_dir_of(&self.path))
-    }
-
-    fn put_as(&self, path: &Path) -> io::Result<()> {
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-        file.write_all(&self.content)?;
-        fchown(&file, Some(self.owner.0), Some(self.owner.1))?;
-        file.set_permissions(fs::Permissions::from_mode(self.mode))?;
-        file.sync_all()
+        })
     }
 }
 
@@ -187,10 +178,10 @@ impl Step {
                     _ => {}
                 }
                 fs::hard_link(path, kept)?;
-                sync_dir_of(kept)
+                sync_directory_of(kept)
             }
-            Self::Move { from, to } => fs::rename(from, to).and_then(|()| sync_dir_of(to)),
-            Self::Remove(path) => fs::remove_file(path).and_then(|()| sync_dir_of(path)),
+            Self::Move { from, to } => fs::rename(from, to).and_then(|()| sync_directory_of(to)),
+            Self::Remove(path) => fs::remove_file(path).and_then(|()| sync_directory_of(path)),
             Self::RemoveTree(path) => fs::remove_dir_all(path),
             Self::RemoveEmpty(path) => match fs::remove_dir(path) {
                 Err(error) if error.kind() != io::ErrorKind::DirectoryNotEmpty => Err(error),
@@ -216,8 +207,4 @@ impl Step {
             Self::Keep { .. } | Self::Move { .. } | Self::RemoveTree(_) | Self::RemoveEmpty(_) => None,
         }
     }
-}
-
-fn sync_dir_of(path: &Path) -> io::Result<()> {
-    File::open(confdir::dir_of(path))?.sync_all()
 }

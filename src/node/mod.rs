@@ -2,6 +2,7 @@
 //! together. Not here: who asks (`plugin`, `agent`, `cli`).
 
 pub mod enforce;
+pub mod files;
 pub mod logging;
 pub mod sandbox;
 pub mod state;

@@ -11,9 +11,10 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, Flock, FlockArg, fcntl};
 use nix::libc;
 
+use crate::model::fingerprint::fingerprint;
 use crate::model::names::ContainerId;
 
-use super::files::names_in;
+use super::names_in;
 use super::{StateDir, StateError, failed};
 
 /// What holds a sandbox's lock; others wait until it is dropped, or its process ends.
@@ -124,14 +125,10 @@ fn has_locked(pid: &str, locked: &Metadata) -> bool {
 
 /// The byte that is a sandbox's.
 fn lock_range(container_id: &ContainerId) -> libc::flock {
-    let hash = container_id
-        .as_str()
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
     libc::flock {
         l_type: libc::F_WRLCK as libc::c_short,
         l_whence: libc::SEEK_SET as libc::c_short,
-        l_start: i64::try_from(hash >> 2).unwrap_or_default(),
+        l_start: i64::try_from(fingerprint(container_id.as_str()) >> 2).unwrap_or_default(),
         l_len: 1,
         l_pid: 0,
     }

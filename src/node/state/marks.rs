@@ -12,8 +12,8 @@ use nix::unistd::gettid;
 use crate::model::mark::{Mark, MarkContent, answering_keys};
 use crate::model::names::{ContainerId, Key, Pod};
 
-use super::files::{create_private, names_in, read_regular, sync_directory, write_new};
-use super::{FILE_MAX, StateDir, StateError, failed};
+use super::{FILE_MAX, StateDir, StateError, create_private, failed, names_in};
+use crate::node::files::{Durability, read_regular, replace, sync_directory_of};
 
 /// Whether two names are of one file, and not the same name.
 fn is_one_file(one: &Path, other: &Path) -> bool {
@@ -72,13 +72,7 @@ impl StateDir {
         let path = directory.join(key.as_str());
         // Named after the thread alone: the longest key leaves no room for more.
         let temporary = directory.join(format!(".{}", gettid()));
-        write_new(&temporary, content, true)
-            .and_then(|()| fs::rename(&temporary, &path))
-            .and_then(|()| sync_directory(&directory))
-            .map_err(|source| {
-                let _ = fs::remove_file(&temporary);
-                failed("write the mark", &path)(source)
-            })
+        replace(&path, &temporary, content, Durability::Durable, |_| Ok(())).map_err(failed("write the mark", &path))
     }
 
     /// Removes a mark, durably; says whether there was one.
@@ -93,7 +87,7 @@ impl StateDir {
             Err(_) if path.is_dir() => fs::remove_dir(&path),
             result => result,
         };
-        removed.and_then(|()| sync_directory(&self.isolated())).map_err(failed("remove the mark", &path))?;
+        removed.and_then(|()| sync_directory_of(&path)).map_err(failed("remove the mark", &path))?;
         Ok(true)
     }
 
@@ -125,7 +119,7 @@ impl StateDir {
             },
             Err(error) => Err(error),
         };
-        carried.and_then(|()| sync_directory(&directory)).map(|()| true).map_err(failed("rename the mark", &from))
+        carried.and_then(|()| sync_directory_of(&from)).map(|()| true).map_err(failed("rename the mark", &from))
     }
 
     /// The marks that hold for a sandbox, the most specific first: its container ID's, then those of other container

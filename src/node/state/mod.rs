@@ -10,7 +10,6 @@
 //! Whoever can write here can release pods, so a directory that others than root can write is refused. Marks are
 //! durable where this program writes them; records outlive nothing that their pod does not, and are not.
 
-mod files;
 mod locks;
 mod marks;
 mod records;
@@ -26,8 +25,7 @@ pub use locks::SandboxLock;
 pub use records::DamagedRecord;
 
 use crate::model::names::ContainerId;
-
-use files::create_private;
+use crate::node::files::entries;
 
 /// Where the state directory is when nobody says otherwise.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/cni/quarantine";
@@ -187,4 +185,19 @@ fn require_sound(path: &Path) -> Result<(), StateError> {
     } else {
         Err(StateError::Unsound { path: path.display().to_string(), owner: metadata.uid(), mode })
     }
+}
+
+fn create_private(path: &Path) -> Result<(), StateError> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(failed("create", path)(error)),
+    }
+}
+
+fn names_in(directory: &Path) -> Result<Vec<String>, StateError> {
+    let mut names = entries(directory).map_err(failed("list", directory))?;
+    names.retain(|name| !name.starts_with('.') || name.ends_with(".json"));
+    names.sort_unstable();
+    Ok(names)
 }

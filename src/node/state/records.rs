@@ -9,8 +9,8 @@ use crate::model::names::{AttachmentId, ContainerId, IfName};
 use crate::model::record::Record;
 use crate::model::records::SandboxRecords;
 
-use super::files::{create_private, names_in, names_starting_with_dot, read_regular, write_new};
-use super::{FILE_MAX, StateDir, StateError, failed};
+use super::{FILE_MAX, StateDir, StateError, create_private, failed, names_in};
+use crate::node::files::{Durability, names_starting_with_dot, read_regular, replace};
 
 /// A record that cannot be read.
 #[derive(Debug)]
@@ -63,12 +63,8 @@ impl StateDir {
         create_private(&directory)?;
         let path = directory.join(record_name(&record.id.ifname));
         let temporary = directory.join(format!(".{}.{}", record.id.ifname, process::id()));
-        write_new(&temporary, record.to_json().as_bytes(), false).and_then(|()| fs::rename(&temporary, &path)).map_err(
-            |source| {
-                let _ = fs::remove_file(&temporary);
-                failed("write the record", &path)(source)
-            },
-        )
+        replace(&path, &temporary, record.to_json().as_bytes(), Durability::UntilReboot, |_| Ok(()))
+            .map_err(failed("write the record", &path))
     }
 
     /// Removes the record of an attachment, and the sandbox's directory with its last one.
