@@ -88,7 +88,7 @@ impl Agent {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("notify");
         let notifications = UnixDatagram::bind(&socket).unwrap();
-        let mut words = before.iter().copied().chain([env!("CARGO_BIN_EXE_quarantine")]);
+        let mut words = before.iter().copied().chain([crate::lab::program()]);
         let mut command = netns.command(words.next().unwrap());
         command.args(words).env_clear().env("NOTIFY_SOCKET", &socket).envs(variables.iter().copied());
         command

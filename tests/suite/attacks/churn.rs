@@ -162,7 +162,7 @@ fn killed_changes_leak_nothing() {
     fire.forget();
     for (round, policy) in policies().iter().cycle().take(60).enumerate() {
         sandbox.write_mark(&json!({ "policy": policy }).to_string());
-        let mut command = topology.node.command(env!("CARGO_BIN_EXE_quarantine"));
+        let mut command = topology.node.command(crate::lab::program());
         let mut sync = command.args(["sync", "--state-dir", sandbox.state_dir()]).spawn().unwrap();
         std::thread::sleep(Duration::from_micros(500 * (round as u64 % 20)));
         sync.kill().unwrap();

@@ -207,7 +207,7 @@ fn watch_follows_what_changes_and_ends_when_interrupted() {
     lab.add("c1", &pod("web", "uid-1"));
     let mut child = topology
         .node
-        .command(env!("CARGO_BIN_EXE_quarantine"))
+        .command(crate::lab::program())
         .args(["status", "c1", "--watch", "-o", "json", "--state-dir", lab.state.path().to_str().unwrap()])
         .stdout(Stdio::piped())
         .spawn()

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::{Lab, Place, exits, pod, says};
 use crate::lab::{Kind, Topology};
 
-const BINARY: &str = env!("CARGO_BIN_EXE_quarantine");
+//BINARY
 
 #[test]
 fn a_mark_says_what_was_asked_for_and_by_whom() {
@@ -187,7 +187,7 @@ fn an_unsound_state_directory_is_refused() {
 fn nobody_but_root_may() {
     let state = tempfile::tempdir().unwrap();
     for command in [&["isolate", "c1"][..], &["release", "c1"], &["status"], &["list"], &["sync"], &["agent"]] {
-        let output = Command::new(BINARY)
+        let output = Command::new(crate::lab::program())
             .args(command)
             .args(["--log", "stderr", "--state-dir", state.path().to_str().unwrap()])
             .uid(65_534)
@@ -268,17 +268,17 @@ fn a_refusal_is_a_line_too() {
 fn completions_and_manual_pages_come_from_the_same_definition() {
     let output = tempfile::tempdir().unwrap();
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
-        let completions = Command::new(BINARY).args(["completions", shell]).output().unwrap();
+        let completions = Command::new(crate::lab::program()).args(["completions", shell]).output().unwrap();
         assert!(completions.status.success());
         says(&String::from_utf8_lossy(&completions.stdout), &["isolate", "probe-port", "state-dir"]);
     }
-    let man = Command::new(BINARY).args(["man", "--out"]).arg(output.path()).output().unwrap();
+    let man = Command::new(crate::lab::program()).args(["man", "--out"]).arg(output.path()).output().unwrap();
     assert!(man.status.success(), "{man:?}");
     for command in ["isolate", "release", "status", "list", "sync", "agent"] {
         let page = std::fs::read_to_string(output.path().join(format!("quarantine-{command}.8"))).unwrap();
         says(&page, &[&format!("quarantine\\-{command}"), "Exit codes"]);
     }
-    let main = Command::new(BINARY).arg("man").output().unwrap();
+    let main = Command::new(crate::lab::program()).arg("man").output().unwrap();
     says(&String::from_utf8_lossy(&main.stdout), &[".TH", "isolate", "Exit codes"]);
 }
 

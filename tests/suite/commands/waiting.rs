@@ -40,7 +40,7 @@ impl StalledSyslog {
              mount --bind /mnt /dev; exec \"$@\""
         );
         let mut command = topology.node.command("timeout");
-        command.args([LIMIT, "unshare", "--mount", "sh", "-ec", &script, "sh", env!("CARGO_BIN_EXE_quarantine")]);
+        command.args([LIMIT, "unshare", "--mount", "sh", "-ec", &script, "sh", crate::lab::program()]);
         command.env_remove("CNI_COMMAND");
         command
     }
@@ -110,7 +110,7 @@ fn a_lock_that_is_never_given_back_is_an_error_that_says_who_has_it() {
     let holder = format!("process {} (", std::process::id());
     let program = || {
         let mut command = topology.node.command("timeout");
-        command.args([LIMIT, env!("CARGO_BIN_EXE_quarantine")]).env_remove("CNI_COMMAND");
+        command.args([LIMIT, crate::lab::program()]).env_remove("CNI_COMMAND");
         command
     };
     let run = std::thread::scope(|scope| {

@@ -15,7 +15,7 @@ pub(crate) mod traffic;
 pub(crate) use crowd::Crowd;
 pub(crate) use netns::Netns;
 pub(crate) use node::Node;
-pub(crate) use product::{Invocation, Run, quarantine};
+pub(crate) use product::{Invocation, Run, program, quarantine};
 pub(crate) use sandbox::Sandbox;
 pub(crate) use topology::{Kind, Mac, Topology};
 

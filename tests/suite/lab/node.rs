@@ -58,7 +58,7 @@ impl Node {
         let mut holder = netns
             .command("unshare")
             .args(["--mount", "--propagation", "slave", "--pid", "--fork", "--kill-child", "--mount-proc"])
-            .args(["sh", "-ec", FIRST_PROCESS, "sh", env!("CARGO_BIN_EXE_quarantine")])
+            .args(["sh", "-ec", FIRST_PROCESS, "sh", crate::lab::program()])
             .arg(peers)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -1,12 +1,21 @@
 //! Runs the product: as a CNI plugin, and by its commands, inside a node's network namespace.
 
+use std::env;
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::LazyLock;
 
 use serde_json::Value;
 
 use super::Netns;
+
+/// The program under test: the one that was built with the tests, or the one that `QUARANTINE_BIN` names.
+pub(crate) fn program() -> &'static str {
+    static PROGRAM: LazyLock<String> =
+        LazyLock::new(|| env::var("QUARANTINE_BIN").unwrap_or_else(|_| env!("CARGO_BIN_EXE_quarantine").to_owned()));
+    &PROGRAM
+}
 
 /// What a run of the product gave back.
 #[derive(Debug)]
@@ -40,7 +49,7 @@ pub(crate) struct Invocation {
 impl Invocation {
     /// A call of `verb` on `node`. All other CNI_* variables are empty, as libcni leaves them, until set.
     pub(crate) fn new(node: &Netns, verb: &str) -> Self {
-        let mut command = node.command(env!("CARGO_BIN_EXE_quarantine"));
+        let mut command = node.command(program());
         command.env_clear();
         for name in ["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_ARGS", "CNI_PATH"] {
             command.env(name, "");
@@ -91,7 +100,7 @@ impl Invocation {
 
 /// Runs one of the product's commands (`status`, `sync`, …) on `node`, and waits for it.
 pub(crate) fn quarantine(node: &Netns, args: &[&str]) -> Run {
-    let mut command = node.command(env!("CARGO_BIN_EXE_quarantine"));
+    let mut command = node.command(program());
     command.env_remove("CNI_COMMAND").args(args);
     run(command, &[])
 }

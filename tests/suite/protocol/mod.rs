@@ -91,7 +91,7 @@ impl Node {
     pub(crate) fn bare_call(&self) -> Call<'_> {
         Call {
             node: self,
-            program: env!("CARGO_BIN_EXE_quarantine").into(),
+            program: crate::lab::program().into(),
             env: BTreeMap::new(),
             stdin: Stdin::Bytes(Vec::new()),
             stdout: None,
@@ -150,7 +150,7 @@ impl Node {
 
     #[track_caller]
     pub(crate) fn try_sync(&self) -> Outcome {
-        let mut command = self.netns.command(env!("CARGO_BIN_EXE_quarantine"));
+        let mut command = self.netns.command(crate::lab::program());
         command.env_clear().args(["sync", "--state-dir"]).arg(self.state_dir());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         start(command, None).wait()

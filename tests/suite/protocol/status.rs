@@ -14,7 +14,7 @@ pub(super) fn reachable_program() -> (tempfile::TempDir, PathBuf) {
     let program = directory.path().join("quarantine");
     // By a process of its own: a file that this one had open for writing, a program that another test starts at that
     // moment holds open too, and to run it would fail (ETXTBSY).
-    let copied = std::process::Command::new("cp").arg(env!("CARGO_BIN_EXE_quarantine")).arg(&program).status();
+    let copied = std::process::Command::new("cp").arg(crate::lab::program()).arg(&program).status();
     assert!(copied.unwrap().success());
     (directory, program)
 }

@@ -22,7 +22,7 @@ fn add_creates_it_for_root_alone() {
         "umask 0; CNI_COMMAND=ADD CNI_CONTAINERID={} CNI_NETNS={} CNI_IFNAME=eth0 {} < {}",
         pod.id,
         pod.path().display(),
-        env!("CARGO_BIN_EXE_quarantine"),
+        crate::lab::program(),
         file.display()
     ));
     let mut pending = vec![node.state_dir().join("a")];

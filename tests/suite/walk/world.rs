@@ -318,7 +318,7 @@ impl Agent {
         let notifications = UnixDatagram::bind(&socket).unwrap();
         notifications.set_nonblocking(true).unwrap();
         let process = node
-            .command(env!("CARGO_BIN_EXE_quarantine"))
+            .command(crate::lab::program())
             .env_remove("CNI_COMMAND")
             .env("NOTIFY_SOCKET", &socket)
             .args(["agent", "--release-after", "20ms", "--log", "stderr", "--state-dir"])
