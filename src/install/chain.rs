@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::confdir::{self, Text};
 use super::conflist::{self, Form, PLUGIN};
 use super::plan::{NewFile, Plan, Step};
-use super::{InstallError, InstallOptions, writers};
+use super::{InstallError, InstallOptions, program, writers};
 
 pub(super) fn append_entry(plan: &mut Plan, options: &InstallOptions) -> Result<(), InstallError> {
     let path = match &options.conflist {
@@ -15,6 +15,7 @@ pub(super) fn append_entry(plan: &mut Plan, options: &InstallOptions) -> Result<
     };
     let text = Text::read(&path)?;
     let chain = text.chain()?;
+    program::refuse_apart(options, &path, chain.types())?;
     let refuse = |reason| InstallError::Conflist { path: path.clone(), reason };
     let extension = confdir::dir_of(&path).join(chain.name());
     if chain.extensible() && extension.is_dir() {

@@ -33,6 +33,9 @@ pub struct InstallArgs {
     /// Put the systemd units in place too
     #[arg(long)]
     systemd: bool,
+    /// The runtime looks for plugins in other directories too: do not ask for the chain's in --bin-dir
+    #[arg(long)]
+    plugins_elsewhere: bool,
     /// Show what would be done, with a diff, and change nothing
     #[arg(long)]
     dry_run: bool,
@@ -95,7 +98,14 @@ impl InstallArgs {
             env::current_exe().map_err(|reason| InstallError::io("find", Path::new("/proc/self/exe"), reason))?;
         let layout = self.places.layout(state_dir);
         let entry = entry(&layout, self.policy.as_deref(), self.host_guard.as_deref())?;
-        let options = InstallOptions { layout, conflist: self.conflist.clone(), entry, program, systemd: self.systemd };
+        let options = InstallOptions {
+            layout,
+            conflist: self.conflist.clone(),
+            entry,
+            program,
+            systemd: self.systemd,
+            plugins_elsewhere: self.plugins_elsewhere,
+        };
         carry_out(&plan_install(&options)?, self.dry_run, "It is installed already; there is nothing to do.", out)
     }
 }

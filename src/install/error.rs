@@ -37,6 +37,29 @@ pub enum InstallError {
         /// The path.
         path: PathBuf,
     },
+    /// Nothing can be run there.
+    #[error(
+        "{dir} is on a file system that is mounted noexec: the runtime could not run the plugin there, and no pod would start; name the \
+         directory that the runtime takes its plugins from with --bin-dir"
+    )]
+    NoExec {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// The runtime takes its plugins from elsewhere.
+    #[error(
+        "{dir} has no program {}, which {path} calls: the runtime seems to take its plugins from elsewhere, would not find this one, and \
+         no pod would start; name its directory with --bin-dir, or add --plugins-elsewhere if it looks in {dir} too",
+        missing.join(", ")
+    )]
+    Apart {
+        /// The directory.
+        dir: PathBuf,
+        /// The chain.
+        path: PathBuf,
+        /// The plugins that are not there.
+        missing: Vec<String>,
+    },
     /// Two at once.
     #[error("another installation is at work in {dir}; try again when it has ended")]
     Busy {

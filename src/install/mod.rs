@@ -83,6 +83,8 @@ pub struct InstallOptions {
     pub program: PathBuf,
     /// Whether to put the systemd units in place.
     pub systemd: bool,
+    /// Whether the runtime looks for plugins in other directories too, so that those of the chain may be there.
+    pub plugins_elsewhere: bool,
 }
 
 /// What to take off the node.

@@ -1,16 +1,21 @@
-//! The program in the CNI bin directory: put there, replaced by another version, removed; never another's.
+//! The program in the CNI bin directory: put there, replaced by another version, removed; never another's. And whether a
+//! runtime could run it there.
 
 use std::fs;
 use std::io::ErrorKind;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use nix::sys::statvfs::{FsFlags, statvfs};
+
 use super::plan::{NewFile, Plan, Step};
-use super::{InstallError, InstallOptions, UninstallOptions, statedir};
+use super::{InstallError, InstallOptions, PLUGIN, UninstallOptions, statedir};
 
 /// By this a file is recognised as this program, of whatever version.
 pub const MARK: &[u8] = b"\0cni-quarantine program\0";
 
 pub(super) fn put(plan: &mut Plan, options: &InstallOptions) -> Result<(), InstallError> {
+    refuse_noexec(&options.layout.bin_dir)?;
     let target = options.layout.program();
     let content = fs::read(&options.program).map_err(|reason| InstallError::io("read", &options.program, reason))?;
     let what = match existing_program(&target)? {
@@ -21,6 +26,42 @@ pub(super) fn put(plan: &mut Plan, options: &InstallOptions) -> Result<(), Insta
     };
     plan.add(Step::Write(NewFile::of_root(target, content, None, 0o755, what.to_owned())));
     Ok(())
+}
+
+/// Every new pod of the node would fail by a plugin that nobody may run.
+fn refuse_noexec(bin_dir: &Path) -> Result<(), InstallError> {
+    let mounted = statvfs(bin_dir).map_err(|errno| InstallError::io("read", bin_dir, errno.into()))?;
+    match mounted.flags().contains(FsFlags::ST_NOEXEC) {
+        true => Err(InstallError::NoExec { dir: bin_dir.to_owned() }),
+        false => Ok(()),
+    }
+}
+
+/// Refuses a directory that has not all the plugins of the chain `path`: the runtime looks for them elsewhere, and would not
+/// find this one.
+pub(super) fn refuse_apart<'t>(
+    options: &InstallOptions,
+    path: &Path,
+    types: impl Iterator<Item = &'t str>,
+) -> Result<(), InstallError> {
+    if options.plugins_elsewhere {
+        return Ok(());
+    }
+    let dir = &options.layout.bin_dir;
+    let can_run = |name: &str| {
+        // Links are followed: one program may be many plugins.
+        fs::metadata(dir.join(name)).is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
+    };
+    let mut missing: Vec<String> = Vec::new();
+    for name in types.filter(|name| *name != PLUGIN && !can_run(name)) {
+        if !missing.iter().any(|known| known == name) {
+            missing.push(name.to_owned());
+        }
+    }
+    match missing.is_empty() {
+        true => Ok(()),
+        false => Err(InstallError::Apart { dir: dir.to_owned(), path: path.to_owned(), missing }),
+    }
 }
 
 pub(super) fn remove(

@@ -42,7 +42,8 @@ impl Node {
     fn install(&self) -> Plan {
         let program = self.0.path().join("program");
         let (layout, entry) = (self.layout(), Entry::new([]));
-        plan_install(&InstallOptions { layout, conflist: None, entry, program, systemd: true }).unwrap()
+        plan_install(&InstallOptions { layout, conflist: None, entry, program, systemd: true, plugins_elsewhere: true })
+            .unwrap()
     }
 
     fn uninstall(&self) -> Plan {

@@ -28,7 +28,9 @@ impl Node {
             fs::create_dir(node.path(dir)).unwrap();
             set_mode(&node.path(dir), 0o755);
         }
-        node.write("bin/bridge", "another plugin");
+        for plugin in ["bridge", "ptp", "istio-cni"] {
+            node.plugin(plugin);
+        }
         node.write("net.d/README", "not a configuration");
         node.write("net.d/99-loopback.conf", r#"{ "cniVersion": "1.0.0", "name": "lo", "type": "loopback" }"#);
         node.program("one");
@@ -37,8 +39,25 @@ impl Node {
 
     fn with(name: &str, text: impl AsRef<[u8]>) -> Self {
         let node = Self::new();
+        let text = text.as_ref();
         node.write(&format!("net.d/{name}"), text);
+        node.plugins_of(&String::from_utf8_lossy(text));
         node
+    }
+
+    /// A plugin that the runtime can run.
+    fn plugin(&self, name: &str) {
+        self.write(&format!("bin/{name}"), "another plugin");
+        set_mode(&self.path(&format!("bin/{name}")), 0o755);
+    }
+
+    /// Those that a network configuration calls, as far as it is one.
+    fn plugins_of(&self, text: &str) {
+        let Ok(configuration) = serde_json::from_str::<Value>(text) else { return };
+        let chain = configuration["plugins"].as_array().cloned().unwrap_or(vec![configuration]);
+        for name in chain.iter().filter_map(|plugin| plugin["type"].as_str()).filter(|name| *name != "quarantine") {
+            self.plugin(name);
+        }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -97,6 +116,7 @@ impl Node {
             entry: Entry::new([]),
             program: self.path("program"),
             systemd: false,
+            plugins_elsewhere: false,
         }
     }
 
@@ -146,7 +166,7 @@ const SINGLE: &str = "{ \"cniVersion\": \"1.0.0\", \"name\": \"n\", \"type\": \"
 
 /// Runs the product and returns whether it succeeded, and all that it said.
 fn quarantine(node: &Node, arguments: &[&str]) -> (bool, String) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_quarantine"));
+    let mut command = Command::new(crate::lab::program());
     command.args(arguments).env_remove("CNI_COMMAND");
     for (flag, dir) in [("--conf-dir", "net.d"), ("--bin-dir", "bin"), ("--unit-dir", "systemd")] {
         command.arg(flag).arg(node.path(dir));

@@ -7,6 +7,7 @@ mod attacks;
 mod cnitool;
 mod commands;
 mod install;
+mod install_checks;
 #[allow(dead_code, unused_imports)]
 mod lab;
 mod protocol;
