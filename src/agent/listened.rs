@@ -1,15 +1,43 @@
 //! An isolated sandbox whose events are listened to, and what was heard of it.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use nix::sys::epoll::{EpollEvent, EpollFlags};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+use crate::model::audit::Line;
+use crate::model::names::ContainerId;
 use crate::model::policy::Policy;
 use crate::node::sandbox::Dependence;
 
+use super::Agent;
 use super::pacing::{LOOKS_FORGOTTEN, Looks};
 use super::subscription::PodEvents;
 
 /// Of those who were seen changing rules, so many are named.
 const STRANGERS_MAX: usize = 4;
+
+/// Descriptors that one sandbox takes which is listened to.
+const DESCRIPTORS_EACH: usize = 2;
+/// Descriptors that a worker may need at a time: a lock, a netns, sockets in it, a record, a mark, and some to spare.
+const DESCRIPTORS_AT_WORK: usize = 16;
+/// How often an isolated sandbox is looked at that cannot be listened to.
+const UNHEARD_PAUSE: Duration = Duration::from_secs(1);
+
+/// The limit that the process may have, whatever it was started with.
+pub(super) fn raise_descriptor_limit() {
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+}
+
+/// How many sandboxes can be listened to beside so many workers: isolating comes before hearing.
+pub(super) fn most_listened(workers: usize) -> usize {
+    let limit =
+        getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| usize::try_from(soft).unwrap_or(usize::MAX));
+    let open = std::fs::read_dir("/proc/self/fd").map_or(64, Iterator::count);
+    limit.saturating_sub(open + (workers + 1) * DESCRIPTORS_AT_WORK) / DESCRIPTORS_EACH
+}
 
 /// An isolated sandbox whose events are listened to.
 pub(super) struct Listened {
@@ -73,5 +101,54 @@ impl Listened {
             self.strangers.clear();
         }
         Vec::new()
+    }
+}
+
+impl Agent {
+    pub(super) fn listen(&mut self, container_id: &ContainerId, events: PodEvents, policy: Policy) {
+        let number = self.next_number;
+        self.next_number += 1;
+        for fd in events.descriptors() {
+            let once = EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT;
+            if let Err(errno) = self.epoll.add(fd, EpollEvent::new(once, number)) {
+                log::error!("{}", Line::new("failed").with("container", container_id).with("error", errno));
+            }
+        }
+        self.by_number.insert(number, container_id.clone());
+        let listened = Listened::new(events, number, policy);
+        self.unheard.remove(container_id);
+        self.listened.insert(container_id.clone(), listened);
+    }
+
+    pub(super) fn stop_listening(&mut self, container_id: &ContainerId) {
+        if let Some(listened) = self.listened.remove(container_id) {
+            self.by_number.remove(&listened.number);
+            for fd in listened.events.descriptors() {
+                let _ = self.epoll.delete(fd);
+            }
+            self.workers.close(listened.events);
+        }
+    }
+
+    /// After it was looked at.
+    pub(super) fn listen_again(&self, container_id: &ContainerId) {
+        let Some(listened) = self.listened.get(container_id) else { return };
+        for fd in listened.events.descriptors() {
+            let mut event = EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT, listened.number);
+            let _ = self.epoll.modify(fd, &mut event);
+        }
+    }
+
+    /// It is isolated and cannot be listened to: it is looked at every second instead.
+    pub(super) fn look_again_later(&mut self, container_id: &ContainerId) {
+        if self.unheard.insert(container_id.clone()) {
+            let reason = "no file descriptors are left to listen to it; raise the agent's LimitNOFILE=";
+            log::warn!(
+                "{}",
+                Line::new("polling").with("container", container_id).with("every", "1s").with("reason", reason)
+            );
+        }
+        self.due.retain(|(_, due)| due != container_id);
+        self.due.insert((Instant::now() + UNHEARD_PAUSE, container_id.clone()));
     }
 }

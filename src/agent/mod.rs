@@ -23,7 +23,6 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use sd_notify::NotifyState;
@@ -41,7 +40,7 @@ use index::{Action, Answer, Index, plan};
 use listened::Listened;
 use memory::SeenMarks;
 use pacing::Retries;
-use subscription::{HostEvents, PodEvents, own_thread};
+use subscription::{HostEvents, own_thread};
 use watch::Watch;
 use worker::{Done, Job, Outcome, Workers};
 
@@ -93,7 +92,7 @@ fn system(what: &'static str) -> impl FnOnce(Errno) -> AgentError {
 pub fn run(state_dir: &std::path::Path, release_after: Duration) -> Result<(), AgentError> {
     let state = StateDir::open_or_create(state_dir)?;
     let _only = state.lock_agent()?;
-    raise_descriptor_limit();
+    listened::raise_descriptor_limit();
     let mut agent = Agent::start(state, state_dir.to_owned(), release_after)?;
     agent.resync(Everyone::Yes);
     let _ = sd_notify::notify(&[NotifyState::Ready]);
@@ -108,13 +107,6 @@ pub fn run(state_dir: &std::path::Path, release_after: Duration) -> Result<(), A
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
     log::info!("{}", Line::new("agent-stopped"));
     result
-}
-
-/// Each isolated sandbox takes two descriptors.
-fn raise_descriptor_limit() {
-    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
-    }
 }
 
 struct Agent {
@@ -141,6 +133,10 @@ struct Agent {
     /// At work; those that are to be looked at again afterwards are `true`.
     at_work: BTreeMap<ContainerId, bool>,
     listened: BTreeMap<ContainerId, Listened>,
+    /// How many can be listened to; the descriptors that are left are for the work.
+    listened_max: usize,
+    /// Isolated, and not listened to for want of descriptors.
+    unheard: BTreeSet<ContainerId>,
     by_number: BTreeMap<u64, ContainerId>,
     next_number: u64,
     failures: BTreeMap<ContainerId, Retries>,
@@ -187,6 +183,8 @@ impl Agent {
             applied: BTreeMap::new(),
             at_work: BTreeMap::new(),
             listened: BTreeMap::new(),
+            listened_max: 0,
+            unheard: BTreeSet::new(),
             by_number: BTreeMap::new(),
             next_number: FIRST_SANDBOX,
             failures: BTreeMap::new(),
@@ -194,6 +192,7 @@ impl Agent {
             buffer: vec![0; EVENT_BUFFER],
         };
         agent.watch_or_poll(&agent.state.clone());
+        agent.listened_max = listened::most_listened(count);
         Ok(agent)
     }
 
@@ -287,6 +286,8 @@ impl Agent {
             *again = true;
             return;
         }
+        // Each that is at work may come back listened to.
+        let may_listen = self.listened.len() + self.at_work.len() < self.listened_max;
         let listened = self.listened.get_mut(container_id);
         let may_release =
             self.release_after.is_zero() || self.waiting.get(container_id).is_some_and(|&when| when <= Instant::now());
@@ -296,6 +297,7 @@ impl Agent {
             container_id: container_id.clone(),
             answer: self.index.answer_of(container_id),
             is_subscribed: listened.is_some(),
+            may_listen,
             enforced: listened.and_then(Listened::enforced),
         });
     }
@@ -312,6 +314,7 @@ impl Agent {
                     self.settle(&container_id, answer);
                     match events {
                         Some(events) => self.listen(&container_id, events, policy),
+                        None if !self.listened.contains_key(&container_id) => self.look_again_later(&container_id),
                         None => self.looked_at(&container_id, policy, was_altered, again),
                     }
                     if let Some(listened) = self.listened.get_mut(&container_id) {
@@ -319,6 +322,7 @@ impl Agent {
                     }
                     self.listen_again(&container_id);
                     if !has_interfaces {
+                        self.unheard.remove(&container_id);
                         // It is being taken down, and our sockets must not be what keeps it.
                         self.stop_listening(&container_id);
                     }
@@ -332,6 +336,7 @@ impl Agent {
                 }
                 Outcome::Released => {
                     self.settle(&container_id, answer);
+                    self.unheard.remove(&container_id);
                     self.stop_listening(&container_id);
                 }
                 Outcome::Gone => {
@@ -372,30 +377,6 @@ impl Agent {
         }
     }
 
-    fn listen(&mut self, container_id: &ContainerId, events: PodEvents, policy: Policy) {
-        let number = self.next_number;
-        self.next_number += 1;
-        for fd in events.descriptors() {
-            let once = EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT;
-            if let Err(errno) = self.epoll.add(fd, EpollEvent::new(once, number)) {
-                log::error!("{}", Line::new("failed").with("container", container_id).with("error", errno));
-            }
-        }
-        self.by_number.insert(number, container_id.clone());
-        let listened = Listened::new(events, number, policy);
-        self.listened.insert(container_id.clone(), listened);
-    }
-
-    fn stop_listening(&mut self, container_id: &ContainerId) {
-        if let Some(listened) = self.listened.remove(container_id) {
-            self.by_number.remove(&listened.number);
-            for fd in listened.events.descriptors() {
-                let _ = self.epoll.delete(fd);
-            }
-            self.workers.close(listened.events);
-        }
-    }
-
     /// A sandbox is as this answer wants it.
     fn settle(&mut self, container_id: &ContainerId, answer: Answer) {
         self.failures.remove(container_id);
@@ -405,6 +386,7 @@ impl Agent {
 
     fn forget(&mut self, container_id: &ContainerId) {
         self.stop_listening(container_id);
+        self.unheard.remove(container_id);
         if self.applied.remove(container_id).is_some_and(|answer| !answer.is_empty()) {
             self.index.doubt(container_id);
         }
@@ -459,15 +441,6 @@ impl Agent {
                 listened.node_changed = true;
             }
             self.look_soon(container_id);
-        }
-    }
-
-    /// After it was looked at.
-    fn listen_again(&self, container_id: &ContainerId) {
-        let Some(listened) = self.listened.get(container_id) else { return };
-        for fd in listened.events.descriptors() {
-            let mut event = EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT, listened.number);
-            let _ = self.epoll.modify(fd, &mut event);
         }
     }
 

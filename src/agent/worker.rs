@@ -36,6 +36,8 @@ pub(super) struct Job {
     pub(super) answer: Answer,
     /// Whether its events are listened to already.
     pub(super) is_subscribed: bool,
+    /// Whether descriptors are left to listen to them.
+    pub(super) may_listen: bool,
     /// Whether it may be released: not before its mark has been gone for as long as replacing one may take.
     pub(super) may_release: bool,
     /// The policy that it was isolated with when it was last looked at.
@@ -55,7 +57,7 @@ pub(super) struct Done {
 pub(super) enum Outcome {
     /// It is isolated.
     Isolated {
-        /// The events of its netns, where they were not listened to.
+        /// The events of its netns, where they were not listened to and can be.
         events: Option<PodEvents>,
         /// Whether it has an interface besides `lo`.
         has_interfaces: bool,
@@ -199,15 +201,16 @@ fn apply(state: &StateDir, host: &mut Side, job: &Job) -> Result<Outcome, Enforc
         Desired::Isolated { policy, .. } => Some(policy),
         Desired::Released => None,
     };
-    // Before the rules: what happens to them from now on is heard.
-    let events = if policy.is_some() && !job.is_subscribed {
-        Some(PodEvents::subscribe(&Netns::open(records.netns()).map_err(SandboxError::from)?)?)
-    } else {
-        None
-    };
+    // Before the rules: what happens to them from now on is heard. That it cannot be is no reason not to isolate.
+    let mut events = if policy.is_some() && !job.is_subscribed && job.may_listen { subscribe(&records) } else { None };
     // What is not as it was, although the same is wanted, was changed by somebody, whatever had it looked at.
     let cause = if policy.is_some() && job.enforced.as_ref() == policy { Cause::Disturbed } else { Cause::Asked };
-    let applied = enforce::apply_desired(host, &records, &desired, cause, Scan::Sandbox)?;
+    let mut apply = || enforce::apply_desired(host, &records, &desired, cause, Scan::Sandbox);
+    let applied = match apply() {
+        // What was taken to listen may be what is missing.
+        Err(error) if error.is_shortage() && events.take().is_some() => apply()?,
+        applied => applied?,
+    };
     let Some(policy) = policy else { return Ok(Outcome::Released) };
     Ok(Outcome::Isolated {
         events,
@@ -216,6 +219,19 @@ fn apply(state: &StateDir, host: &mut Side, job: &Job) -> Result<Outcome, Enforc
         policy: policy.clone(),
         was_altered: cause == Cause::Disturbed && applied.changed,
     })
+}
+
+fn subscribe(records: &SandboxRecords) -> Option<PodEvents> {
+    let subscribed =
+        Netns::open(records.netns()).map_err(SandboxError::from).and_then(|netns| PodEvents::subscribe(&netns));
+    match subscribed {
+        Err(error) if !error.is_gone() => {
+            let error = crate::model::audit::chain(&error);
+            log::warn!("{}", Line::new("not-heard").with("container", records.container_id()).with("error", error));
+            None
+        }
+        subscribed => subscribed.ok(),
+    }
 }
 
 /// Whether there is anything to be released; what cannot be found out is left to whoever applies.

@@ -10,6 +10,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::thread;
 
+use nix::errno::Errno;
 use nix::libc;
 use nix::sched::{CloneFlags, setns};
 use thiserror::Error;
@@ -32,7 +33,7 @@ const OWN: &str = "/proc/thread-self/ns/net";
 /// Why a netns cannot be used.
 #[derive(Debug, Error)]
 pub enum NetnsError {
-    /// There is nothing at the path, or nothing that can be opened.
+    /// There is nothing at the path, or nothing that can be opened; [`NetnsError::is_gone`] tells.
     #[error("cannot open the network namespace {path}; if its pod is gone, so is it")]
     Open {
         /// The path.
@@ -56,6 +57,34 @@ pub enum NetnsError {
         #[source]
         source: io::Error,
     },
+}
+
+impl NetnsError {
+    /// Whether there is no network namespace at the path. That it cannot be opened for another reason (no descriptor is left,
+    /// say) says nothing of it.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        match self {
+            Self::NotOne { .. } => true,
+            Self::Open { .. } => matches!(
+                self.errno(),
+                // What else can be at the path of a pod that has ended: a socket, a link to itself.
+                Some(
+                    Errno::ENOENT | Errno::ENOTDIR | Errno::ENXIO | Errno::ENODEV | Errno::ELOOP | Errno::ENAMETOOLONG
+                )
+            ),
+            Self::Enter { .. } => false,
+        }
+    }
+
+    /// The error number of the kernel, where there was one.
+    #[must_use]
+    pub fn errno(&self) -> Option<Errno> {
+        match self {
+            Self::Open { source, .. } | Self::Enter { source, .. } => source.raw_os_error().map(Errno::from_raw),
+            Self::NotOne { .. } => None,
+        }
+    }
 }
 
 /// What tells one netns from every other that lives at the same time.
@@ -134,5 +163,21 @@ impl Netns {
 impl AsFd for Netns {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_opened_for_want_of_something_is_not_gone() {
+        let open = |errno: Errno| NetnsError::Open { path: "/run/netns/a".to_owned(), source: errno.into() };
+        for errno in [Errno::ENOENT, Errno::ENOTDIR, Errno::ENXIO, Errno::ELOOP] {
+            assert!(open(errno).is_gone(), "{errno}");
+        }
+        for errno in [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::EACCES, Errno::EPERM, Errno::EINTR] {
+            assert!(!open(errno).is_gone(), "{errno}");
+        }
     }
 }

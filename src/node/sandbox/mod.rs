@@ -71,7 +71,21 @@ impl SandboxError {
     /// Whether the sandbox does not exist any more.
     #[must_use]
     pub fn is_gone(&self) -> bool {
-        matches!(self, Self::Netns(NetnsError::Open { .. } | NetnsError::NotOne { .. }) | Self::Replaced { .. })
+        match self {
+            Self::Netns(error) => error.is_gone(),
+            error => matches!(error, Self::Replaced { .. }),
+        }
+    }
+
+    /// Whether this process or the machine has nothing left to do it with: descriptors or memory.
+    #[must_use]
+    pub fn is_shortage(&self) -> bool {
+        let errno = match self {
+            Self::Netns(error) => error.errno(),
+            Self::Kernel(error) => error.errno(),
+            _ => None,
+        };
+        matches!(errno, Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::ENOBUFS))
     }
 }
 

@@ -14,6 +14,7 @@ mod node;
 mod recreated;
 mod repair;
 mod restart;
+mod shortage;
 mod subscription;
 
 use std::io::{BufRead, BufReader};
