@@ -11,11 +11,10 @@ use crate::kernel::nft::Element;
 use crate::model::audit::chain;
 use crate::model::mark::Desired;
 use crate::model::names::{IfName, Key, Pod};
-use crate::model::policy::Policy;
-use crate::model::verdict::{Reason, Verdict};
+use crate::model::verdict::{Note, Reason, Verdict};
 use crate::node::sandbox::{NodeScan, Report, Sandbox, SandboxError, Scan, Side, standing_guards};
 use crate::node::state::StateDir;
-use crate::rules::containment::{ATTEMPTS, NEIGHBOUR_ATTEMPTS, PORTLESS_ATTEMPTS, TABLE, guarded_by};
+use crate::rules::containment::{ATTEMPTS, NEIGHBOUR_ATTEMPTS, PORTLESS_ATTEMPTS, STRAY_PROBES, TABLE, guarded_by};
 use crate::rules::ruleset::{Chain, Hook, Table};
 use crate::status::{
     Attempt, AttemptProtocol, Damaged, Direction, Drops, Finding, Layer, Listed, Marking, Reading, SandboxStatus,
@@ -147,6 +146,7 @@ fn without_record(node: &Node<'_>) -> Result<Vec<SandboxStatus>, Failure> {
                 guard_required: false,
                 drops: Vec::new(),
                 attempts: Vec::new(),
+                notes: Vec::new(),
             }),
         })
         .collect())
@@ -212,15 +212,16 @@ fn find_wanted(
         return released(&mut opened, guard_required);
     };
     let report = opened.verify(desired, Scan::Node(scan))?;
-    let (drops, attempts) = counted(&mut opened, &report, policy);
+    let counted = counted(&mut opened, &report);
     Ok(Reading {
         verdict: report.verdict,
         reasons: report.reasons,
         pod_layer: report.pod_side,
         host_layer: report.host_guard,
         guard_required,
-        drops,
-        attempts,
+        drops: counted.drops,
+        attempts: merge_attempts(counted.attempts, policy),
+        notes: counted.notes,
     })
 }
 
@@ -231,13 +232,21 @@ fn released(sandbox: &mut Sandbox<'_>, guard_required: bool) -> Result<Reading, 
     } else {
         (Verdict::Open, Vec::new())
     };
-    let (drops, attempts) = (Vec::new(), Vec::new());
-    Ok(Reading { verdict, reasons, pod_layer, host_layer, guard_required, drops, attempts })
+    let Counted { drops, attempts, notes } = Counted::default();
+    Ok(Reading { verdict, reasons, pod_layer, host_layer, guard_required, drops, attempts, notes })
 }
 
-/// Drop counters and attempts of all tables that are there.
-fn counted(sandbox: &mut Sandbox<'_>, report: &Report, policy: &Policy) -> (Vec<Drops>, Vec<Attempt>) {
-    let (mut drops, mut attempts) = (Vec::new(), Vec::new());
+/// What rules have counted.
+#[derive(Default)]
+struct Counted {
+    drops: Vec<Drops>,
+    attempts: Vec<Attempt>,
+    notes: Vec<Note>,
+}
+
+/// Drop counters, attempts and stray probes of all tables that are there.
+fn counted(sandbox: &mut Sandbox<'_>, report: &Report) -> Counted {
+    let mut counted = Counted::default();
     for table in &report.tables {
         let nft = &mut sandbox.side_of(table).nft;
         // Whoever is root in the pod can keep its tables from being read, or put others in their place. The verdict
@@ -245,18 +254,31 @@ fn counted(sandbox: &mut Sandbox<'_>, report: &Report, policy: &Policy) -> (Vec<
         let Ok(Some(loaded)) = nft.read_table(table) else { continue };
         for chain in table.chains.iter().filter(|chain| loaded.has_chain_named(&chain.name)) {
             let count = loaded.dropped(&chain.name);
-            drops.push(Drops { packets: count.packets, bytes: count.bytes, ..place(table, chain) });
+            counted.drops.push(Drops { packets: count.packets, bytes: count.bytes, ..place(table, chain) });
         }
         for set in table.sets.iter().filter(|set| loaded.has_set(set)) {
             let name = set.name.trim_end_matches(['4', '6']);
+            let mut elements = || nft.elements(table, set).unwrap_or_default();
             if [ATTEMPTS, PORTLESS_ATTEMPTS, NEIGHBOUR_ATTEMPTS].contains(&name) {
-                attempts.extend(
-                    nft.elements(table, set).unwrap_or_default().iter().filter_map(|element| attempt(name, element)),
-                );
+                counted.attempts.extend(elements().iter().filter_map(|element| attempt(name, element)));
+            } else if name == STRAY_PROBES {
+                counted.notes.extend(elements().iter().filter_map(stray_probe));
             }
         }
     }
-    (drops, merge_attempts(attempts, policy))
+    counted
+}
+
+fn stray_probe(element: &Element) -> Option<Note> {
+    let source = read_address(element.key.first()?)?;
+    Some(Note::ProbeSource { source, packets: element.count.packets })
+}
+
+fn read_address(bytes: &[u8]) -> Option<IpAddr> {
+    match bytes.len() {
+        4 => <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from),
+        _ => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),
+    }
 }
 
 /// Where a chain drops.
@@ -286,10 +308,7 @@ fn attempt(set: &str, element: &Element) -> Option<Attempt> {
         }
         _ => return None,
     };
-    let address = match address.len() {
-        4 => IpAddr::from(<[u8; 4]>::try_from(address).ok()?),
-        _ => IpAddr::from(<[u8; 16]>::try_from(address).ok()?),
-    };
+    let address = read_address(address)?;
     Some(Attempt { protocol, address, port, packets: element.count.packets })
 }
 

@@ -6,6 +6,7 @@
 //! makes an interface `contained`; the pod-side rules alone make it `partial`.
 
 use std::fmt;
+use std::net::IpAddr;
 
 use crate::model::difference::{Difference, listed};
 
@@ -187,6 +188,39 @@ impl NoGuard {
             Self::LeftWithoutPeer => "interface-left",
             Self::EndGone => "host-end-gone",
             Self::NotInPlace { .. } => "guard-missing",
+        }
+    }
+}
+
+/// What an operator should know of a sandbox that has nothing to do with what is stopped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Note {
+    /// What would be a probe of the node's own came from an address that is not known to be the node's.
+    ProbeSource {
+        /// The address.
+        source: IpAddr,
+        /// How many segments that opened a connection.
+        packets: u64,
+    },
+}
+
+impl Note {
+    /// A word for it that does not change.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::ProbeSource { .. } => "probe-source",
+        }
+    }
+}
+
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ProbeSource { source, packets } => write!(
+                f,
+                "probes do not pass: {packets} of the node's own packets that would open a connection came from {source}, which is no address of the node's towards the pod; something on the node translates them"
+            ),
         }
     }
 }

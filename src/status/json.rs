@@ -11,7 +11,7 @@ use super::{Attempt, AttemptProtocol, Damaged, Drops, Finding, Listed, Marking, 
 use crate::model::mark::Mark;
 use crate::model::names::{ContainerId, Key, NetnsPath, Pod, PodName, PodUid};
 use crate::model::policy::Policy;
-use crate::model::verdict::Reason;
+use crate::model::verdict::{Note, Reason};
 
 /// What `status` says of a sandbox.
 #[derive(Serialize)]
@@ -21,15 +21,16 @@ struct StatusJson<'a> {
     listed: ListedJson<'a>,
     verdict: &'static str,
     reasons: Vec<String>,
-    reason_codes: Vec<ReasonJson>,
+    reason_codes: Vec<CodedJson>,
     layers: LayersJson,
     drops: &'a [Drops],
     attempts: &'a [Attempt],
+    notes: Vec<CodedJson>,
     error: Option<&'a str>,
 }
 
 #[derive(Serialize)]
-struct ReasonJson {
+struct CodedJson {
     code: &'static str,
     text: String,
 }
@@ -91,7 +92,8 @@ impl Serialize for SandboxStatus {
             Finding::Gone(_) => (None, None),
             Finding::Unknown(error) => (None, Some(error.as_str())),
         };
-        let reason = |reason: &Reason| ReasonJson { code: reason.code(), text: reason.to_string() };
+        let reason = |reason: &Reason| CodedJson { code: reason.code(), text: reason.to_string() };
+        let note = |note: &Note| CodedJson { code: note.code(), text: note.to_string() };
         StatusJson {
             listed: ListedJson::of(&self.listed),
             verdict: self.verdict(),
@@ -102,6 +104,7 @@ impl Serialize for SandboxStatus {
                 .unwrap_or_default(),
             drops: reading.map(|reading| &reading.drops[..]).unwrap_or_default(),
             attempts: reading.map(|reading| &reading.attempts[..]).unwrap_or_default(),
+            notes: self.notes().iter().map(note).collect(),
             error,
         }
         .serialize(serializer)

@@ -15,7 +15,7 @@ use serde::Serialize;
 use crate::model::mark::Mark;
 use crate::model::names::{ContainerId, Key, NetnsPath, Pod};
 use crate::model::policy::Policy;
-use crate::model::verdict::{Reason, Verdict};
+use crate::model::verdict::{Note, Reason, Verdict};
 
 pub use json::{node_to_json, timestamp};
 pub use table::{Style, list_table, sandbox_text, status_table};
@@ -108,6 +108,8 @@ pub struct Reading {
     pub drops: Vec<Drops>,
     /// What the pod tried to reach.
     pub attempts: Vec<Attempt>,
+    /// What else is to be known.
+    pub notes: Vec<Note>,
 }
 
 /// What one chain has dropped.
@@ -201,6 +203,15 @@ impl SandboxStatus {
         match &self.finding {
             Finding::Read(reading) => reading.reasons.iter().map(ToString::to_string).collect(),
             Finding::Gone(why) | Finding::Unknown(why) => vec![why.clone()],
+        }
+    }
+
+    /// What else is to be known of it.
+    #[must_use]
+    pub fn notes(&self) -> &[Note] {
+        match &self.finding {
+            Finding::Read(reading) => &reading.notes,
+            Finding::Gone(_) | Finding::Unknown(_) => &[],
         }
     }
 }

@@ -193,6 +193,9 @@ pub fn status_table(
         for reason in fault.into_iter().chain(sandbox.reasons().iter().map(|reason| printable(reason))) {
             let _ = writeln!(text, "{id}: {reason}");
         }
+        for note in sandbox.notes() {
+            let _ = writeln!(text, "{id}: {note}");
+        }
     }
     write_rest(&mut text, unanswered, damaged, style);
     text
@@ -239,6 +242,9 @@ pub fn sandbox_text(sandbox: &SandboxStatus, style: Style) -> String {
     }
     if let Finding::Read(reading) = &sandbox.finding {
         line("layers", layers(reading));
+        for note in &reading.notes {
+            line("note", &note.to_string());
+        }
     }
     if let Some(marking) = marking {
         line("policy", &marking.policy.to_string());

@@ -79,6 +79,7 @@ fn reading(verdict: Verdict) -> Reading {
             attempt(AttemptProtocol::Arp, "10.0.0.7", None, 2),
             attempt(AttemptProtocol::Ip(253), "fd00::1", None, 1),
         ],
+        notes: vec![Note::ProbeSource { source: IpAddr::from([198, 51, 100, 7]), packets: 3 }],
     }
 }
 
@@ -100,6 +101,7 @@ fn sandboxes() -> Vec<SandboxStatus> {
         host_layer: false,
         drops: Vec::new(),
         attempts: Vec::new(),
+        notes: Vec::new(),
         ..reading(Verdict::Open)
     };
     vec![

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use netlink_packet_core::Parseable;
 use netlink_packet_route::AddressFamily;
-use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType, RouteVia};
 use nix::libc;
 
@@ -34,17 +34,23 @@ impl Links {
         request.header.index = index;
         self.socket.dump_all_seen("list the addresses", libc::RTM_GETADDR, &emit(&request), |payload| {
             let message = AddressMessage::parse(payload).ok().filter(|message| message.header.index == index)?;
-            // IFA_ADDRESS is the peer's where there is one; IFA_LOCAL is then our own.
-            let own = message.attributes.iter().find_map(|attribute| match attribute {
-                AddressAttribute::Local(address) => Some(*address),
-                _ => None,
-            });
-            let any = message.attributes.iter().find_map(|attribute| match attribute {
-                AddressAttribute::Address(address) => Some(*address),
-                _ => None,
-            });
-            own.or(any)
+            own_address(&message)
         })
+    }
+
+    /// The first IPv4 address that is valid everywhere, with the index of its interface.
+    ///
+    /// # Errors
+    /// See [`NetlinkError`].
+    pub fn first_address(&mut self) -> Result<Option<(u32, IpAddr)>, NetlinkError> {
+        let mut request = AddressMessage::default();
+        request.header.family = AddressFamily::Inet;
+        let all = self.socket.dump_all_seen("list the addresses", libc::RTM_GETADDR, &emit(&request), |payload| {
+            let message = AddressMessage::parse(payload).ok()?;
+            let is_everywhere = message.header.scope == AddressScope::Universe;
+            own_address(&message).filter(|_| is_everywhere).map(|address| (message.header.index, address))
+        })?;
+        Ok(all.into_iter().find(|(_, address)| address.is_ipv4()))
     }
 
     /// The unicast routes of all tables, each with the index of the interface that it leads out of.
@@ -109,4 +115,18 @@ fn read_route(message: &RouteMessage) -> Option<(Path, IpNetwork)> {
     };
     let destination = IpNetwork::new(destination.unwrap_or(anywhere), message.header.destination_prefix_length).ok()?;
     Some((Path { interface: interface?, source, gateway }, destination))
+}
+
+/// IFA_ADDRESS is the peer's where there is one; IFA_LOCAL is then our own.
+fn own_address(message: &AddressMessage) -> Option<IpAddr> {
+    let local = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Local(address) => Some(*address),
+        _ => None,
+    });
+    local.or_else(|| {
+        message.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Address(address) => Some(*address),
+            _ => None,
+        })
+    })
 }

@@ -23,6 +23,9 @@ use super::{SandboxError, Side};
 /// Those that the host made come first, so that there is no hiding in a crowd.
 const INTERFACES_MAX: usize = 128;
 
+/// The most addresses of the node's link that are taken for the node's, besides those that routes name.
+const LINK_ADDRESSES_MAX: usize = 8;
+
 /// An interface of a sandbox.
 #[derive(Debug, Clone)]
 pub(super) struct Surveyed {
@@ -231,8 +234,8 @@ fn is_end_of(
     Ok(names_it && end.other_netns.is_some() && end.other_netns == host.id_of(netns)?)
 }
 
-/// What the node looks like from an interface: the addresses that the kernel itself would choose to reach it, and the
-/// Ethernet address on that link; and the other next hops that the policy needs, as far as the node knows them. `links`
+/// What the node looks like from an interface: the addresses that the kernel itself would choose to reach it, those of that
+/// link, and its Ethernet address there; and the other next hops that the policy needs, as far as the node knows them. `links`
 /// gains those of the node's that all of this depends on.
 fn node_seen_from(
     host: &mut Links,
@@ -262,9 +265,22 @@ fn node_seen_from(
     }
     let Some(index) = on_link else { return Ok(node) };
     node.mac = host.by_index(index)?.and_then(|link| link.mac);
-    if interface.addresses.iter().any(IpAddr::is_ipv6) {
-        // The node's entry for the pod is re-confirmed from its link-local address.
-        node.addresses.extend(host.addresses_of(index)?.into_iter().filter(is_link_local));
+    // The route says what a socket is given. What is masqueraded comes from an address of the link, and with `arp_announce=2` the
+    // node asks by one; its entry for the pod is re-confirmed from its link-local address.
+    let mut on_this = host.addresses_of(index)?;
+    if !on_this.iter().any(IpAddr::is_ipv4) && interface.addresses.iter().any(IpAddr::is_ipv4) {
+        // Of a link that has none, the kernel takes the first that it has anywhere.
+        on_this.extend(host.first_address()?.map(|(elsewhere, address)| {
+            links.insert(elsewhere);
+            address
+        }));
+    }
+    on_this.retain(|own| !own.is_loopback() && interface.addresses.iter().any(|of| of.is_ipv6() == own.is_ipv6()));
+    on_this.sort_by_key(|own| !is_link_local(own));
+    for address in on_this.into_iter().take(LINK_ADDRESSES_MAX) {
+        if !node.addresses.contains(&address) {
+            node.addresses.push(address);
+        }
     }
     for neighbour in neighbours_needed(policy, interface, &node) {
         let answer = host.resolve(index, neighbour)?;

@@ -12,7 +12,7 @@ use super::hops::{Hop, all_hops, hops_to};
 use super::words::*;
 use crate::model::record::NodeOnLink;
 
-use super::{FlowSets, GuardedInterface, Place, attempt_rules, lets_network_through};
+use super::{FlowSets, GuardedInterface, Place, STRAY_PROBES, attempt_rules, family_suffix, lets_network_through};
 
 const ETHERNET_HEADER: u32 = 14;
 const ARP_PACKET: u32 = 28;
@@ -22,6 +22,12 @@ const ARP_REPLY: [u8; 2] = [0, 2];
 const ICMP6: u8 = 58;
 const SOLICITATION: u8 = 135;
 const ADVERTISEMENT: u8 = 136;
+/// What Istio's ambient mode gives everything that the node's own sockets send to a pod of its mesh, so that the pod can tell a
+/// probe: addresses of its own, of which no route speaks. They are nobody's else: what passes still has to be the node's.
+const TRANSLATED_PROBES: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(169, 254, 7, 127)),
+    IpAddr::V6(Ipv6Addr::new(0xfd16, 0x9254, 0x7127, 0x1337, 0xffff, 0xffff, 0xffff, 0xffff)),
+];
 
 /// Inbound and outbound rules of one interface, without the last drop.
 pub(super) fn interface_rules(
@@ -132,7 +138,18 @@ impl View<'_> {
         };
         let (source, destination) = address_fields(v6);
         let mac = self.node.mac;
-        for address in self.node.addresses.iter().filter(|address| address.is_ipv6() == v6 && !is_link_local(address)) {
+        let of_node =
+            self.node.addresses.iter().copied().filter(|address| address.is_ipv6() == v6 && !is_link_local(address));
+        // Not where nothing is known of who opened a flow: an answer that nobody asked for would go on to wherever that is.
+        let translated =
+            TRANSLATED_PROBES.into_iter().filter(|address| address.is_ipv6() == v6 && self.place != Place::HostIngress);
+        let mut sources: Vec<IpAddr> = Vec::new();
+        of_node.chain(translated).for_each(|address| {
+            if !sources.contains(&address) {
+                sources.push(address)
+            }
+        });
+        for address in &sources {
             if self.place == Place::HostIngress {
                 // Nothing here sees what the node sends: what is no opening segment from a probed port has to do.
                 for (&range, flag) in
@@ -160,6 +177,16 @@ impl View<'_> {
                 }
                 statements.extend(open_flow(inbound_key(v6), set));
                 inbound.push(Rule::new(statements).comment("probe"));
+            }
+        }
+        if self.place == Place::Host {
+            for &range in ports.ranges() {
+                let mut statements = self.spoken_by_node(self.sent_to(own, mac));
+                statements.extend(opening(v6, Protocol::Tcp, range));
+                statements.push(Statement::Meta(Meta::Skuid(0)));
+                let (set, key) = (format!("{STRAY_PROBES}{}", family_suffix(v6)), stray_key(v6));
+                statements.push(Statement::Update { key, set, counted: true });
+                inbound.push(Rule::new(statements).comment("from elsewhere"));
             }
         }
         if self.place != Place::HostIngress {

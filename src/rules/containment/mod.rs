@@ -40,6 +40,10 @@ pub const PORTLESS_ATTEMPTS: &str = "portless-attempts";
 /// Neighbours that were asked for on the link.
 pub const NEIGHBOUR_ATTEMPTS: &str = "neighbour-attempts";
 
+/// What comes from the node's own sockets and would be a probe, if it came from an address that is known to be the node's: by its
+/// source.
+pub const STRAY_PROBES: &str = "stray-probes";
+
 /// The sets of flows; `4-` or `6-` and the policy's fingerprint follow.
 const PROBE_FLOWS: &str = "probes";
 const ALLOWED_FLOWS: &str = "flows";
@@ -50,6 +54,8 @@ const FLOW_TIMEOUT: u32 = 120;
 const FLOWS_MAX: u32 = 3072;
 /// Seconds for which an attempt is remembered.
 const ATTEMPT_TIMEOUT: u32 = 86400;
+/// Seconds for which a stray probe is remembered: longer than a kubelet waits between two, and not much.
+const STRAY_TIMEOUT: u32 = 600;
 /// The most attempts that are remembered, for each set; 4 KiB.
 const ATTEMPTS_MAX: u32 = 384;
 
@@ -189,6 +195,9 @@ pub fn guard(container_id: &ContainerId, policy: &Policy, ends: &[GuardedEnd], e
     let mut sets = flows.sets();
     sets.extend(attempt_sets());
     sets.extend(neighbour_sets());
+    if flows.with_probes && egress == EgressHook::Netdev {
+        sets.extend(address_sets(STRAY_PROBES, STRAY_TIMEOUT));
+    }
     let mut chains = Vec::with_capacity(2 * ends.len());
     for GuardedEnd { device, index, interface } in ends {
         // An end that no record speaks of is remembered by its chain alone.
@@ -302,16 +311,17 @@ fn attempt_sets() -> Vec<Set> {
         .collect()
 }
 
-fn neighbour_sets() -> Vec<Set> {
-    [false, true]
-        .into_iter()
-        .map(|v6| Set {
-            name: format!("{NEIGHBOUR_ATTEMPTS}{}", family_suffix(v6)),
-            key: vec![address_type(v6)],
-            timeout: ATTEMPT_TIMEOUT,
-            size: ATTEMPTS_MAX,
-        })
-        .collect()
+fn neighbour_sets() -> impl Iterator<Item = Set> {
+    address_sets(NEIGHBOUR_ATTEMPTS, ATTEMPT_TIMEOUT)
+}
+
+fn address_sets(name: &str, timeout: u32) -> impl Iterator<Item = Set> {
+    [false, true].into_iter().map(move |v6| Set {
+        name: format!("{name}{}", family_suffix(v6)),
+        key: vec![address_type(v6)],
+        timeout,
+        size: ATTEMPTS_MAX,
+    })
 }
 
 /// The same rule for one device alone.

@@ -95,6 +95,11 @@ pub(super) fn attempt_key(v6: bool) -> &'static [Field] {
     }
 }
 
+/// The key of a stray probe is its source.
+pub(super) fn stray_key(v6: bool) -> &'static [Field] {
+    if v6 { &[Field::Ip6Source] } else { &[Field::IpSource] }
+}
+
 pub(super) fn open_flow(key: &'static [Field], set: &str) -> [Statement; 2] {
     [Statement::Update { key, set: set.to_owned(), counted: false }, Statement::Accept]
 }

@@ -14,4 +14,5 @@ mod raw;
 mod reported;
 mod root;
 mod standing;
+mod translated;
 mod verdicts;

@@ -40,6 +40,7 @@ fn the_json_has_the_documented_shape() {
         "layers",
         "drops",
         "attempts",
+        "notes",
         "error",
     ];
     let released = exits(lab.run(&["status", "c1", "-o", "json"]), 0).json();
