@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::lab::node::output;
+use crate::lab::runtime_node::output;
 use crate::lab::scene::Scene;
-use crate::lab::{Netns, Node, PATIENCE, eventually};
+use crate::lab::{Netns, PATIENCE, RuntimeNode, eventually};
 
 /// The chain of `conf/<name>` for a version of the specification.
 fn example(name: &str, version: &str) -> Value {
@@ -19,7 +19,7 @@ fn example(name: &str, version: &str) -> Value {
     conflist
 }
 
-fn cnitool(node: &Node, verb: &str, pod: &str) -> Result<String, String> {
+fn cnitool(node: &RuntimeNode, verb: &str, pod: &str) -> Result<String, String> {
     output(
         node.command("/opt/cni/bin/cnitool")
             .env("CNI_PATH", "/opt/cni/bin")
@@ -30,26 +30,26 @@ fn cnitool(node: &Node, verb: &str, pod: &str) -> Result<String, String> {
 }
 
 #[track_caller]
-fn call(node: &Node, verb: &str, pod: &str) -> String {
+fn call(node: &RuntimeNode, verb: &str, pod: &str) -> String {
     cnitool(node, verb, pod).unwrap_or_else(|error| panic!("cnitool {verb} {pod}: {error}"))
 }
 
-fn add(node: &Node, pod: &str) -> Netns {
+fn add(node: &RuntimeNode, pod: &str) -> Netns {
     let netns = node.add_netns(pod);
     let result: Value = serde_json::from_str(&call(node, "add", pod)).unwrap();
     assert!(result["ips"].as_array().is_some_and(|ips| ips.len() == 2), "{result}");
     netns
 }
 
-fn node_with(label: &str, conflist: &Value) -> Node {
-    let node = Node::new(label);
+fn node_with(label: &str, conflist: &Value) -> RuntimeNode {
+    let node = RuntimeNode::new(label);
     node.configure(conflist);
     // The master of macvlan; the other plugins don't look at it.
     node.netns.ip("link add eth0 type veth peer name wire\nlink set wire up\nlink set eth0 up");
     node
 }
 
-fn remove_master(node: &Node) {
+fn remove_master(node: &RuntimeNode) {
     node.netns.ip("link del eth0");
 }
 

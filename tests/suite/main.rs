@@ -7,7 +7,6 @@ mod attacks;
 mod cnitool;
 mod commands;
 mod install;
-mod install_checks;
 #[allow(dead_code, unused_imports)]
 mod lab;
 mod protocol;

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::{Agent, added, await_tables};
-use crate::protocol::{Node, Tables};
+use crate::lab::{Node, Tables};
 
 #[test]
 fn no_mark_can_forge_a_line_or_a_pair() {

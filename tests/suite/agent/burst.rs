@@ -8,8 +8,7 @@ use cni_quarantine::state::{SandboxLock, StateDir};
 use serde_json::json;
 
 use super::{Agent, PATIENCE, both_tables};
-use crate::lab::{Crowd, Sandbox, Topology, quarantine};
-use crate::protocol::Tables;
+use crate::lab::{Crowd, Sandbox, Tables, Topology, quarantine};
 
 const COUNT: usize = 200;
 /// Its netns is gone.

@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 
 use super::{Agent, added, added_as, await_kernel, await_tables};
-use crate::protocol::{Node, Pod, Tables};
+use crate::lab::{Node, Pod, Tables};
 
 fn isolated(node: &Node, pod: &Pod, why: &str) {
     node.mark(&pod.id, "");

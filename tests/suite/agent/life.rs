@@ -6,8 +6,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use super::{Agent, added, added_as, await_kernel, await_tables};
-use crate::lab::quarantine;
-use crate::protocol::{Node, Tables, rules, tables};
+use crate::lab::{Node, Tables, quarantine, rules, tables};
 
 #[test]
 fn a_second_one_says_who_is_first() {

@@ -4,8 +4,7 @@ use std::net::{Ipv4Addr, UdpSocket};
 use std::time::Duration;
 
 use super::{Agent, PATIENCE, added, await_kernel};
-use crate::lab::eventually;
-use crate::protocol::{Node, Pod, lone_interface, rules, ruleset};
+use crate::lab::{Node, Pod, eventually, lone_interface, rules, ruleset};
 
 fn isolated(node: &Node, agent: &Agent) -> Pod {
     let pod = added(node);

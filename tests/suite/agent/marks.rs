@@ -6,8 +6,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use super::{Agent, PATIENCE, added, added_as, await_tables};
-use crate::lab::eventually;
-use crate::protocol::{Node, Tables};
+use crate::lab::{Node, Tables, eventually};
 
 /// A way to make a mark, and the policy that its `isolated` line must name.
 struct Form {

@@ -7,8 +7,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::{Agent, PATIENCE, added_as, call};
-use crate::lab::eventually;
-use crate::protocol::{Node, Pod, Tables};
+use crate::lab::{Node, Pod, Tables, eventually, lone_interface};
 
 const UID: &str = "uid-1";
 
@@ -207,7 +206,7 @@ fn a_path_that_is_used_again_is_another_sandbox() {
     super::await_tables(&old, Tables::Isolated, "the old one");
     old.netns.delete();
     node.netns.sh(&format!("ip netns add {}", old.netns.name()));
-    crate::protocol::lone_interface(&old.netns, "eth0");
+    lone_interface(&old.netns, "eth0");
     agent.signal(nix::sys::signal::Signal::SIGHUP);
     let other = added_as(&node, "uid-2");
     node.mark(&other.id, "");

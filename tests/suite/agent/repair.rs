@@ -11,8 +11,7 @@ use crate::lab::topology::{PEER_MAC, POD_MAC};
 use crate::lab::traffic::flood::Flood;
 use crate::lab::traffic::observe::{Witnesses, tag};
 use crate::lab::traffic::packet;
-use crate::lab::{Netns, Sandbox, Topology, eventually};
-use crate::protocol::{Node, Tables, rules, ruleset};
+use crate::lab::{Netns, Node, Sandbox, Tables, Topology, eventually, rules, ruleset};
 
 /// What root in the pod does to the pod-side tables.
 const POD_DAMAGES: [(&str, &str); 14] = [

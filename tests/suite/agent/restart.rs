@@ -10,8 +10,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::{Agent, PATIENCE, added_as, await_tables};
-use crate::lab::eventually;
-use crate::protocol::{Node, Pod, Tables, rules};
+use crate::lab::{Node, Pod, Tables, eventually, rules};
 
 const KILLS: usize = 100;
 /// Every so often the storm rests and what the next agent makes of it is compared with the marks.

@@ -3,9 +3,8 @@
 use std::fs;
 use std::process::Command;
 
-use super::{Agent, await_kernel, both_tables};
-use crate::lab::Crowd;
-use crate::protocol::Tables;
+use super::{Agent, await_kernel};
+use crate::lab::{Crowd, Tables, both_tables};
 
 /// More than can be listened to with [`LIMIT`], at two descriptors each.
 const SANDBOXES: usize = 60;

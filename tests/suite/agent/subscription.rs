@@ -5,8 +5,7 @@ use std::fs;
 use nix::sys::signal::Signal;
 
 use super::{Agent, PATIENCE, added, await_kernel, await_tables, call};
-use crate::lab::eventually;
-use crate::protocol::{Node, Pod, Tables};
+use crate::lab::{Node, Pod, Tables, eventually, ruleset};
 
 /// A pod that is isolated and whose netns the agent therefore listens to.
 fn listened(node: &Node, agent: &Agent) -> Pod {
@@ -40,7 +39,7 @@ fn a_netns_that_is_deleted_after_del_dies() {
     assert!(await_kernel(|| !host_end_is_there(&node, &pod)), "the veth lives on");
     assert!(await_kernel(|| !is_alive(&node)), "the netns lives on");
     assert!(eventually(PATIENCE, || agent.descriptors() == before), "{} instead of {before}", agent.descriptors());
-    assert_eq!(crate::protocol::ruleset(&node.netns), "", "the guard is left");
+    assert_eq!(ruleset(&node.netns), "", "the guard is left");
 }
 
 /// As a runtime does whose plugins all failed: it takes the interface, then the netns.

@@ -9,7 +9,7 @@ use crate::lab::traffic::battery::{Attack, Battery};
 use crate::lab::traffic::observe::{Witnesses, tag};
 use crate::lab::traffic::packet::{self, BROADCAST};
 use crate::lab::traffic::sockets::{PacketSocket, address, udp_on};
-use crate::lab::{Invocation, Mac, Sandbox, Topology};
+use crate::lab::{Call, Mac, Sandbox, Topology};
 
 const SECOND_MAC: Mac = [2, 0, 0, 0, 0, 0x22];
 /// An address of the peer's on the second interface's network.
@@ -43,11 +43,9 @@ fn second_config(sandbox: &Sandbox<'_>, topology: &Topology, name: &str) -> Valu
 }
 
 fn add_second(sandbox: &Sandbox<'_>, topology: &Topology, name: &str) {
-    Invocation::new(&topology.node, "ADD")
-        .container(sandbox.id())
-        .netns(&topology.pod.path())
-        .ifname(name)
-        .config(&second_config(sandbox, topology, name))
+    Call::new(&topology.node, "ADD")
+        .attachment(sandbox.id(), &topology.pod.path(), name)
+        .config(second_config(sandbox, topology, name))
         .run()
         .ok();
 }
@@ -109,11 +107,9 @@ fn del_of_the_second_leaves_the_first_cut_off() {
     add_second(&sandbox, &topology, "eth1");
     sandbox.isolate("");
     let mut batteries = batteries(&topology, "eth1");
-    Invocation::new(&topology.node, "DEL")
-        .container(sandbox.id())
-        .netns(&topology.pod.path())
-        .ifname("eth1")
-        .config(&second_config(&sandbox, &topology, "eth1"))
+    Call::new(&topology.node, "DEL")
+        .attachment(sandbox.id(), &topology.pod.path(), "eth1")
+        .config(second_config(&sandbox, &topology, "eth1"))
         .run()
         .ok();
     batteries.iter_mut().for_each(Battery::assert_none_arrives);

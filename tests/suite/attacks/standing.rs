@@ -8,7 +8,7 @@ use crate::lab::traffic::battery::{Attack, Battery};
 use crate::lab::traffic::observe::{Witnesses, tag};
 use crate::lab::traffic::packet::{self, BROADCAST};
 use crate::lab::traffic::sockets::PacketSocket;
-use crate::lab::{Invocation, Mac, Netns, Run, Sandbox, Topology};
+use crate::lab::{Call, Mac, Netns, Run, Sandbox, Topology};
 
 const OTHER_MAC: Mac = [2, 0, 0, 0, 0, 0x44];
 
@@ -247,10 +247,5 @@ fn call_on(sandbox: &Sandbox<'_>, topology: &Topology, verb: &str, name: &str) -
             { "name": name, "mac": text(OTHER_MAC), "sandbox": topology.pod.path() },
         ],
     });
-    Invocation::new(&topology.node, verb)
-        .container(sandbox.id())
-        .netns(&topology.pod.path())
-        .ifname(name)
-        .config(&config)
-        .run()
+    Call::new(&topology.node, verb).attachment(sandbox.id(), &topology.pod.path(), name).config(&config).run()
 }

@@ -10,12 +10,12 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-use crate::lab::{Invocation, Run, Topology, quarantine};
+use crate::lab::{Call, Run, StateDir, Topology, quarantine};
 
 /// A node with a state directory, on which sandboxes of any name are made.
 struct Lab<'a> {
     topology: &'a Topology,
-    state: tempfile::TempDir,
+    state: StateDir,
 }
 
 /// The two pods of a topology.
@@ -27,7 +27,7 @@ enum Place {
 
 impl<'a> Lab<'a> {
     fn new(topology: &'a Topology) -> Self {
-        Self { topology, state: tempfile::Builder::new().prefix("quarantine-commands").tempdir().unwrap() }
+        Self { topology, state: StateDir::new() }
     }
 
     fn config(&self, place: Place, keys: &Value) -> Value {
@@ -58,12 +58,10 @@ impl<'a> Lab<'a> {
             Place::Pod => &self.topology.pod,
             Place::Peer => &self.topology.peer,
         };
-        Invocation::new(&self.topology.node, verb)
-            .container(id)
-            .netns(&netns.path())
-            .ifname("eth0")
+        Call::new(&self.topology.node, verb)
+            .attachment(id, &netns.path(), "eth0")
             .args(&format!("IgnoreUnknown=1;{args}"))
-            .config(&self.config(place, keys))
+            .config(self.config(place, keys))
             .run()
     }
 
@@ -73,9 +71,8 @@ impl<'a> Lab<'a> {
     }
 
     fn run(&self, args: &[&str]) -> Run {
-        let state = self.state.path().to_str().unwrap();
         let mut all = args.to_vec();
-        all.extend(["--state-dir", state, "--log", "stderr"]);
+        all.extend(["--state-dir", self.state.text(), "--log", "stderr"]);
         quarantine(&self.topology.node, &all)
     }
 
@@ -85,18 +82,15 @@ impl<'a> Lab<'a> {
     }
 
     fn mark(&self, key: &str) -> PathBuf {
-        self.state.path().join("isolated").join(key)
+        self.state.mark_path(key)
     }
 
     fn write_mark(&self, key: &str, text: &str) {
-        std::fs::write(self.mark(key), text).unwrap();
+        self.state.mark(key, text);
     }
 
     fn marks(&self) -> Vec<String> {
-        let names = std::fs::read_dir(self.state.path().join("isolated")).unwrap();
-        let mut names: Vec<_> = names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-        names.sort();
-        names
+        self.state.marks()
     }
 }
 

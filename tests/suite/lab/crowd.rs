@@ -6,13 +6,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::json;
 
-use super::{Invocation, Netns};
+use super::{Call, Netns, StateDir};
 
 /// A node and pods with one veth each. Their namespaces are no [`Netns`] values: they are made and deleted all together,
 /// which takes a fraction of the time.
 pub(crate) struct Crowd {
     pub(crate) node: Netns,
-    state: tempfile::TempDir,
+    state: StateDir,
     names: Vec<String>,
 }
 
@@ -21,7 +21,7 @@ impl Crowd {
     pub(crate) fn new(count: usize) -> Self {
         let node = Netns::new("crowd");
         let names: Vec<_> = (0..count).map(|number| format!("{}-{number}", node.name())).collect();
-        let state = tempfile::Builder::new().prefix("quarantine-crowd").tempdir().unwrap();
+        let state = StateDir::new();
         // From here on, so that Drop tidies up after whatever fails below.
         let crowd = Self { node, state, names };
         let lines = |line: &dyn Fn(usize, &str) -> String| {
@@ -62,11 +62,11 @@ impl Crowd {
 
     /// Where the mark of a sandbox by its container ID is.
     pub(crate) fn mark(&self, number: usize) -> PathBuf {
-        self.state.path().join("isolated").join(&self.names[number])
+        self.state.mark_path(&self.names[number])
     }
 
     /// A call of the plugin for a sandbox.
-    pub(crate) fn call(&self, verb: &str, number: usize) -> Invocation {
+    pub(crate) fn call(&self, verb: &str, number: usize) -> Call<'_> {
         let path = Path::new("/run/netns").join(&self.names[number]);
         let config = json!({
             "cniVersion": "1.1.0", "name": "crowd", "type": "quarantine", "stateDir": self.state.path(),
@@ -76,7 +76,7 @@ impl Crowd {
                 "ips": [{ "address": format!("{}/30", address(number, 2)), "interface": 1 }],
             },
         });
-        Invocation::new(&self.node, verb).container(&self.names[number]).netns(&path).ifname("eth0").config(&config)
+        Call::new(&self.node, verb).attachment(&self.names[number], &path, "eth0").config(&config)
     }
 
     /// What `nft` prints of a sandbox's namespace; an error where that is gone.

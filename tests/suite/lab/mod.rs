@@ -1,22 +1,39 @@
 //! The laboratory: nodes, pods and networks made of network namespaces, and the product run inside them.
 //!
-//! A test builds a [`Topology`], puts a [`Sandbox`] on its pod, and looks at what passes. Everything made here is
-//! torn down by Drop, also when the test panics. Nothing here touches the machine's own network namespace.
+//! Three kinds of node, from the small to the large:
+//!
+//! - a [`Node`] has a state directory and [`Pod`]s with one veth each: for what the product is told and writes down;
+//! - a [`Topology`] is a node, a pod and a peer as a main plugin would connect them, with a [`Sandbox`] on the pod: for
+//!   what passes;
+//! - a [`RuntimeNode`] has mounts and processes of its own: for real container runtimes.
+//!
+//! The plugin is called by [`Call`], the commands by [`quarantine`], and both give back a [`Run`]. Everything made here
+//! is torn down by Drop, also when the test panics. Nothing here touches the machine's own network namespace.
 
+mod agent;
+mod call;
 pub(crate) mod crowd;
 mod netns;
-pub(crate) mod node;
-mod product;
+mod node;
+mod run;
+pub(crate) mod runtime_node;
 mod sandbox;
 pub(crate) mod scene;
+mod state;
+mod tables;
 pub(crate) mod topology;
 pub(crate) mod traffic;
 
+pub(crate) use agent::Agent;
+pub(crate) use call::{Call, Stdin, program, quarantine};
 pub(crate) use crowd::Crowd;
 pub(crate) use netns::Netns;
-pub(crate) use node::Node;
-pub(crate) use product::{Invocation, Run, program, quarantine};
+pub(crate) use node::{Node, Pod, lone_interface};
+pub(crate) use run::{Run, Running};
+pub(crate) use runtime_node::RuntimeNode;
 pub(crate) use sandbox::Sandbox;
+pub(crate) use state::{StateDir, tree};
+pub(crate) use tables::{Tables, both_tables, rules, ruleset, tables};
 pub(crate) use topology::{Kind, Mac, Topology};
 
 use std::io::Write;

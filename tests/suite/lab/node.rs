@@ -1,182 +1,208 @@
-//! A node that container runtimes can be run on: a network namespace with mounts and processes of its own.
-//!
-//! `/run`, `/var/lib`, `/opt` and `/etc/cni` are fresh there, so that every program finds its files where it looks for
-//! them by default and none touches the machine's. Whatever runs there ends with the node. For a pod and its node
-//! without a runtime, [`super::Topology`] is simpler.
+//! A node with a state directory, and pods on it with one veth each: for tests whose point is what the product is told
+//! and what it writes down. For what passes on a network, see [`super::Topology`] and [`super::Sandbox`].
 
-use std::fs;
-use std::io::{BufRead, BufReader};
+use std::net::{Ipv4Addr, UdpSocket};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::{Netns, PATIENCE, eventually};
+use super::{Call, Netns, Run, StateDir, Tables, eventually, quarantine, ruleset, tables};
 
-/// Where the product keeps its state when nothing else is configured.
-pub(crate) const STATE: &str = "/var/lib/cni/quarantine";
-
-/// Runs as the node's first process: lays out the mounts, and then holds the node until its stdin is closed.
-///
-/// The arguments are the product's binary and the peers' directory. Both are opened before anything is mounted, for
-/// the checkout may itself be below one of the places.
-const FIRST_PROCESS: &str = r#"
-exec 3<"$1"
-cd "$2"
-umount -R -l /run/netns 2>/dev/null || true
-for place in /run /opt /var/lib; do mount -t tmpfs node "$place"; done
-mkdir -p /run/etc /run/etc-work /opt/cni/bin /opt/cni/peers
-mount -t overlay node -o lowerdir=/etc,upperdir=/run/etc,workdir=/run/etc-work /etc
-rm -rf /etc/cni
-mkdir -p /etc/cni/net.d
-mount --bind . /opt/cni/peers
-ln -s /opt/cni/peers/bin/* /opt/cni/bin
-cat <&3 >/opt/cni/bin/quarantine
-chmod 0755 /opt/cni/bin/quarantine
-exec 3<&0
-echo ready
-cat <&3 >/dev/null &
-wait $!
-"#;
-
+/// A network namespace that stands for the machine, with a state directory.
 pub(crate) struct Node {
-    /// Its network.
     pub(crate) netns: Netns,
-    /// `unshare`: the parent of the first process.
-    holder: Child,
-    daemons: Vec<Child>,
+    state: StateDir,
+    pods: AtomicU8,
 }
 
 impl Node {
-    pub(crate) fn new(label: &str) -> Self {
-        let peers = Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/peers");
-        assert!(peers.join("versions").exists(), "the reference plugins are missing; scripts/get-peers brings them");
-        let netns = Netns::new(label);
-        // As on a real node: an address that a main plugin gives it is tentative at first.
-        netns.sysctl("net.ipv6.conf.default.accept_dad", "1");
-        let mut holder = netns
-            .command("unshare")
-            .args(["--mount", "--propagation", "slave", "--pid", "--fork", "--kill-child", "--mount-proc"])
-            .args(["sh", "-ec", FIRST_PROCESS, "sh", crate::lab::program()])
-            .arg(peers)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        BufReader::new(holder.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        assert_eq!(line, "ready\n", "the node {label} did not come up");
-        Self { netns, holder, daemons: Vec::new() }
+    pub(crate) fn new() -> Self {
+        Self { netns: Netns::new("node"), state: StateDir::new(), pods: AtomicU8::new(0) }
     }
 
-    /// A command that runs on the node.
-    pub(crate) fn command(&self, program: &str) -> Command {
-        let namespaces = format!("/proc/{}/ns", self.holder.id());
-        let mut command = Command::new("nsenter");
-        command
-            .arg(format!("--net={namespaces}/net"))
-            .arg(format!("--mount={namespaces}/mnt"))
-            .arg(format!("--pid={namespaces}/pid_for_children"))
-            .args(["--", program])
-            .stdin(Stdio::null());
-        command
+    /// A pod with `eth0`, a veth to the node.
+    pub(crate) fn pod(&self) -> Pod {
+        self.pod_with_interface("eth0")
     }
 
-    /// Starts a daemon, which runs as long as the node; what it prints goes to a file there.
-    pub(crate) fn start(&mut self, command: &str, log: &str) {
-        let daemon = self.command("sh").args(["-c", &format!("exec {command} >{log} 2>&1")]).spawn().unwrap();
-        self.daemons.push(daemon);
+    pub(crate) fn pod_with_interface(&self, ifname: &str) -> Pod {
+        let number = self.pods.fetch_add(1, Ordering::Relaxed);
+        let netns = Netns::new("pod");
+        self.netns.ip(&format!(
+            "link add h{number} type veth peer name {ifname} netns {}\n\
+             link set h{number} up\n\
+             addr add 10.77.{number}.1/24 dev h{number}",
+            netns.name()
+        ));
+        netns.ip(&format!("link set {ifname} up\naddr add 10.77.{number}.2/24 dev {ifname}"));
+        Pod { id: format!("sandbox-{}", netns.name()), netns, ifname: ifname.to_owned(), number }
     }
 
-    /// Runs a shell script on the node, stops at its first error, panics if it fails; gives its stdout.
-    pub(crate) fn sh(&self, script: &str) -> String {
-        output(self.command("sh").args(["-ec", script])).unwrap_or_else(|error| panic!("{script}\n{error}"))
+    pub(crate) fn state_dir(&self) -> &Path {
+        self.state.path()
     }
 
-    /// A path of the node, as the test reaches it.
-    pub(crate) fn path(&self, path: &str) -> PathBuf {
-        // An absolute symlink would lead out of the node: /var/run is one.
-        let path = path.strip_prefix("/var/run/").map_or_else(|| path.to_owned(), |rest| format!("/run/{rest}"));
-        PathBuf::from(format!("/proc/{}/root{path}", self.holder.id()))
+    /// The least conflist entry that there is, in the newest version, with this node's state directory.
+    pub(crate) fn config(&self) -> Value {
+        json!({ "cniVersion": "1.1.0", "name": "testnet", "type": "quarantine", "stateDir": self.state_dir() })
     }
 
-    /// A network namespace that is at this path of the node.
-    pub(crate) fn netns_at(&self, path: &str) -> Netns {
-        Netns::of_runtime(path, self.path(path))
+    /// A call of the plugin that has this command, nothing else in its environment, and the least config.
+    pub(crate) fn call(&self, command: &str) -> Call<'_> {
+        Call::bare(&self.netns).env("CNI_COMMAND", command).config(self.config())
     }
 
-    /// Makes a pod's network namespace, at `/run/netns/<name>` of the node.
-    pub(crate) fn add_netns(&self, name: &str) -> Netns {
-        self.sh(&format!("ip netns add {name}; ip -n {name} link set lo up"));
-        let netns = self.netns_at(&format!("/run/netns/{name}"));
-        netns.sysctl("net.ipv6.conf.default.accept_dad", "0");
-        netns
+    /// A call with an empty environment and an empty stdin.
+    pub(crate) fn bare_call(&self) -> Call<'_> {
+        Call::bare(&self.netns)
     }
 
-    /// Puts a conflist where runtimes look for it.
-    pub(crate) fn configure(&self, conflist: &Value) {
-        fs::write(self.path("/etc/cni/net.d/10-pods.conflist"), conflist.to_string()).unwrap();
+    /// Calls `command` for the pod's attachment, with a full config.
+    #[track_caller]
+    pub(crate) fn plugin(&self, command: &str, pod: &Pod) -> Run {
+        self.call(command).sandbox(pod).config(pod.chained_config(self)).run()
     }
 
-    /// Isolates whom `key` names, by file; nothing is applied yet.
-    pub(crate) fn write_mark(&self, key: &str) {
-        self.sh(&format!("mkdir -p -m 0700 {STATE} {STATE}/isolated"));
-        fs::write(self.path(STATE).join("isolated").join(key), "").unwrap();
+    /// The same for the pod `shop/web` with this UID.
+    #[track_caller]
+    pub(crate) fn plugin_as(&self, command: &str, pod: &Pod, uid: &str) -> Run {
+        self.call(command).sandbox(pod).pod_uid(uid).config(pod.chained_config(self)).run()
     }
 
-    /// Releases whom `key` names, by file; nothing is applied yet.
+    pub(crate) fn mark_path(&self, key: &str) -> PathBuf {
+        self.state.mark_path(key)
+    }
+
+    pub(crate) fn mark(&self, key: &str, text: impl AsRef<[u8]>) {
+        self.state.mark(key, text);
+    }
+
     pub(crate) fn remove_mark(&self, key: &str) {
-        fs::remove_file(self.path(STATE).join("isolated").join(key)).unwrap();
+        self.state.remove_mark(key);
     }
 
-    /// One of the product's commands; gives its stdout.
+    pub(crate) fn marks(&self) -> Vec<String> {
+        self.state.marks()
+    }
+
+    pub(crate) fn records(&self) -> Vec<String> {
+        self.state.records()
+    }
+
+    /// Where ADD writes the record of the pod's attachment.
+    pub(crate) fn record_path(&self, pod: &Pod) -> PathBuf {
+        self.state.record_path(&pod.id, &pod.ifname)
+    }
+
+    /// No table in the node's namespace, no mark, no record.
     #[track_caller]
-    pub(crate) fn quarantine(&self, args: &[&str]) -> String {
-        output(self.command("/opt/cni/bin/quarantine").env_remove("CNI_COMMAND").args(args))
-            .unwrap_or_else(|error| panic!("quarantine {args:?}: {error}"))
+    pub(crate) fn is_untouched(&self) {
+        assert_eq!(ruleset(&self.netns), "", "the node has tables");
+        assert_eq!(self.records(), [""; 0], "records were left");
+        assert_eq!(self.marks(), [""; 0], "marks were left");
     }
 
-    /// Once every pod is gone, nothing of the product's, the main plugins' and IPAM's is left on the node.
+    /// `quarantine sync`, which applies the marks to every sandbox; it must succeed.
     #[track_caller]
-    pub(crate) fn assert_nothing_remains(&self) {
-        // The links of a netns that ends go a little later, and no main plugin waits for that.
-        let nothing = eventually(PATIENCE, || self.remains().is_empty());
-        assert!(nothing, "this is left on the node:\n{}", self.remains());
+    pub(crate) fn sync(&self) {
+        self.try_sync().ok();
     }
 
-    fn remains(&self) -> String {
-        self.sh(&format!(
-            "nft list tables | grep quarantine || true
-             ip -o link show type veth
-             ip -o link show type macvlan
-             ip netns list
-             find /run/netns /var/run/netns -type f 2>/dev/null || true
-             find {STATE}/attachments -type f -name '*.json' 2>/dev/null || true
-             find {STATE}/isolated -type f 2>/dev/null || true
-             find /var/lib/cni/networks -type f -name '*[.:]*' -not -name 'last_reserved*' 2>/dev/null || true"
-        ))
+    #[track_caller]
+    pub(crate) fn try_sync(&self) -> Run {
+        quarantine(&self.netns, &["sync", "--state-dir", self.state.text()])
     }
 }
 
-impl Drop for Node {
-    fn drop(&mut self) {
-        // Its stdin closed, the first process ends, and the kernel ends every other one before wait returns.
-        drop(self.holder.stdin.take());
-        let _ = self.holder.wait();
-        for daemon in &mut self.daemons {
-            let _ = daemon.wait();
-        }
-    }
+/// Adds an interface that has no other end anywhere. (A bridge: not every kernel has the dummy driver.)
+pub(crate) fn lone_interface(netns: &Netns, name: &str) {
+    netns.ip(&format!("link add {name} type bridge\nlink set {name} up"));
 }
 
-/// The stdout of a command that must succeed; else its whole output as the error.
-pub(crate) fn output(command: &mut Command) -> Result<String, String> {
-    let output = command.output().unwrap();
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    if output.status.success() {
-        Ok(text(&output.stdout))
-    } else {
-        Err(format!("{}: {}{}", output.status, text(&output.stdout), text(&output.stderr)))
+/// A sandbox: a network namespace with one interface, and the container ID that it goes by.
+pub(crate) struct Pod {
+    pub(crate) id: String,
+    pub(crate) netns: Netns,
+    pub(crate) ifname: String,
+    pub(crate) number: u8,
+}
+
+impl Pod {
+    pub(crate) fn path(&self) -> PathBuf {
+        self.netns.path()
+    }
+
+    /// The node's end of its veth.
+    pub(crate) fn host_end(&self) -> String {
+        format!("h{}", self.number)
+    }
+
+    /// The node's address on that end.
+    pub(crate) fn gateway(&self) -> Ipv4Addr {
+        Ipv4Addr::new(10, 77, self.number, 1)
+    }
+
+    /// What a main plugin would have given for this pod, in the newest version.
+    pub(crate) fn prev_result(&self) -> Value {
+        let number = self.number;
+        json!({
+            "cniVersion": "1.1.0",
+            "interfaces": [
+                { "name": format!("h{number}") },
+                { "name": self.ifname, "sandbox": self.path() },
+            ],
+            "ips": [{ "address": format!("10.77.{number}.2/24"), "gateway": format!("10.77.{number}.1"), "interface": 1 }],
+            "dns": {},
+        })
+    }
+
+    /// The least config for this pod: with `prevResult`.
+    pub(crate) fn chained_config(&self, node: &Node) -> Value {
+        let mut config = node.config();
+        config["prevResult"] = self.prev_result();
+        config
+    }
+
+    #[track_caller]
+    pub(crate) fn tables(&self) -> Tables {
+        tables(&self.netns)
+    }
+
+    #[track_caller]
+    pub(crate) fn is_untouched(&self) {
+        assert_eq!(ruleset(&self.netns), "", "the pod has tables");
+    }
+
+    /// A datagram from the pod arrives on the node, given time: carriers come up when it pleases them.
+    pub(crate) fn reaches_node(&self, node: &Node) -> bool {
+        self.datagram_arrives(&self.socket_on(node), Duration::from_secs(10))
+    }
+
+    /// None of many datagrams from the pod arrives on the node. (Its control is [`Pod::reaches_node`] before.)
+    pub(crate) fn is_cut_off_from(&self, node: &Node) -> bool {
+        !self.datagram_arrives(&self.socket_on(node), Duration::from_millis(500))
+    }
+
+    /// A datagram from the pod to itself, on `lo`, arrives.
+    pub(crate) fn loopback_passes(&self) -> bool {
+        let receiver = self.netns.run(|| UdpSocket::bind("127.0.0.1:0")).unwrap();
+        self.datagram_arrives(&receiver, Duration::from_millis(500))
+    }
+
+    fn socket_on(&self, node: &Node) -> UdpSocket {
+        node.netns.run(|| UdpSocket::bind((format!("10.77.{}.1", self.number), 0))).unwrap()
+    }
+
+    fn datagram_arrives(&self, receiver: &UdpSocket, limit: Duration) -> bool {
+        receiver.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+        let target = receiver.local_addr().unwrap();
+        let sender = self.netns.run(|| UdpSocket::bind("0.0.0.0:0")).unwrap();
+        eventually(limit, || {
+            // That nothing arrives is what is asked; how the sender learns of it is not.
+            let _ = sender.send_to(b"x", target);
+            receiver.recv(&mut [0; 8]).is_ok()
+        })
     }
 }

@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::{Invocation, Run, Topology, quarantine};
+use super::{Call, Run, StateDir, Topology, quarantine};
 
 /// An attachment made by the product's ADD on a topology's pod, with a state directory of its own.
 pub(crate) struct Sandbox<'a> {
     topology: &'a Topology,
-    state: tempfile::TempDir,
+    state: StateDir,
     config: Value,
     id: String,
 }
@@ -29,8 +29,7 @@ impl<'a> Sandbox<'a> {
 
     /// A sandbox for which ADD was not called yet.
     pub(crate) fn prepare(topology: &'a Topology, keys: &Value) -> Self {
-        // tempfile makes it 0700 and ours, which is what the product asks for.
-        let state = tempfile::Builder::new().prefix("quarantine-lab").tempdir().unwrap();
+        let state = StateDir::new();
         let mut config = json!({
             "cniVersion": "1.1.0",
             "name": "lab",
@@ -50,7 +49,7 @@ impl<'a> Sandbox<'a> {
     }
 
     pub(crate) fn state_dir(&self) -> &str {
-        self.state.path().to_str().unwrap()
+        self.state.text()
     }
 
     pub(crate) fn config(&self) -> &Value {
@@ -78,10 +77,8 @@ impl<'a> Sandbox<'a> {
     }
 
     fn call(&self, verb: &str, ifname: &str, netns: &Path, config: &Value) -> Run {
-        Invocation::new(&self.topology.node, verb)
-            .container(&self.id)
-            .netns(netns)
-            .ifname(ifname)
+        Call::new(&self.topology.node, verb)
+            .attachment(&self.id, netns, ifname)
             .args(&format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=lab;K8S_POD_NAME=web;K8S_POD_UID=uid-{}", self.id))
             .config(config)
             .run()
@@ -96,16 +93,12 @@ impl<'a> Sandbox<'a> {
 
     /// Where the mark by container ID is.
     pub(crate) fn mark(&self) -> PathBuf {
-        self.state.path().join("isolated").join(&self.id)
+        self.state.mark_path(&self.id)
     }
 
     /// Writes the mark, as an operator would; nothing is applied yet.
     pub(crate) fn write_mark(&self, text: &str) {
-        let mark = self.mark();
-        std::fs::create_dir_all(mark.parent().unwrap()).unwrap();
-        let temporary = mark.with_file_name(".mark");
-        std::fs::write(&temporary, text).unwrap();
-        std::fs::rename(&temporary, &mark).unwrap();
+        self.state.move_mark(&self.id, text);
     }
 
     /// Writes the mark (`""`: an empty one, the conflist's policy holds) and has it applied.
@@ -121,7 +114,7 @@ impl<'a> Sandbox<'a> {
 
     /// Removes the mark and has that applied.
     pub(crate) fn release(&self) {
-        std::fs::remove_file(self.mark()).unwrap();
+        self.state.remove_mark(&self.id);
         self.sync();
     }
 

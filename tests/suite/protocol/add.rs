@@ -6,7 +6,8 @@ use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
 
-use super::{Node, Outcome, Pod, Tables, VERSIONS, Vector, lone_interface};
+use super::vectors::{VERSIONS, Vector};
+use crate::lab::{Node, Pod, Run, Tables, lone_interface, ruleset, tables};
 
 /// A result as text, `cniVersion` apart: key order, array order and numbers count as they are written.
 fn split(result: &Value) -> (String, Value) {
@@ -146,7 +147,7 @@ fn it_can_be_repeated() {
 }
 
 #[track_caller]
-fn refuses_netns(outcome: &Outcome, path: &Path) {
+fn refuses_netns(outcome: &Run, path: &Path) {
     let error = outcome.error();
     assert!([3, 4, 8].contains(&error.code) || error.code >= 100, "{}: {error:?}", path.display());
     error.says(&[path.to_str().unwrap()]);
@@ -204,13 +205,13 @@ fn the_nodes_own_netns_is_refused() {
                 let error = call.run().error();
                 assert!([4, 8].contains(&error.code), "{index} {given:?}: {error:?}");
                 assert_eq!(node.records(), [""; 0]);
-                assert_eq!(super::ruleset(&node.netns), "");
+                assert_eq!(ruleset(&node.netns), "");
             }
         }
     }
     // DEL for it neither fails nor touches the node (E27).
     node.call("DEL").sandbox(&pod).env("CNI_NETNS", node.netns.path()).run().succeeded_silently();
-    assert_eq!(super::ruleset(&node.netns), "");
+    assert_eq!(ruleset(&node.netns), "");
 }
 
 /// D24: CNI_NETNS_OVERRIDE=1 or true, in any case, allows it.
@@ -230,7 +231,7 @@ fn the_nodes_own_netns_can_be_allowed() {
                 .run()
         };
         call("ADD").result();
-        assert_eq!(super::tables(&node.netns), Tables::Released, "{value}");
+        assert_eq!(tables(&node.netns), Tables::Released, "{value}");
         call("CHECK").succeeded_silently();
         call("DEL").succeeded_silently();
         node.is_untouched();
@@ -357,7 +358,7 @@ fn a_failed_add_leaves_nothing() {
     let error = node.call("ADD").sandbox(&pod).env("CNI_IFNAME", "lone0").config(config).run().error();
     assert_eq!(error.code, 103, "{error:?}");
     assert_eq!(node.records(), [""; 0]);
-    assert_eq!(super::ruleset(&node.netns), "");
+    assert_eq!(ruleset(&node.netns), "");
     pod.is_untouched();
     assert_eq!(node.marks(), [pod.id.as_str()]);
 }

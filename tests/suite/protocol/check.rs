@@ -2,11 +2,11 @@
 
 use serde_json::{Value, json};
 
-use super::{Node, Outcome, Pod, Tables, lone_interface, rules};
+use crate::lab::{Node, Pod, Run, Tables, lone_interface, rules};
 
 /// F31: a difference: neither silence nor one of the protocol's own codes.
 #[track_caller]
-fn differs(outcome: &Outcome, why: &str) {
+fn differs(outcome: &Run, why: &str) {
     let error = outcome.error();
     assert!(error.code >= 100, "{why}: {error:?}");
 }

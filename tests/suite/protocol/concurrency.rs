@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Node, Pod, Tables};
+use crate::lab::{Node, Pod, Tables, ruleset};
 
 /// I37: twenty sandboxes at once: ADD, CHECK, DEL.
 #[test]
@@ -40,7 +40,7 @@ fn twenty_sandboxes_at_once() {
         }
     }
     assert_eq!(node.records(), [""; 0]);
-    assert_eq!(super::ruleset(&node.netns), "");
+    assert_eq!(ruleset(&node.netns), "");
 }
 
 /// I37: twenty sandboxes, each going through its life on its own, GC, STATUS and sync among them.
@@ -167,7 +167,7 @@ fn a_killed_add_of_a_marked_sandbox() {
             }
             call("DEL").succeeded_silently();
             assert_eq!(node.records(), [""; 0], "step {step}");
-            assert_eq!(super::ruleset(&node.netns), "", "step {step}");
+            assert_eq!(ruleset(&node.netns), "", "step {step}");
             assert_eq!(node.marks(), ["uid-1"], "step {step}");
             pod.netns.sh("nft flush ruleset");
         },
@@ -196,7 +196,7 @@ fn a_killed_del_can_be_repeated() {
             assert_eq!(!node.marks().is_empty(), marked, "step {step}");
             call("DEL").succeeded_silently();
             assert_eq!(node.records(), [""; 0], "step {step}");
-            assert_eq!(super::ruleset(&node.netns), "");
+            assert_eq!(ruleset(&node.netns), "");
             if marked {
                 assert_eq!(node.marks(), ["uid-1"], "step {step}");
                 assert_eq!(pod.tables(), Tables::Isolated);

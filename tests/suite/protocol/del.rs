@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::{Node, Pod, Stdin, Tables, VERSIONS, lone_interface};
-use crate::lab::Netns;
+use super::vectors::VERSIONS;
+use crate::lab::{Netns, Node, Pod, Stdin, Tables, lone_interface};
 
 /// E27: without prevResult (runtimes below 0.4.0 send none; a cache can be lost) or with junk for one, in every version.
 #[test]

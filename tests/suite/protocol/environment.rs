@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 
-use super::{Node, Stdin};
+use crate::lab::{Node, Stdin};
 
 /// The variables that each verb needs.
 const NEEDED: [(&str, &[&str]); 6] = [
@@ -36,7 +36,7 @@ fn without_a_command_it_says_what_it_is() {
             .lines()
             .find(|line| line.contains("CNI protocol versions supported: "))
             .unwrap_or_else(|| panic!("no versions in {:?}", outcome.stderr));
-        for version in super::VERSIONS {
+        for version in super::vectors::VERSIONS {
             assert!(versions.contains(version), "{version} in {versions}");
         }
     }

@@ -2,13 +2,13 @@
 
 use serde_json::{Value, json};
 
-use super::{Node, Outcome, Pod, Tables, lone_interface};
+use crate::lab::{Node, Pod, Run, Tables, lone_interface};
 
-fn gc(node: &Node, valid: Value) -> Outcome {
+fn gc(node: &Node, valid: Value) -> Run {
     gc_of(node, "testnet", valid)
 }
 
-fn gc_of(node: &Node, network: &str, valid: Value) -> Outcome {
+fn gc_of(node: &Node, network: &str, valid: Value) -> Run {
     let mut config = node.config();
     config["name"] = json!(network);
     config["cni.dev/valid-attachments"] = valid;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use super::{Node, rules, ruleset};
+use crate::lab::{Node, rules, ruleset, tree};
 
 /// Puts the program where everybody can reach it; the guard removes it.
 pub(super) fn reachable_program() -> (tempfile::TempDir, PathBuf) {
@@ -27,11 +27,11 @@ fn ready_is_silent_and_changes_nothing() {
     for state_dir in [node.state_dir().to_owned(), node.state_dir().join("not-yet")] {
         let mut config = node.config();
         config["stateDir"] = json!(state_dir);
-        let before = (ruleset(&node.netns), super::tree(node.state_dir()));
+        let before = (ruleset(&node.netns), tree(node.state_dir()));
         for _ in 0..2 {
             node.call("STATUS").config(config.clone()).run().succeeded_silently();
         }
-        assert_eq!((ruleset(&node.netns), super::tree(node.state_dir())), before, "{}", state_dir.display());
+        assert_eq!((ruleset(&node.netns), tree(node.state_dir())), before, "{}", state_dir.display());
     }
 }
 

@@ -4,7 +4,8 @@ use std::fs::File;
 
 use serde_json::{Value, json};
 
-use super::{Node, Stdin, VERSIONS};
+use super::vectors::VERSIONS;
+use crate::lab::{Node, Stdin};
 
 fn supported(answer: &Value) -> Vec<&str> {
     answer["supportedVersions"].as_array().unwrap().iter().map(|version| version.as_str().unwrap()).collect()

@@ -7,9 +7,9 @@ use serde_json::json;
 
 use super::cri::{Cri, Pod};
 use super::{Cgroup, HTTPD, IMAGE, assert_probed, conflist, make_image, need};
-use crate::lab::node::output;
+use crate::lab::runtime_node::output;
 use crate::lab::scene::Scene;
-use crate::lab::{Node, PATIENCE, eventually};
+use crate::lab::{PATIENCE, RuntimeNode, eventually};
 
 const SOCKET: &str = "unix:///run/containerd/containerd.sock";
 
@@ -28,14 +28,14 @@ snapshotter = "native"
 
 /// A node with containerd running on it. The fields are dropped in this order.
 struct Containerd {
-    node: Node,
+    node: RuntimeNode,
     cgroup: Cgroup,
 }
 
 impl Containerd {
     fn start(label: &str) -> Self {
         need(&["containerd", "ctr", "runc", "busybox"]);
-        let mut node = Node::new(label);
+        let mut node = RuntimeNode::new(label);
         let cgroup = Cgroup::of(&node.netns);
         node.configure(&conflist());
         make_image(&node);

@@ -5,12 +5,12 @@ use std::net::IpAddr;
 use serde_json::{Value, json};
 
 use super::{HTTPD, IMAGE};
-use crate::lab::node::output;
-use crate::lab::{Netns, Node};
+use crate::lab::runtime_node::output;
+use crate::lab::{Netns, RuntimeNode};
 
 /// A runtime's CRI socket on a node.
 pub(super) struct Cri<'a> {
-    pub(super) node: &'a Node,
+    pub(super) node: &'a RuntimeNode,
     pub(super) socket: &'a str,
     /// Below which the runtime puts the pods' cgroups.
     pub(super) cgroup: String,

@@ -1,7 +1,7 @@
 //! Inside real container runtimes, installed and run as released: who calls the plugin, with what, and in which order,
 //! is theirs.
 //!
-//! Each test has a [`Node`] of its own, on which the runtime finds its default paths. cgroups are the machine's: what a
+//! Each test has a [`RuntimeNode`] of its own, on which the runtime finds its default paths. cgroups are the machine's: what a
 //! runtime makes there is below one directory named after the node, and goes with [`Cgroup`].
 
 mod containerd;
@@ -17,8 +17,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::lab::node::output;
-use crate::lab::{Netns, Node, PATIENCE, eventually};
+use crate::lab::runtime_node::output;
+use crate::lab::{Netns, PATIENCE, RuntimeNode, eventually};
 
 /// The one image: a static busybox, whose httpd is the container that is probed. CRI also takes it for its pause
 /// container. It comes from no registry.
@@ -26,7 +26,7 @@ const IMAGE: &str = "localhost/quarantine-test:1";
 const HTTPD: [&str; 6] = ["/bin/httpd", "-f", "-p", "8080", "-h", "/www"];
 
 /// Makes the image as an archive at `/run/image.tar` of the node.
-fn make_image(node: &Node) {
+fn make_image(node: &RuntimeNode) {
     node.sh(&format!(
         r#"busybox=$(command -v busybox)
         mkdir -p /run/image/root/bin /run/image/root/www
@@ -67,7 +67,7 @@ fn conflist() -> Value {
 }
 
 /// Asks the container for its health as a kubelet on the node would, by HTTP.
-fn probe(node: &Node, address: IpAddr) -> bool {
+fn probe(node: &RuntimeNode, address: IpAddr) -> bool {
     let get = || -> std::io::Result<String> {
         let mut stream = TcpStream::connect_timeout(&(address, 8080).into(), Duration::from_secs(1))?;
         stream.set_read_timeout(Some(Duration::from_secs(1)))?;
@@ -81,7 +81,7 @@ fn probe(node: &Node, address: IpAddr) -> bool {
 
 /// The node's probes are answered in both families.
 #[track_caller]
-fn assert_probed(node: &Node, addresses: &[IpAddr]) {
+fn assert_probed(node: &RuntimeNode, addresses: &[IpAddr]) {
     for &address in addresses {
         assert!(eventually(PATIENCE, || probe(node, address)), "the probe of {address} fails");
     }

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::{Cgroup, HTTPD, IMAGE, assert_probed, conflist, make_image, need};
 use crate::lab::scene::Scene;
-use crate::lab::{Netns, Node, eventually};
+use crate::lab::{Netns, RuntimeNode, eventually};
 
 /// runc, because crun refuses a machine whose cgroups are of both versions.
 const CONTAINERS_CONF: &str = r#"
@@ -23,14 +23,14 @@ runtime = "runc"
 
 /// podman on a node. The fields are dropped in this order.
 struct Podman {
-    node: Node,
+    node: RuntimeNode,
     cgroup: Cgroup,
 }
 
 impl Podman {
     fn new() -> Self {
         need(&["podman", "conmon", "runc", "busybox"]);
-        let node = Node::new("podman");
+        let node = RuntimeNode::new("podman");
         let cgroup = Cgroup::of(&node.netns);
         node.configure(&conflist());
         make_image(&node);

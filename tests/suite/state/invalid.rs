@@ -6,8 +6,8 @@ use std::os::unix::net::UnixListener;
 use nix::sys::stat::Mode;
 use serde_json::json;
 
-use super::{MakeMark, OPEN_LO, call};
-use crate::protocol::{Node, Pod, Tables};
+use super::{MakeMark, OPEN_LO};
+use crate::lab::{Node, Pod, Tables};
 
 /// Isolated, and not even `lo` passes.
 #[track_caller]
@@ -80,11 +80,11 @@ fn an_unreadable_mark_seals() {
         let pod = node.pod();
         assert!(pod.reaches_node(&node) && pod.loopback_passes(), "the control");
         make(&node.mark_path("uid-1"));
-        call(&node, "ADD", &pod, "uid-1").result();
+        node.plugin_as("ADD", &pod, "uid-1").result();
         is_sealed(&node, &pod, what);
-        call(&node, "CHECK", &pod, "uid-1").succeeded_silently();
+        node.plugin_as("CHECK", &pod, "uid-1").succeeded_silently();
         is_sealed(&node, &pod, what);
-        call(&node, "DEL", &pod, "uid-1").succeeded_silently();
+        node.plugin_as("DEL", &pod, "uid-1").succeeded_silently();
         assert!(node.mark_path("uid-1").symlink_metadata().is_ok(), "{what}: the mark is gone");
     }
 }
@@ -108,7 +108,7 @@ fn a_strange_mark_isolates() {
         let pod = node.pod();
         assert!(pod.reaches_node(&node) && pod.loopback_passes(), "the control");
         make(&node.mark_path("uid-1"));
-        call(&node, "ADD", &pod, "uid-1").result();
+        node.plugin_as("ADD", &pod, "uid-1").result();
         assert_eq!(pod.tables(), Tables::Isolated, "{what}");
         assert!(pod.is_cut_off_from(&node), "{what}");
     }

@@ -2,8 +2,8 @@
 
 use serde_json::json;
 
-use super::{CLOSED_LO, OPEN_LO, call, remove_mark};
-use crate::protocol::{Node, Tables};
+use super::{CLOSED_LO, OPEN_LO};
+use crate::lab::{Node, Tables};
 
 /// A mark by container ID, by UID, by namespace and name; at ADD, at CHECK and by `sync`; and its removal.
 #[test]
@@ -13,22 +13,22 @@ fn each_key_isolates() {
         let pod = node.pod();
         let key = if key == "<id>" { pod.id.as_str() } else { key };
         node.mark(key, "");
-        call(&node, "ADD", &pod, "uid-1").result();
+        node.plugin_as("ADD", &pod, "uid-1").result();
         assert_eq!(pod.tables(), Tables::Isolated, "{key} at ADD");
-        remove_mark(&node, key);
-        call(&node, "CHECK", &pod, "uid-1").succeeded_silently();
+        node.remove_mark(key);
+        node.plugin_as("CHECK", &pod, "uid-1").succeeded_silently();
         assert_eq!(pod.tables(), Tables::Released, "{key}, removed, at CHECK");
         node.mark(key, "");
-        call(&node, "CHECK", &pod, "uid-1").succeeded_silently();
+        node.plugin_as("CHECK", &pod, "uid-1").succeeded_silently();
         assert_eq!(pod.tables(), Tables::Isolated, "{key} at CHECK");
-        remove_mark(&node, key);
+        node.remove_mark(key);
         node.sync();
         assert_eq!(pod.tables(), Tables::Released, "{key}, removed, by sync");
         node.mark(key, "");
         node.sync();
         assert_eq!(pod.tables(), Tables::Isolated, "{key} by sync");
-        remove_mark(&node, key);
-        call(&node, "DEL", &pod, "uid-1").succeeded_silently();
+        node.remove_mark(key);
+        node.plugin_as("DEL", &pod, "uid-1").succeeded_silently();
     }
 }
 
@@ -59,9 +59,9 @@ fn what_only_looks_like_a_key_does_nothing() {
         node.mark(key, "");
     }
     node.mark(&pod.id[..pod.id.len() - 1], "");
-    call(&node, "ADD", &pod, "uid-1").result();
+    node.plugin_as("ADD", &pod, "uid-1").result();
     assert_eq!(pod.tables(), Tables::Released);
-    call(&node, "CHECK", &pod, "uid-1").succeeded_silently();
+    node.plugin_as("CHECK", &pod, "uid-1").succeeded_silently();
     assert_eq!(pod.tables(), Tables::Released);
 }
 
@@ -75,10 +75,10 @@ fn dot_files_are_ignored() {
         node.mark(&name, "junk");
     }
     std::fs::create_dir(node.mark_path(".directory")).unwrap();
-    call(&node, "ADD", &pod, "uid-1").result();
+    node.plugin_as("ADD", &pod, "uid-1").result();
     assert_eq!(pod.tables(), Tables::Released);
-    call(&node, "CHECK", &pod, "uid-1").succeeded_silently();
-    call(&node, "DEL", &pod, "uid-1").succeeded_silently();
+    node.plugin_as("CHECK", &pod, "uid-1").succeeded_silently();
+    node.plugin_as("DEL", &pod, "uid-1").succeeded_silently();
 }
 
 /// Without CNI_ARGS there is the container ID, and nothing else.
@@ -138,10 +138,10 @@ fn the_most_specific_mark_decides() {
                 node.mark(key, text);
             }
         }
-        call(&node, "ADD", &pod, "uid-1").result();
+        node.plugin_as("ADD", &pod, "uid-1").result();
         assert_eq!(pod.tables(), Tables::Isolated, "row {row}");
         assert_eq!(pod.loopback_passes(), passes, "row {row}");
-        call(&node, "CHECK", &pod, "uid-1").succeeded_silently();
+        node.plugin_as("CHECK", &pod, "uid-1").succeeded_silently();
     }
 }
 

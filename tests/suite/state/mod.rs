@@ -10,17 +10,6 @@ mod sticky;
 
 use std::path::Path;
 
-use crate::protocol::{Node, Outcome, Pod};
-
-/// Calls `verb` for the pod `shop/web` with this UID.
-fn call(node: &Node, verb: &str, pod: &Pod, uid: &str) -> Outcome {
-    node.call(verb).sandbox(pod).pod_uid(uid).config(pod.chained_config(node)).run()
-}
-
-fn remove_mark(node: &Node, key: &str) {
-    std::fs::remove_file(node.mark_path(key)).unwrap();
-}
-
 const OPEN_LO: &str = r#"{"policy": {"loopback": true, "probes": false}}"#;
 const CLOSED_LO: &str = r#"{"policy": {"loopback": false, "probes": true}}"#;
 

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use serde_json::json;
 
-use crate::protocol::{Node, Outcome, Pod, Tables};
+use crate::lab::{Node, Pod, Run, Tables};
 
 /// A state directory in the middle of a place that the test watches.
 struct Watched {
@@ -23,7 +23,7 @@ impl Watched {
         Self { node, pod }
     }
 
-    fn call(&self, verb: &str, args: &str) -> Outcome {
+    fn call(&self, verb: &str, args: &str) -> Run {
         let mut config = self.pod.chained_config(&self.node);
         config["stateDir"] = json!(self.node.state_dir().join("outer/state"));
         self.node.call(verb).sandbox(&self.pod).env("CNI_ARGS", args).config(config).run()

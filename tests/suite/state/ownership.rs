@@ -4,7 +4,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 
 use serde_json::json;
 
-use crate::protocol::Node;
+use crate::lab::Node;
 
 /// ADD makes what is not there, for root alone, whatever the umask is: the directories above too, since who can write
 /// those can put another one in its place.

@@ -7,8 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use nix::sys::stat::Mode;
 use serde_json::{Value, json};
 
-use super::{call, remove_mark};
-use crate::protocol::{Node, Tables};
+use crate::lab::{Node, Tables};
 
 /// What can befall the file of a record.
 type Damage = (&'static str, fn(&Path));
@@ -39,19 +38,19 @@ fn a_damaged_record_hurts_nobody_else() {
     for (what, damage) in damages() {
         let node = Node::new();
         let (hurt, other) = (node.pod(), node.pod());
-        call(&node, "ADD", &hurt, "uid-1").result();
-        call(&node, "ADD", &other, "uid-2").result();
+        node.plugin_as("ADD", &hurt, "uid-1").result();
+        node.plugin_as("ADD", &other, "uid-2").result();
         damage(&node.record_path(&hurt));
         node.mark("uid-2", "");
         // Whether it says that all is well is `sync`'s own business; it does what it can.
         let sync = node.try_sync();
         assert!(!sync.stderr.contains("panicked"), "{what}: {sync:?}");
         assert_eq!(other.tables(), Tables::Isolated, "{what}: {sync:?}");
-        call(&node, "CHECK", &other, "uid-2").succeeded_silently();
+        node.plugin_as("CHECK", &other, "uid-2").succeeded_silently();
         node.call("STATUS").run();
         let third = node.pod();
-        call(&node, "ADD", &third, "uid-3").result();
-        let del = call(&node, "DEL", &hurt, "uid-1");
+        node.plugin_as("ADD", &third, "uid-3").result();
+        let del = node.plugin_as("DEL", &hurt, "uid-1");
         if what == "a directory" {
             // No crash leaves one: whoever made it has to be told.
             assert!(del.status.success() || del.error().code == 5, "{del:?}");
@@ -73,10 +72,10 @@ fn add_mends_a_damaged_record() {
         }
         let node = Node::new();
         let pod = node.pod();
-        call(&node, "ADD", &pod, "uid-1").result();
+        node.plugin_as("ADD", &pod, "uid-1").result();
         damage(&node.record_path(&pod));
-        call(&node, "ADD", &pod, "uid-1").result();
-        call(&node, "CHECK", &pod, "uid-1").succeeded_silently();
+        node.plugin_as("ADD", &pod, "uid-1").result();
+        node.plugin_as("CHECK", &pod, "uid-1").succeeded_silently();
         let record: Value = serde_json::from_slice(&std::fs::read(node.record_path(&pod)).unwrap()).unwrap();
         assert!(record.is_object(), "{what}");
     }
@@ -87,7 +86,7 @@ fn add_mends_a_damaged_record() {
 fn strangers_among_the_records_hurt_nobody() {
     let node = Node::new();
     let pod = node.pod();
-    call(&node, "ADD", &pod, "uid-1").result();
+    node.plugin_as("ADD", &pod, "uid-1").result();
     let records = node.state_dir().join("attachments");
     std::fs::write(records.join("file"), "").unwrap();
     std::fs::write(records.join(".hidden"), "").unwrap();
@@ -97,14 +96,14 @@ fn strangers_among_the_records_hurt_nobody() {
     std::fs::write(records.join(&pod.id).join(".eth0.json.tmp"), "x").unwrap();
     symlink("/nowhere", records.join("link")).unwrap();
     node.mark("uid-1", "");
-    call(&node, "CHECK", &pod, "uid-1").succeeded_silently();
+    node.plugin_as("CHECK", &pod, "uid-1").succeeded_silently();
     assert_eq!(pod.tables(), Tables::Isolated);
-    remove_mark(&node, "uid-1");
+    node.remove_mark("uid-1");
     let mut config = node.config();
     config["cni.dev/valid-attachments"] = json!([{ "containerID": pod.id, "ifname": "eth0" }]);
     node.call("GC").config(config).run().succeeded_silently();
     assert!(node.record_path(&pod).exists());
-    call(&node, "DEL", &pod, "uid-1").succeeded_silently();
+    node.plugin_as("DEL", &pod, "uid-1").succeeded_silently();
     assert_eq!(pod.tables(), Tables::Absent);
 }
 
@@ -155,9 +154,9 @@ fn files_vanish_while_it_runs() {
     });
     for pod in &pods {
         let _ = std::fs::remove_file(node.mark_path(&pod.id));
-        call(&node, "ADD", pod, "uid-9").result();
-        call(&node, "CHECK", pod, "uid-9").succeeded_silently();
-        call(&node, "DEL", pod, "uid-9").succeeded_silently();
+        node.plugin_as("ADD", pod, "uid-9").result();
+        node.plugin_as("CHECK", pod, "uid-9").succeeded_silently();
+        node.plugin_as("DEL", pod, "uid-9").succeeded_silently();
         assert_eq!(pod.tables(), Tables::Absent);
     }
 }

@@ -4,8 +4,8 @@ use std::os::unix::fs::symlink;
 
 use serde_json::json;
 
-use super::{CLOSED_LO, MakeMark, OPEN_LO, call, remove_mark};
-use crate::protocol::{Node, Tables, lone_interface};
+use super::{CLOSED_LO, MakeMark, OPEN_LO};
+use crate::lab::{Node, Tables, lone_interface};
 
 /// At the DEL of an isolated sandbox the container-ID mark becomes one by UID, as it is; the recreated sandbox is
 /// isolated at once. Its release is final.
@@ -15,20 +15,20 @@ fn a_mark_outlives_its_sandbox() {
     let (old, new) = (node.pod(), node.pod());
     let text = r#"{"reason": "C2 traffic", "policy": {"loopback": false}}"#;
     node.mark(&old.id, text);
-    call(&node, "ADD", &old, "uid-1").result();
-    call(&node, "DEL", &old, "uid-1").succeeded_silently();
+    node.plugin_as("ADD", &old, "uid-1").result();
+    node.plugin_as("DEL", &old, "uid-1").succeeded_silently();
     assert_eq!(node.marks(), ["uid-1"]);
     assert_eq!(std::fs::read_to_string(node.mark_path("uid-1")).unwrap(), text);
     assert!(new.reaches_node(&node), "the control");
-    call(&node, "ADD", &new, "uid-1").result();
+    node.plugin_as("ADD", &new, "uid-1").result();
     assert_eq!(new.tables(), Tables::Isolated);
     assert!(new.is_cut_off_from(&node));
     assert!(!new.loopback_passes());
-    call(&node, "DEL", &new, "uid-1").succeeded_silently();
+    node.plugin_as("DEL", &new, "uid-1").succeeded_silently();
     assert_eq!(node.marks(), ["uid-1"]);
-    remove_mark(&node, "uid-1");
+    node.remove_mark("uid-1");
     let third = node.pod();
-    call(&node, "ADD", &third, "uid-1").result();
+    node.plugin_as("ADD", &third, "uid-1").result();
     assert_eq!(third.tables(), Tables::Released);
 }
 
@@ -38,7 +38,7 @@ fn the_record_knows_the_pod() {
     let node = Node::new();
     let pod = node.pod();
     node.mark(&pod.id, "");
-    call(&node, "ADD", &pod, "uid-1").result();
+    node.plugin_as("ADD", &pod, "uid-1").result();
     node.call("DEL").sandbox(&pod).env("CNI_NETNS", "").config(node.config()).run().succeeded_silently();
     assert_eq!(node.marks(), ["uid-1"]);
 }
@@ -50,8 +50,8 @@ fn a_uid_mark_that_stands_is_kept() {
     let pod = node.pod();
     node.mark(&pod.id, OPEN_LO);
     node.mark("uid-1", CLOSED_LO);
-    call(&node, "ADD", &pod, "uid-1").result();
-    call(&node, "DEL", &pod, "uid-1").succeeded_silently();
+    node.plugin_as("ADD", &pod, "uid-1").result();
+    node.plugin_as("DEL", &pod, "uid-1").succeeded_silently();
     assert_eq!(node.marks(), [pod.id.as_str(), "uid-1"]);
     assert_eq!(std::fs::read_to_string(node.mark_path(&pod.id)).unwrap(), OPEN_LO);
     assert_eq!(std::fs::read_to_string(node.mark_path("uid-1")).unwrap(), CLOSED_LO);
@@ -69,10 +69,10 @@ fn an_invalid_mark_is_carried_over() {
         let node = Node::new();
         let (old, new) = (node.pod(), node.pod());
         make(&node.mark_path(&old.id));
-        call(&node, "ADD", &old, "uid-1").result();
-        call(&node, "DEL", &old, "uid-1").succeeded_silently();
+        node.plugin_as("ADD", &old, "uid-1").result();
+        node.plugin_as("DEL", &old, "uid-1").succeeded_silently();
         assert_eq!(node.marks(), ["uid-1"]);
-        call(&node, "ADD", &new, "uid-1").result();
+        node.plugin_as("ADD", &new, "uid-1").result();
         assert_eq!(new.tables(), Tables::Isolated);
     }
 }
@@ -118,8 +118,8 @@ fn marks_by_uid_and_name_stay() {
     for key in ["uid-1", "shop_web"] {
         node.mark(key, "");
     }
-    call(&node, "ADD", &pod, "uid-1").result();
-    call(&node, "DEL", &pod, "uid-1").succeeded_silently();
+    node.plugin_as("ADD", &pod, "uid-1").result();
+    node.plugin_as("DEL", &pod, "uid-1").succeeded_silently();
     assert_eq!(node.marks(), ["shop_web", "uid-1"]);
 }
 
@@ -129,16 +129,16 @@ fn without_a_del_the_mark_holds_for_the_pod() {
     let node = Node::new();
     let (old, new, other) = (node.pod(), node.pod(), node.pod());
     node.mark(&old.id, "");
-    call(&node, "ADD", &old, "uid-1").result();
+    node.plugin_as("ADD", &old, "uid-1").result();
     old.netns.delete();
     assert!(new.reaches_node(&node), "the control");
-    call(&node, "ADD", &new, "uid-1").result();
+    node.plugin_as("ADD", &new, "uid-1").result();
     assert_eq!(new.tables(), Tables::Isolated);
     assert!(new.is_cut_off_from(&node));
-    call(&node, "CHECK", &new, "uid-1").succeeded_silently();
+    node.plugin_as("CHECK", &new, "uid-1").succeeded_silently();
     assert_eq!(new.tables(), Tables::Isolated);
     // Another pod of that name is another pod.
-    call(&node, "ADD", &other, "uid-2").result();
+    node.plugin_as("ADD", &other, "uid-2").result();
     assert_eq!(other.tables(), Tables::Released);
     node.sync();
     assert_eq!(new.tables(), Tables::Isolated);
@@ -152,16 +152,16 @@ fn the_new_sandbox_may_come_before_the_old_ones_del() {
     let node = Node::new();
     let (old, new) = (node.pod(), node.pod());
     node.mark(&old.id, "");
-    call(&node, "ADD", &old, "uid-1").result();
-    call(&node, "ADD", &new, "uid-1").result();
+    node.plugin_as("ADD", &old, "uid-1").result();
+    node.plugin_as("ADD", &new, "uid-1").result();
     assert_eq!(new.tables(), Tables::Isolated);
-    call(&node, "DEL", &old, "uid-1").succeeded_silently();
+    node.plugin_as("DEL", &old, "uid-1").succeeded_silently();
     assert_eq!(new.tables(), Tables::Isolated);
-    call(&node, "CHECK", &new, "uid-1").succeeded_silently();
+    node.plugin_as("CHECK", &new, "uid-1").succeeded_silently();
     assert_eq!(new.tables(), Tables::Isolated);
     assert_eq!(node.marks(), ["uid-1"]);
-    remove_mark(&node, "uid-1");
-    call(&node, "CHECK", &new, "uid-1").succeeded_silently();
+    node.remove_mark("uid-1");
+    node.plugin_as("CHECK", &new, "uid-1").succeeded_silently();
     assert_eq!(new.tables(), Tables::Released);
 }
 
@@ -170,8 +170,8 @@ fn the_new_sandbox_may_come_before_the_old_ones_del() {
 fn marking_the_old_sandbox_isolates_the_new_one() {
     let node = Node::new();
     let (old, new) = (node.pod(), node.pod());
-    call(&node, "ADD", &old, "uid-1").result();
-    call(&node, "ADD", &new, "uid-1").result();
+    node.plugin_as("ADD", &old, "uid-1").result();
+    node.plugin_as("ADD", &new, "uid-1").result();
     assert_eq!(new.tables(), Tables::Released);
     node.mark(&old.id, "");
     node.sync();
@@ -179,7 +179,7 @@ fn marking_the_old_sandbox_isolates_the_new_one() {
     assert_eq!(new.tables(), Tables::Isolated);
 }
 
-fn call_without_uid(node: &Node, verb: &str, pod: &crate::protocol::Pod, name: &str) -> crate::protocol::Outcome {
+fn call_without_uid(node: &Node, verb: &str, pod: &crate::lab::Pod, name: &str) -> crate::lab::Run {
     let args = format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME={name}");
     node.call(verb).sandbox(pod).config(pod.chained_config(node)).env("CNI_ARGS", &args).run()
 }

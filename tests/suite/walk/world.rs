@@ -3,9 +3,7 @@
 //! Interfaces are found by alternative names that no step takes from them: `end-0` and `end-1` are the host's ends,
 //! `door` is the pod's, whatever they are called and wherever they are.
 
-use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -13,7 +11,7 @@ use serde_json::{Value, json};
 use super::traffic::{self, Address, Marker, NODE4, Sender};
 use crate::lab::topology::{PEER_MAC, text};
 use crate::lab::traffic::observe::Witnesses;
-use crate::lab::{Invocation, Mac, Netns, PATIENCE, Run, eventually, quarantine};
+use crate::lab::{Agent, Call, Mac, Netns, Run, StateDir, quarantine};
 
 const NODE_MAC: Mac = [2, 0, 0, 0, 0, 1];
 const BRIDGES: [&str; 2] = ["br0", "br1"];
@@ -58,7 +56,7 @@ pub(super) struct World {
     pub(super) twin: Option<Pod>,
     /// A record that was damaged or removed, as it was.
     pub(super) spoilt: Option<(PathBuf, Vec<u8>)>,
-    state: tempfile::TempDir,
+    state: StateDir,
     agent: Option<Agent>,
     outsiders: [Sender; 2],
     outside: Witnesses,
@@ -98,7 +96,7 @@ impl World {
             outsiders: [Sender::new(&node), Sender::new(&peer)],
             outside: traffic::outside(&node, &peer, BRIDGES),
             marker: Marker::new(&peer),
-            state: tempfile::Builder::new().prefix("quarantine-walk").tempdir().unwrap(),
+            state: StateDir::new(),
             agent: None,
             twin: None,
             spoilt: None,
@@ -123,25 +121,23 @@ impl World {
     }
 
     pub(super) fn mark_path(&self, key: &str) -> PathBuf {
-        self.state_dir().join("isolated").join(key)
+        self.state.mark_path(key)
     }
 
     pub(super) fn record_path(&self) -> PathBuf {
-        self.state_dir().join("attachments").join(&self.pod.id).join("eth0.json")
+        self.state.record_path(&self.pod.id, "eth0")
     }
 
     pub(super) fn has_marks(&self) -> bool {
-        std::fs::read_dir(self.state_dir().join("isolated")).is_ok_and(|mut marks| marks.next().is_some())
+        !self.state.marks().is_empty()
     }
 
     /// The plugin's verb for a pod.
     pub(super) fn call(&self, verb: &str, pod: &Pod) -> Run {
-        Invocation::new(&self.node, verb)
-            .container(&pod.id)
-            .netns(&pod.netns.path())
-            .ifname("eth0")
+        Call::new(&self.node, verb)
+            .attachment(&pod.id, &pod.netns.path(), "eth0")
             .args(&format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=walk;K8S_POD_NAME=web;K8S_POD_UID={UID}"))
-            .config(&self.config(pod))
+            .config(self.config(pod))
             .run()
     }
 
@@ -150,7 +146,7 @@ impl World {
         let mut config = self.config(&self.pod);
         config["cni.dev/valid-attachments"] = json!([]);
         // It says what it could not do, as with a record that cannot be read.
-        let _ = Invocation::new(&self.node, "GC").config(&config).run();
+        let _ = Call::new(&self.node, "GC").config(&config).run();
     }
 
     fn config(&self, pod: &Pod) -> Value {
@@ -174,7 +170,7 @@ impl World {
 
     /// One of the commands.
     pub(super) fn command(&self, arguments: &[&str]) -> Run {
-        let state = ["--log", "stderr", "--state-dir", self.state_dir().to_str().unwrap()];
+        let state = ["--log", "stderr", "--state-dir", self.state.text()];
         quarantine(&self.node, &[arguments, &state].concat())
     }
 
@@ -219,7 +215,7 @@ impl World {
 
     pub(super) fn start_agent(&mut self) {
         if self.agent.is_none() {
-            self.agent = Some(Agent::start(&self.node, self.state_dir()));
+            self.agent = Some(Agent::start_with(&self.node, self.state_dir(), &["--release-after", "20ms"]));
         }
     }
 
@@ -307,45 +303,6 @@ fn attach(network: Network, node: &Netns, pod: &Netns, end: &str, number: u8, ma
          addr add fd77::{number}/{length6} dev eth0 nodad\n\
          {routes}"
     ));
-}
-
-/// The real agent; killed when dropped.
-struct Agent(Child);
-
-impl Agent {
-    fn start(node: &Netns, state_dir: &Path) -> Self {
-        let socket = state_dir.with_extension("notify");
-        let notifications = UnixDatagram::bind(&socket).unwrap();
-        notifications.set_nonblocking(true).unwrap();
-        let process = node
-            .command(crate::lab::program())
-            .env_remove("CNI_COMMAND")
-            .env("NOTIFY_SOCKET", &socket)
-            .args(["agent", "--release-after", "20ms", "--log", "stderr", "--state-dir"])
-            .arg(state_dir)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let mut agent = Self(process);
-        let ready = eventually(PATIENCE, || {
-            let mut buffer = [0; 256];
-            assert_eq!(agent.0.try_wait().unwrap(), None, "the agent ends at once");
-            let length = notifications.recv(&mut buffer).unwrap_or(0);
-            String::from_utf8_lossy(&buffer[..length]).contains("READY=1")
-        });
-        assert!(ready, "the agent does not get ready");
-        std::fs::remove_file(&socket).unwrap();
-        agent
-    }
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 /// What the agent and the kernel need to react to a step.
