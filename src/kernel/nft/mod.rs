@@ -1,7 +1,8 @@
 //! nf_tables over netlink: a [`Batch`] of changes that the kernel takes whole or not at all, and what is loaded, read back.
 //!
-//! Written by hand on the socket of `netlink`: of the crates there are, none has counters, dynamic sets and table
-//! flags together, and what is read back here must be compared to the byte. Nothing is decided here.
+//! Written by hand on the socket of `netlink`: what is read back is compared to the byte, so that writing and reading have
+//! to be one piece of code, and no crate reads all that is written here (counters, dynamic sets, table flags) in the
+//! time that an ADD has. `docs/decisions.md` goes through them one by one. Nothing is decided here.
 
 mod batch;
 mod events;

@@ -5,6 +5,8 @@ use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process;
+use std::sync::mpsc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -16,6 +18,8 @@ use crate::model::names::ContainerId;
 
 use super::names_in;
 use super::{StateDir, StateError, failed};
+
+const NOBODY_FOUND: &str = "a process that cannot be found";
 
 /// What holds a sandbox's lock; others wait until it is dropped, or its process ends.
 #[derive(Debug)]
@@ -58,7 +62,7 @@ impl StateDir {
                 Ok(_) => return Ok(Some(SandboxLock { _file: file })),
                 Err(Errno::EAGAIN | Errno::EACCES) if Instant::now() >= deadline => return Ok(None),
                 Err(Errno::EAGAIN | Errno::EACCES) => {
-                    std::thread::sleep(pause);
+                    thread::sleep(pause);
                     pause = PAUSE_MAX.min(2 * pause);
                 }
                 Err(Errno::EINTR) => {}
@@ -97,10 +101,23 @@ impl StateDir {
     }
 }
 
+/// [`search_holder`], for as long as that is bearable: whoever asks the kernel about a process that hangs in the middle of an
+/// execve (closing a file of a FUSE that never answers) hangs with it, and a pod can have such a process.
+fn holder_of(path: &Path) -> String {
+    const PATIENCE: Duration = Duration::from_millis(500);
+    let (found, finding) = mpsc::channel();
+    let path = path.to_owned();
+    let search = thread::Builder::new().name("lock-holder".to_owned()).spawn(move || {
+        let _ = found.send(search_holder(&path));
+    });
+    let holder = search.ok().and_then(|_| finding.recv_timeout(PATIENCE).ok());
+    holder.unwrap_or_else(|| NOBODY_FOUND.to_owned())
+}
+
 /// Who holds locks on a file, in words. The kernel says nobody's number for such locks (`F_OFD_GETLK` gives -1); the open
 /// files of each process say that it has one.
-fn holder_of(path: &Path) -> String {
-    let Ok(locked) = fs::metadata(path) else { return "a process that cannot be found".to_owned() };
+fn search_holder(path: &Path) -> String {
+    let Ok(locked) = fs::metadata(path) else { return NOBODY_FOUND.to_owned() };
     let holders: Vec<_> = names_in(Path::new("/proc"))
         .unwrap_or_default()
         .into_iter()
@@ -111,7 +128,7 @@ fn holder_of(path: &Path) -> String {
             format!("process {pid} ({})", name.trim().escape_debug())
         })
         .collect();
-    if holders.is_empty() { "a process that cannot be found".to_owned() } else { holders.join(", ") }
+    if holders.is_empty() { NOBODY_FOUND.to_owned() } else { holders.join(", ") }
 }
 
 fn has_locked(pid: &str, locked: &Metadata) -> bool {
