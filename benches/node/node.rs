@@ -2,15 +2,14 @@
 //! with pods as a `ptp` plugin makes them.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use cni_quarantine::internals::Family;
-use cni_quarantine::internals::Netns;
-use cni_quarantine::internals::Nft;
-use cni_quarantine::names::NetnsPath;
+use cni_quarantine::internals::{Family, Nft};
+use netlab::{Links, Mac, Netns, Route, Veth, text};
 use serde_json::{Value, json};
 
 use crate::Outcome;
@@ -39,27 +38,26 @@ impl Node {
     /// Makes pods with these numbers. Their netns go with this process, whose mounts hold them.
     pub(crate) fn pods(&self, numbers: std::ops::Range<u32>) -> Outcome<Vec<Pod>> {
         let pods: Vec<_> = numbers.map(Pod::numbered).collect();
-        // So many that a pipe holds what is said of them.
-        for some in pods.chunks(100) {
-            let mut batch = String::new();
-            for pod in some {
-                let (name, host, address) = (pod.name(), pod.host_end(), pod.address());
-                let (mac, host_mac) = (pod.mac(), pod.host_mac());
-                batch += &format!(
-                    "netns add {name}\n\
-                     link add {host} address {host_mac} type veth peer name eth0 address {mac} netns {name}\n\
-                     addr add {ADDRESS}/32 dev {host}\nlink set {host} up\nroute add {address}/32 dev {host}\n"
-                );
-            }
-            Program::new(["ip", "-batch", "-"]).with_input(batch).run()?;
-        }
+        let node = Links::open();
+        let gateway = ADDRESS.parse::<Ipv4Addr>()?;
         for pod in &pods {
-            let batch = format!(
-                "link set lo up\naddr add {}/32 dev eth0\nlink set eth0 up\nroute add {ADDRESS} dev eth0\n\
-                 route add default via {ADDRESS} dev eth0\n",
-                pod.address()
-            );
-            Program::new(["ip", "-n", &pod.name(), "-batch", "-"]).with_input(batch).run()?;
+            netlab::add(&pod.name());
+            let (host_end, address, netns) = (pod.host_end(), pod.address(), Netns::named(&pod.name()));
+            node.add_veth(Veth {
+                name: &host_end,
+                mac: Some(pod.host_mac()),
+                peer: "eth0",
+                peer_mac: Some(pod.mac()),
+                netns: &netns,
+            });
+            node.add_address(&host_end, format!("{ADDRESS}/32"));
+            node.up(&host_end);
+            node.route(Route::to(&address).dev(&host_end));
+            let inside = netns.links();
+            inside.add_address("eth0", format!("{address}/32"));
+            inside.up("eth0");
+            inside.route(Route::to(ADDRESS).dev("eth0"));
+            inside.route(Route::default_via(gateway).dev("eth0"));
         }
         Ok(pods)
     }
@@ -183,20 +181,22 @@ impl Pod {
         format!("10.88.{}.{}", 1 + self.number / 250, 1 + self.number % 250)
     }
 
-    pub(crate) fn mac(&self) -> String {
-        format!("02:00:00:01:{:02x}:{:02x}", self.number / 256, self.number % 256)
+    pub(crate) fn mac(&self) -> Mac {
+        let [.., high, low] = self.number.to_be_bytes();
+        [2, 0, 0, 1, high, low]
     }
 
-    pub(crate) fn host_mac(&self) -> String {
-        format!("02:00:00:02:{:02x}:{:02x}", self.number / 256, self.number % 256)
+    pub(crate) fn host_mac(&self) -> Mac {
+        let [.., high, low] = self.number.to_be_bytes();
+        [2, 0, 0, 2, high, low]
     }
 
     fn result(&self) -> Value {
         json!({
             "cniVersion": "1.0.0",
             "interfaces": [
-                { "name": self.host_end(), "mac": self.host_mac() },
-                { "name": "eth0", "mac": self.mac(), "sandbox": self.netns },
+                { "name": self.host_end(), "mac": text(self.host_mac()) },
+                { "name": "eth0", "mac": text(self.mac()), "sandbox": self.netns },
             ],
             "ips": [{ "interface": 1, "address": format!("{}/32", self.address()), "gateway": ADDRESS }],
             "routes": [{ "dst": "0.0.0.0/0", "gw": ADDRESS }],
@@ -205,7 +205,7 @@ impl Pod {
 
     /// Runs `work` in its netns. What it starts and opens there stays there.
     pub(crate) fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Outcome<T> {
-        Ok(Netns::open(&NetnsPath::new(&self.netns)?)?.run(work)?)
+        Ok(Netns::named(&self.name()).run(work))
     }
 
     pub(crate) fn sh(&self, script: &str) -> Outcome<String> {

@@ -300,12 +300,9 @@ impl Cannon {
 
 /// A UDP datagram to the pod that asks nothing of anybody.
 fn frame(dropper: &Dropper) -> Outcome<Vec<u8>> {
-    let octets = |text: &str| -> Outcome<Vec<u8>> {
-        Ok(text.split(':').map(|octet| u8::from_str_radix(octet, 16)).collect::<Result<_, _>>()?)
-    };
     let address = |text: &str| -> Outcome<[u8; 4]> { Ok(text.parse::<std::net::Ipv4Addr>()?.octets()) };
-    let mut frame = octets(&dropper.pod.mac())?;
-    frame.extend(octets(&dropper.pod.host_mac())?);
+    let mut frame = dropper.pod.mac().to_vec();
+    frame.extend(dropper.pod.host_mac());
     // 0x88b5 is for local experiments.
     frame.extend(if matches!(dropper.setup, Setup::Nothing) { [0x88, 0xb5] } else { [0x08, 0x00] });
     let mut ip = vec![0x45, 0, 0, 46, 0, 0, 0, 0, 64, 17, 0, 0];

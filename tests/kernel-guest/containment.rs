@@ -7,7 +7,7 @@
 use std::error::Error;
 use std::fs;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -27,7 +27,7 @@ struct Containment {
 }
 
 pub(crate) fn check_all() -> Outcome {
-    let lab = Lab::new()?;
+    let lab = Lab::new();
     serve(&lab.pod)?;
     let egress = lab
         .peer
@@ -71,17 +71,17 @@ impl Containment {
                     "ips": [{{"address": "{POD4}/24", "gateway": "{NODE4}", "interface": 2}},
                             {{"address": "{POD6}/64", "gateway": "{NODE6}", "interface": 2}}]}}}}"#,
             state = self.state.display(),
-            sandbox = self.lab.pod.path,
+            sandbox = self.lab.pod.path().display(),
         )
     }
 
     /// Calls the plugin as a container runtime does.
     fn cni(&self, verb: &str) -> Result<String, Box<dyn Error>> {
-        let netns = &self.lab.pod.path;
+        let netns = self.lab.pod.path();
         let environment = [
             format!("CNI_COMMAND={verb}"),
             format!("CNI_CONTAINERID={CONTAINER}"),
-            format!("CNI_NETNS={netns}"),
+            format!("CNI_NETNS={}", netns.display()),
             "CNI_IFNAME=eth0".into(),
             "CNI_PATH=/bin".into(),
             format!("CNI_ARGS=K8S_POD_NAMESPACE=guests;K8S_POD_NAME=pod;K8S_POD_UID={UID}"),
@@ -129,7 +129,7 @@ impl Containment {
     fn probe(&self, from: &Netns, address: &str, user: Option<u32>, expected: bool) -> Outcome {
         // Silence is not waited for as long as an answer is: a second SYN is sent after one second.
         let passed = probe(from, address, user, if expected { LONG } else { SHORT })?;
-        ensure!(passed == expected, "probe of {address} from {} as {user:?}: passed {passed}", from.path);
+        ensure!(passed == expected, "probe of {address} from {} as {user:?}: passed {passed}", from.name());
         Ok(())
     }
 
@@ -363,14 +363,9 @@ impl Containment {
     fn agent(&self) -> Outcome {
         let state = self.state.display().to_string();
         let log = ["--log", "stderr"];
-        let mut agent = self.lab.node.run(|| {
-            Command::new("quarantine")
-                .args(["agent", "--state-dir", &state])
-                .args(log)
-                .stdin(Stdio::null())
-                .stderr(Stdio::null())
-                .spawn()
-        })??;
+        let mut command = netlab::Netns::command(&self.lab.node, "quarantine");
+        command.args(["agent", "--state-dir", &state]).args(log).stdin(Stdio::null()).stderr(Stdio::null());
+        let mut agent = command.spawn()?;
         let outcome = self.watched();
         agent.kill()?;
         agent.wait()?;

@@ -7,12 +7,11 @@
 //! ```
 
 use std::error::Error;
-use std::fs::File;
 use std::io::Write;
-use std::process::{Command, Stdio};
-use std::thread;
+use std::ops::Deref;
+use std::process::Stdio;
 
-use nix::sched::{CloneFlags, setns};
+use netlab::Veth;
 
 use crate::ensure;
 
@@ -25,38 +24,26 @@ pub(crate) const PEER6: &str = "fd09::3";
 pub(crate) const POD_MAC: [u8; 6] = [2, 0, 0, 0, 9, 2];
 pub(crate) const PEER_MAC: [u8; 6] = [2, 0, 0, 0, 9, 3];
 
-/// A network namespace, by the path that holds it.
-#[derive(Clone)]
-pub(crate) struct Netns {
-    pub(crate) path: String,
+/// A network namespace, and the programs that are run in it.
+pub(crate) struct Netns(netlab::Netns);
+
+impl Deref for Netns {
+    type Target = netlab::Netns;
+
+    fn deref(&self) -> &netlab::Netns {
+        &self.0
+    }
 }
 
 impl Netns {
-    /// Runs a closure on a thread that has entered the namespace; sockets that it opens stay there.
-    pub(crate) fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, Box<dyn Error>> {
-        let file = File::open(&self.path)?;
-        thread::scope(|scope| {
-            let thread = scope.spawn(move || {
-                setns(file, CloneFlags::CLONE_NEWNET)?;
-                Ok::<T, nix::Error>(work())
-            });
-            thread.join().map_err(|_| "a thread panicked")?.map_err(Into::into)
-        })
-    }
-
     /// Runs a program in the namespace; its output, or its complaint.
     pub(crate) fn command(&self, program: &str, arguments: &[&str], input: &str) -> Result<String, Box<dyn Error>> {
-        let output = self.run(|| {
-            let mut child = Command::new(program)
-                .args(arguments)
-                .stdin(Stdio::piped())
-                .stdout(Stdio::piped())
-                .stderr(Stdio::piped())
-                .spawn()?;
-            // A program that doesn't read its input is no error here.
-            let _ = child.stdin.take().map(|mut stdin| stdin.write_all(input.as_bytes()));
-            child.wait_with_output()
-        })??;
+        let mut command = self.0.command(program);
+        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn()?;
+        // A program that doesn't read its input is no error here.
+        let _ = child.stdin.take().map(|mut stdin| stdin.write_all(input.as_bytes()));
+        let output = child.wait_with_output()?;
         let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
         ensure!(output.status.success(), "{program} {}: {complaint}", arguments.join(" "));
         Ok(String::from_utf8(output.stdout)?)
@@ -84,37 +71,39 @@ pub(crate) struct Lab {
 }
 
 impl Lab {
-    pub(crate) fn new() -> Result<Self, Box<dyn Error>> {
-        let lab = Self {
-            node: Netns { path: "/proc/1/ns/net".into() },
-            pod: Netns { path: "/run/netns/pod".into() },
-            peer: Netns { path: "/run/netns/peer".into() },
-        };
-        lab.node.ip("link add br0 type bridge")?;
-        lab.node.ip(&format!("addr add {NODE4}/24 dev br0"))?;
-        lab.node.ip(&format!("addr add {NODE6}/64 dev br0 nodad"))?;
-        lab.node.ip("link set br0 up")?;
-        for (name, netns, mac, v4, v6) in
-            [("pod", &lab.pod, POD_MAC, POD4, POD6), ("peer", &lab.peer, PEER_MAC, PEER4, PEER6)]
-        {
-            let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
-            lab.node.ip(&format!("netns add {name}"))?;
-            lab.node.ip(&format!("link add v{name} type veth peer name eth0 address {mac} netns {name}"))?;
-            lab.node.ip(&format!("link set v{name} master br0 up"))?;
-            netns.ip("link set lo up")?;
-            netns.ip(&format!("addr add {v4}/24 dev eth0"))?;
-            netns.ip(&format!("addr add {v6}/64 dev eth0 nodad"))?;
-            netns.ip("link set eth0 up")?;
+    pub(crate) fn new() -> Self {
+        for name in ["pod", "peer"] {
+            netlab::add(name);
         }
-        Ok(lab)
+        let lab = Self {
+            node: Netns(netlab::Netns::at("node", "/proc/1/ns/net")),
+            pod: Netns(netlab::Netns::named("pod")),
+            peer: Netns(netlab::Netns::named("peer")),
+        };
+        let node = lab.node.links();
+        node.add_bridge("br0", None);
+        node.add_address("br0", format!("{NODE4}/24"));
+        node.add_address("br0", format!("{NODE6}/64"));
+        node.up("br0");
+        for (host_end, netns, mac, v4, v6) in
+            [("vpod", &lab.pod, POD_MAC, POD4, POD6), ("vpeer", &lab.peer, PEER_MAC, PEER4, PEER6)]
+        {
+            node.add_veth(Veth { name: host_end, mac: None, peer: "eth0", peer_mac: Some(mac), netns });
+            node.set_master(host_end, "br0");
+            node.up(host_end);
+            let inside = netns.links();
+            inside.add_address("eth0", format!("{v4}/24"));
+            inside.add_address("eth0", format!("{v6}/64"));
+            inside.up("eth0");
+        }
+        lab
     }
 
     /// Neighbour entries that need no ARP, for checks that are not about it.
-    pub(crate) fn fix_neighbours(&self) -> Result<(), Box<dyn Error>> {
-        self.pod.ip(&format!("neigh replace {PEER4} lladdr 02:00:00:00:09:03 dev eth0 nud permanent"))?;
-        self.peer.ip(&format!("neigh replace {POD4} lladdr 02:00:00:00:09:02 dev eth0 nud permanent"))?;
-        self.node.ip(&format!("neigh replace {POD4} lladdr 02:00:00:00:09:02 dev br0 nud permanent"))?;
-        Ok(())
+    pub(crate) fn fix_neighbours(&self) {
+        self.pod.links().set_neighbour("eth0", PEER4, PEER_MAC);
+        self.peer.links().set_neighbour("eth0", POD4, POD_MAC);
+        self.node.links().set_neighbour("br0", POD4, POD_MAC);
     }
 
     /// Renames an interface of the pod, the way an attacker does: down, rename, up.
@@ -130,9 +119,10 @@ impl Lab {
 impl Drop for Lab {
     fn drop(&mut self) {
         // What a half-made lab lacks is no error on the way out.
-        for leftover in ["netns del pod", "netns del peer", "link del br0"] {
-            let _ = self.node.ip(leftover);
+        for name in ["pod", "peer"] {
+            let _ = netlab::remove(name);
         }
+        let _ = self.node.ip("link del br0");
         let _ = self.node.nft("flush ruleset");
     }
 }

@@ -43,7 +43,7 @@ pub(crate) struct PacketSocket {
 
 impl PacketSocket {
     pub(crate) fn open(netns: &Netns, interface: &str, bypass: bool) -> Result<Self, Box<dyn Error>> {
-        netns.run(|| Self::open_here(interface, bypass))?.map_err(Into::into)
+        netns.run(|| Self::open_here(interface, bypass)).map_err(Into::into)
     }
 
     fn open_here(interface: &str, bypass: bool) -> nix::Result<Self> {
@@ -139,9 +139,9 @@ pub(crate) fn frames(
 /// Sends UDP datagrams to an address of another namespace and counts those that its socket there gets.
 pub(crate) fn datagrams(from: &Netns, to: (&Netns, &str), patience: Duration) -> Result<usize, Box<dyn Error>> {
     let address: IpAddr = to.1.parse()?;
-    let receiver = to.0.run(|| UdpSocket::bind((address, 0)))??;
+    let receiver = to.0.run(|| UdpSocket::bind((address, 0)))?;
     let target = receiver.local_addr()?;
-    let sender = from.run(|| UdpSocket::bind((if address.is_ipv4() { "0.0.0.0" } else { "::" }, 0)))??;
+    let sender = from.run(|| UdpSocket::bind((if address.is_ipv4() { "0.0.0.0" } else { "::" }, 0)))?;
     for _ in 0..FRAMES {
         // An unreachable neighbour shows up as an error on a later send: what arrives is what counts.
         let _ = sender.send_to(b"datagram", target);
@@ -169,9 +169,9 @@ impl Flow {
     /// Connects from one namespace to an address of another.
     pub(crate) fn establish(from: &Netns, to: (&Netns, &str), patience: Duration) -> Result<Self, Box<dyn Error>> {
         let address: IpAddr = to.1.parse()?;
-        let listener = to.0.run(|| TcpListener::bind((address, 0)))??;
+        let listener = to.0.run(|| TcpListener::bind((address, 0)))?;
         let target = listener.local_addr()?;
-        let client = from.run(|| TcpStream::connect_timeout(&target, patience))??;
+        let client = from.run(|| TcpStream::connect_timeout(&target, patience))?;
         let (server, _) = listener.accept()?;
         Ok(Self { client, server })
     }
@@ -199,7 +199,7 @@ pub(crate) const HEALTH_PORT: u16 = 8080;
 
 /// Answers every connection to the health port in a namespace, on both families, until the program ends.
 pub(crate) fn serve(netns: &Netns) -> Result<(), Box<dyn Error>> {
-    let listener = netns.run(|| TcpListener::bind(("::", HEALTH_PORT)))??;
+    let listener = netns.run(|| TcpListener::bind(("::", HEALTH_PORT)))?;
     thread::spawn(move || {
         for mut connection in listener.incoming().flatten() {
             let _ = connection.write_all(b"ok");
@@ -229,6 +229,6 @@ pub(crate) fn probe(
         let mut answer = String::new();
         let _ = connection.read_to_string(&mut answer);
         Ok::<bool, std::io::Error>(answer == "ok")
-    })?
+    })
     .map_err(Into::into)
 }

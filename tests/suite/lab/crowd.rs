@@ -1,9 +1,9 @@
 //! Many cheap sandboxes on one node: for what has to be shown, or measured, of hundreds at once.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use netlab::Veth;
 use serde_json::json;
 
 use super::{Call, Netns, StateDir};
@@ -24,26 +24,16 @@ impl Crowd {
         let state = StateDir::new();
         // From here on, so that Drop tidies up after whatever fails below.
         let crowd = Self { node, state, names };
-        let lines = |line: &dyn Fn(usize, &str) -> String| {
-            crowd.names.iter().enumerate().map(|(number, name)| line(number, name) + "\n").collect::<String>()
-        };
-        crowd.node.ip(&lines(&|_, name| format!("netns add {name}")));
-        crowd.node.ip(&lines(&|number, name| {
-            format!(
-                "link add h{number} type veth peer name eth0 netns {name}\n\
-                 link set h{number} up\n\
-                 addr add {}/30 dev h{number}",
-                address(number, 1)
-            )
-        }));
-        crowd.on_each(|number| {
-            let output = Command::new("ip")
-                .args(["-n", &crowd.names[number], "addr", "add", &format!("{}/30", address(number, 2)), "dev", "eth0"])
-                .output()
-                .unwrap();
-            assert!(output.status.success(), "{output:?}");
-            crowd.call("ADD", number).run().ok();
-        });
+        let node = crowd.node.links();
+        for (number, name) in crowd.names.iter().enumerate() {
+            netlab::add(name);
+            let (host_end, pod) = (format!("h{number}"), Netns::named(name));
+            node.add_veth(Veth { name: &host_end, mac: None, peer: "eth0", peer_mac: None, netns: &pod });
+            node.up(&host_end);
+            node.add_address(&host_end, format!("{}/30", address(number, 1)));
+            pod.links().add_address("eth0", format!("{}/30", address(number, 2)));
+        }
+        crowd.on_each(|number| drop(crowd.call("ADD", number).run().ok()));
         crowd
     }
 
@@ -81,19 +71,15 @@ impl Crowd {
 
     /// What `nft` prints of a sandbox's namespace; an error where that is gone.
     pub(crate) fn ruleset(&self, number: usize) -> Result<String, String> {
-        let output = Command::new("ip")
-            .args(["netns", "exec", &self.names[number], "nft", "--stateless", "--terse", "list", "ruleset"])
-            .stdin(Stdio::null())
-            .output()
-            .unwrap();
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+        if !Path::new("/run/netns").join(&self.names[number]).exists() {
+            return Err("it is gone".to_owned());
+        }
+        Netns::named(&self.names[number]).try_sh("nft --stateless --terse list ruleset")
     }
 
     /// Deletes a sandbox's namespace without a word to anybody.
     pub(crate) fn delete(&self, number: usize) {
-        let output = Command::new("ip").args(["netns", "del", &self.names[number]]).output().unwrap();
-        assert!(output.status.success(), "{output:?}");
+        netlab::remove(&self.names[number]).unwrap();
     }
 
     /// Does something for every sandbox, some at a time.
@@ -123,8 +109,9 @@ fn address(number: usize, end: usize) -> std::net::Ipv4Addr {
 
 impl Drop for Crowd {
     fn drop(&mut self) {
-        let commands: String = self.names.iter().map(|name| format!("netns del {name}\n")).collect();
-        // Some may be deleted already.
-        let _ = self.node.try_sh(&format!("ip -force -batch - <<'END'\n{commands}END"));
+        for name in &self.names {
+            // Some may be deleted already.
+            let _ = netlab::remove(name);
+        }
     }
 }

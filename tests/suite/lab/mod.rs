@@ -13,7 +13,6 @@
 mod agent;
 mod call;
 pub(crate) mod crowd;
-mod netns;
 mod node;
 mod run;
 pub(crate) mod runtime_node;
@@ -27,14 +26,14 @@ pub(crate) mod traffic;
 pub(crate) use agent::Agent;
 pub(crate) use call::{Call, Stdin, program, quarantine};
 pub(crate) use crowd::Crowd;
-pub(crate) use netns::Netns;
+pub(crate) use netlab::{Mac, Netns};
 pub(crate) use node::{Node, Pod, lone_interface};
 pub(crate) use run::{Run, Running};
 pub(crate) use runtime_node::RuntimeNode;
 pub(crate) use sandbox::Sandbox;
 pub(crate) use state::{StateDir, tree};
 pub(crate) use tables::{Tables, both_tables, rules, ruleset, tables};
-pub(crate) use topology::{Kind, Mac, Topology};
+pub(crate) use topology::{Kind, Topology};
 
 use std::io::Write;
 use std::time::{Duration, Instant};

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
+use netlab::Veth;
 use serde_json::{Value, json};
 
 use super::{Call, Netns, Run, StateDir, Tables, eventually, quarantine, ruleset, tables};
@@ -30,13 +31,13 @@ impl Node {
     pub(crate) fn pod_with_interface(&self, ifname: &str) -> Pod {
         let number = self.pods.fetch_add(1, Ordering::Relaxed);
         let netns = Netns::new("pod");
-        self.netns.ip(&format!(
-            "link add h{number} type veth peer name {ifname} netns {}\n\
-             link set h{number} up\n\
-             addr add 10.77.{number}.1/24 dev h{number}",
-            netns.name()
-        ));
-        netns.ip(&format!("link set {ifname} up\naddr add 10.77.{number}.2/24 dev {ifname}"));
+        let (host_end, links) = (format!("h{number}"), self.netns.links());
+        links.add_veth(Veth { name: &host_end, mac: None, peer: ifname, peer_mac: None, netns: &netns });
+        links.up(&host_end);
+        links.add_address(&host_end, format!("10.77.{number}.1/24"));
+        let inside = netns.links();
+        inside.up(ifname);
+        inside.add_address(ifname, format!("10.77.{number}.2/24"));
         Pod { id: format!("sandbox-{}", netns.name()), netns, ifname: ifname.to_owned(), number }
     }
 
@@ -118,7 +119,9 @@ impl Node {
 
 /// Adds an interface that has no other end anywhere. (A bridge: not every kernel has the dummy driver.)
 pub(crate) fn lone_interface(netns: &Netns, name: &str) {
-    netns.ip(&format!("link add {name} type bridge\nlink set {name} up"));
+    let links = netns.links();
+    links.add_bridge(name, None);
+    links.up(name);
 }
 
 /// A sandbox: a network namespace with one interface, and the container ID that it goes by.

@@ -103,7 +103,7 @@ impl RuntimeNode {
 
     /// A network namespace that is at this path of the node.
     pub(crate) fn netns_at(&self, path: &str) -> Netns {
-        Netns::of_runtime(path, self.path(path))
+        Netns::at(path, self.path(path))
     }
 
     /// Makes a pod's network namespace, at `/run/netns/<name>` of the node.

@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{Netns, PATIENCE, eventually};
+use netlab::{Route, Veth};
 
-/// A MAC address.
-pub(crate) type Mac = [u8; 6];
+pub(crate) use netlab::text;
+
+use super::{Mac, Netns, PATIENCE, eventually};
 
 /// How the pod's interface is fed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,26 +88,25 @@ impl Topology {
     pub(crate) fn ptp() -> Self {
         let topology = Self::players(Kind::Ptp);
         topology.forward();
+        let node = topology.node.links();
         for (pod, host_end, number, mac) in topology.pods() {
             topology.veth(pod, host_end, mac);
-            topology.node.ip(&format!(
-                "link set {host_end} address {} up\n\
-                 addr add 10.77.0.1/32 dev {host_end}\n\
-                 addr add fd77::1/128 dev {host_end} nodad\n\
-                 route add 10.77.0.{number}/32 dev {host_end} src 10.77.0.1\n\
-                 route add fd77::{number}/128 dev {host_end} src fd77::1",
-                text(NODE_MAC)
-            ));
-            pod.ip(&format!(
-                "addr add 10.77.0.{number}/24 dev eth0 noprefixroute\n\
-                 addr add fd77::{number}/64 dev eth0 nodad noprefixroute\n\
-                 route add 10.77.0.1 dev eth0 scope link src 10.77.0.{number}\n\
-                 route add 10.77.0.0/24 via 10.77.0.1 dev eth0 src 10.77.0.{number}\n\
-                 route add default via 10.77.0.1\n\
-                 route add fd77::1 dev eth0\n\
-                 route add fd77::/64 via fd77::1 dev eth0\n\
-                 route add default via fd77::1"
-            ));
+            let (v4, v6) = addresses(number);
+            node.set_mac(host_end, NODE_MAC);
+            node.up(host_end);
+            node.add_address(host_end, "10.77.0.1/32");
+            node.add_address(host_end, "fd77::1/128");
+            node.route(Route::to(v4).dev(host_end).src(topology.node4));
+            node.route(Route::to(v6).dev(host_end).src(topology.node6));
+            let links = pod.links();
+            links.add_address_without_route("eth0", format!("{v4}/24"));
+            links.add_address_without_route("eth0", format!("{v6}/64"));
+            links.route(Route::to(topology.node4).dev("eth0").src(v4));
+            links.route(Route::to("10.77.0.0/24").via(topology.node4).dev("eth0").src(v4));
+            links.route(Route::default_via(topology.node4));
+            links.route(Route::to(topology.node6).dev("eth0"));
+            links.route(Route::to("fd77::/64").via(topology.node6).dev("eth0"));
+            links.route(Route::default_via(topology.node6));
         }
         topology.settle();
         topology
@@ -125,29 +125,29 @@ impl Topology {
         };
         topology.forward();
         // The node's own address and its default route, which is why it answers for 169.254.1.1.
-        topology.node.ip("link add uplink type veth peer name wire\n\
-             link set wire up\n\
-             link set uplink up\n\
-             addr add 192.0.2.10/24 dev uplink\n\
-             addr add fd78::10/64 dev uplink nodad\n\
-             route add default via 192.0.2.1 dev uplink\n\
-             route add default via fd78::1 dev uplink");
+        let node = topology.node.links();
+        node.add_pair("uplink", "wire");
+        node.up("wire");
+        node.up("uplink");
+        node.add_address("uplink", "192.0.2.10/24");
+        node.add_address("uplink", "fd78::10/64");
+        node.route(Route::default_via(Ipv4Addr::new(192, 0, 2, 1)).dev("uplink"));
+        node.route(Route::default_via(Ipv6Addr::new(0xfd78, 0, 0, 0, 0, 0, 0, 1)).dev("uplink"));
         for (pod, host_end, number, mac) in topology.pods() {
             topology.veth(pod, host_end, mac);
-            topology.node.ip(&format!("link set {host_end} address {} up", text(CALICO_MAC)));
+            node.set_mac(host_end, CALICO_MAC);
+            node.up(host_end);
             topology.node.sysctl(&format!("net.ipv4.conf.{host_end}.proxy_arp"), "1");
             topology.node.sysctl(&format!("net.ipv4.neigh.{host_end}.proxy_delay"), "0");
-            topology.node.ip(&format!(
-                "route add 10.77.0.{number}/32 dev {host_end} scope link\n\
-                 route add fd77::{number}/128 dev {host_end}"
-            ));
-            pod.ip(&format!(
-                "addr add 10.77.0.{number}/32 dev eth0\n\
-                 addr add fd77::{number}/128 dev eth0 nodad\n\
-                 route add 169.254.1.1 dev eth0 scope link\n\
-                 route add default via 169.254.1.1 dev eth0\n\
-                 route add default via fe80::ecee:eeff:feee:eeee dev eth0"
-            ));
+            let (v4, v6) = addresses(number);
+            node.route(Route::to(v4).dev(host_end));
+            node.route(Route::to(v6).dev(host_end));
+            let links = pod.links();
+            links.add_address("eth0", format!("{v4}/32"));
+            links.add_address("eth0", format!("{v6}/128"));
+            links.route(Route::to(topology.gateway4).dev("eth0"));
+            links.route(Route::default_via(topology.gateway4).dev("eth0"));
+            links.route(Route::default_via(topology.gateway6).dev("eth0"));
         }
         topology.settle();
         topology
@@ -155,23 +155,17 @@ impl Topology {
 
     pub(crate) fn macvlan() -> Self {
         let topology = Self::players(Kind::Macvlan);
-        topology.node.ip(&format!(
-            "link add trunk type veth peer name wire\n\
-             link set wire up\n\
-             link set trunk up\n\
-             link add node0 link trunk address {} type macvlan mode bridge\n\
-             link set node0 up\n\
-             addr add 10.77.0.1/24 dev node0\n\
-             addr add fd77::1/64 dev node0 nodad",
-            text(NODE_MAC)
-        ));
+        let node = topology.node.links();
+        node.add_pair("trunk", "wire");
+        node.up("wire");
+        node.up("trunk");
+        node.add_macvlan("node0", "trunk", NODE_MAC, &topology.node);
+        node.up("node0");
+        node.add_address("node0", "10.77.0.1/24");
+        node.add_address("node0", "fd77::1/64");
         for (pod, _, number, mac) in topology.pods() {
-            topology.node.ip(&format!(
-                "link add eth0 link trunk address {} netns {} type macvlan mode bridge",
-                text(mac),
-                pod.name()
-            ));
-            pod.ip("link set eth0 up");
+            node.add_macvlan("eth0", "trunk", mac, pod);
+            pod.links().up("eth0");
             Self::address(pod, number);
         }
         topology.settle();
@@ -226,7 +220,7 @@ impl Topology {
             }
             _ => vec![
                 json!({ "name": "br0", "mac": text(NODE_MAC) }),
-                json!({ "name": HOST_END, "mac": mac_of(&self.node, HOST_END) }),
+                json!({ "name": HOST_END, "mac": text(self.node.links().mac(HOST_END)) }),
             ],
         };
         let index = interfaces.len();
@@ -294,17 +288,16 @@ impl Topology {
         let topology = Self::players(kind);
         // The attacker's best case: without snooping the bridge floods all multicast, and where it does not call
         // iptables (which some kernels have built in) it carries malformed frames as they are.
-        topology.node.sh("for call in /proc/sys/net/bridge/bridge-nf-call-*; do echo 0 > $call || true; done");
-        topology.node.ip(&format!(
-            "link add br0 address {} type bridge mcast_snooping 0\n\
-             link set br0 up\n\
-             addr add 10.77.0.1/24 dev br0\n\
-             addr add fd77::1/64 dev br0 nodad",
-            text(NODE_MAC)
-        ));
+        dont_call_iptables(&topology.node);
+        let node = topology.node.links();
+        node.add_bridge("br0", Some(NODE_MAC));
+        node.up("br0");
+        node.add_address("br0", "10.77.0.1/24");
+        node.add_address("br0", "fd77::1/64");
         for (pod, host_end, number, mac) in topology.pods() {
             topology.veth(pod, host_end, mac);
-            topology.node.ip(&format!("link set {host_end} master br0 up"));
+            node.set_master(host_end, "br0");
+            node.up(host_end);
             Self::address(pod, number);
         }
         topology
@@ -315,21 +308,17 @@ impl Topology {
     }
 
     fn veth(&self, pod: &Netns, host_end: &str, mac: Mac) {
-        self.node.ip(&format!(
-            "link add {host_end} type veth peer name eth0 address {} netns {}",
-            text(mac),
-            pod.name()
-        ));
-        pod.ip("link set eth0 up");
+        let veth = Veth { name: host_end, mac: None, peer: "eth0", peer_mac: Some(mac), netns: pod };
+        self.node.links().add_veth(veth);
+        pod.links().up("eth0");
     }
 
     fn address(pod: &Netns, number: u8) {
-        pod.ip(&format!(
-            "addr add 10.77.0.{number}/24 dev eth0\n\
-             addr add fd77::{number}/64 dev eth0 nodad\n\
-             route add default via 10.77.0.1\n\
-             route add default via fd77::1"
-        ));
+        let (links, (v4, v6)) = (pod.links(), addresses(number));
+        links.add_address("eth0", format!("{v4}/24"));
+        links.add_address("eth0", format!("{v6}/64"));
+        links.route(Route::default_via(Ipv4Addr::new(10, 77, 0, 1)));
+        links.route(Route::default_via(Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 1)));
     }
 
     fn forward(&self) {
@@ -357,14 +346,18 @@ impl Topology {
     }
 }
 
-/// A MAC address as people write it.
-pub(crate) fn text(mac: Mac) -> String {
-    mac.map(|byte| format!("{byte:02x}")).join(":")
+/// Keeps iptables out of bridges, where the kernel can have it in.
+pub(crate) fn dont_call_iptables(node: &Netns) {
+    node.run(|| {
+        for family in ["arp", "ip", "ip6"] {
+            let _ = std::fs::write(format!("/proc/sys/net/bridge/bridge-nf-call-{family}tables"), "0");
+        }
+    });
 }
 
-fn mac_of(netns: &Netns, ifname: &str) -> String {
-    let links: Value = serde_json::from_str(&netns.sh(&format!("ip -j link show {ifname}"))).unwrap();
-    links[0]["address"].as_str().unwrap().to_owned()
+/// The addresses of a pod.
+fn addresses(number: u8) -> (Ipv4Addr, Ipv6Addr) {
+    (Ipv4Addr::new(10, 77, 0, number), Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, number.into()))
 }
 
 #[test]

@@ -71,6 +71,7 @@ pub(super) struct Address {
 
 /// The node's address.
 pub(super) const NODE4: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+pub(super) const NODE6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 1);
 
 /// Out of the pod: to the peer and to the node. `from` are those that could send for it, wherever its interface is.
 pub(super) fn fire_out(from: [&Sender; 2], pod: Address, number: u16) {

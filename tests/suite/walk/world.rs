@@ -3,13 +3,15 @@
 //! Interfaces are found by alternative names that no step takes from them: `end-0` and `end-1` are the host's ends,
 //! `door` is the pod's, whatever they are called and wherever they are.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use netlab::{Route, Veth};
 use serde_json::{Value, json};
 
-use super::traffic::{self, Address, Marker, NODE4, Sender};
-use crate::lab::topology::{PEER_MAC, text};
+use super::traffic::{self, Address, Marker, NODE4, NODE6, Sender};
+use crate::lab::topology::{PEER_MAC, dont_call_iptables, text};
 use crate::lab::traffic::observe::Witnesses;
 use crate::lab::{Agent, Call, Mac, Netns, Run, StateDir, quarantine};
 
@@ -75,16 +77,16 @@ impl World {
     pub(super) fn new(network: Network) -> Self {
         let (node, peer) = (Netns::new("node"), Netns::new("peer"));
         // As `lab::Topology` has it: a bridge that floods, and does not ask iptables.
-        node.sh("for call in /proc/sys/net/bridge/bridge-nf-call-*; do echo 0 > $call || true; done");
-        node.ip(&format!(
-            "link add br0 address {} type bridge mcast_snooping 0\n\
-             link add br1 type bridge mcast_snooping 0\n\
-             link set br0 up\n\
-             link set br1 up",
-            text(NODE_MAC)
-        ));
+        dont_call_iptables(&node);
+        let links = node.links();
+        links.add_bridge("br0", Some(NODE_MAC));
+        links.add_bridge("br1", None);
+        BRIDGES.iter().for_each(|bridge| links.up(bridge));
         match network {
-            Network::Bridged => node.ip("addr add 10.77.0.1/24 dev br0\naddr add fd77::1/64 dev br0 nodad"),
+            Network::Bridged => {
+                links.add_address("br0", "10.77.0.1/24");
+                links.add_address("br0", "fd77::1/64");
+            }
             Network::Routed => {
                 node.sysctl("net.ipv4.ip_forward", "1");
                 node.sysctl("net.ipv6.conf.all.forwarding", "1");
@@ -241,8 +243,8 @@ impl Pod {
         };
         let mac = pod.address(network).mac;
         attach(network, node, &pod.netns, end, 2 + 2 * number, mac);
-        node.ip(&format!("link property add dev {end} altname end-{number}"));
-        pod.netns.ip("link property add dev eth0 altname door");
+        node.links().add_altname(end, &format!("end-{number}"));
+        pod.netns.links().add_altname("eth0", "door");
         pod
     }
 
@@ -272,37 +274,29 @@ impl Pod {
 
 /// What a main plugin does.
 fn attach(network: Network, node: &Netns, pod: &Netns, end: &str, number: u8, mac: Mac) {
-    let (pod_name, mac, node_mac) = (pod.name(), text(mac), text(NODE_MAC));
-    node.ip(&format!("link add {end} type veth peer name eth0 address {mac} netns {pod_name}"));
-    let (on_node, routes) = match network {
-        Network::Bridged => (
-            format!("link set {end} master br0 up"),
-            "route add default via 10.77.0.1\nroute add default via fd77::1".to_owned(),
-        ),
-        Network::Routed => (
-            format!(
-                "link set {end} address {node_mac} up\n\
-                 addr add 10.77.0.1/32 dev {end}\n\
-                 addr add fd77::1/128 dev {end} nodad\n\
-                 route replace 10.77.0.{number}/32 dev {end} src 10.77.0.1\n\
-                 route replace fd77::{number}/128 dev {end} src fd77::1"
-            ),
-            format!(
-                "route add 10.77.0.1 dev eth0 scope link src 10.77.0.{number}\n\
-                 route add default via 10.77.0.1\n\
-                 route add fd77::1 dev eth0\n\
-                 route add default via fd77::1"
-            ),
-        ),
-    };
+    let (host, inside) = (node.links(), pod.links());
+    let v4 = Ipv4Addr::new(10, 77, 0, number);
+    let v6 = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, number.into());
+    host.add_veth(Veth { name: end, mac: None, peer: "eth0", peer_mac: Some(mac), netns: pod });
+    match network {
+        Network::Bridged => host.set_master(end, "br0"),
+        Network::Routed => host.set_mac(end, NODE_MAC),
+    }
+    host.up(end);
+    inside.up("eth0");
     let (length4, length6) = if network == Network::Routed { (32, 128) } else { (24, 64) };
-    node.ip(&on_node);
-    pod.ip(&format!(
-        "link set eth0 up\n\
-         addr add 10.77.0.{number}/{length4} dev eth0\n\
-         addr add fd77::{number}/{length6} dev eth0 nodad\n\
-         {routes}"
-    ));
+    inside.add_address("eth0", format!("{v4}/{length4}"));
+    inside.add_address("eth0", format!("{v6}/{length6}"));
+    if network == Network::Routed {
+        host.add_address(end, "10.77.0.1/32");
+        host.add_address(end, "fd77::1/128");
+        host.route(Route::to(v4).dev(end).src(NODE4));
+        host.route(Route::to(v6).dev(end).src(NODE6));
+        inside.route(Route::to(NODE4).dev("eth0").src(v4));
+        inside.route(Route::to(NODE6).dev("eth0"));
+    }
+    inside.route(Route::default_via(NODE4));
+    inside.route(Route::default_via(NODE6));
 }
 
 /// What the agent and the kernel need to react to a step.
