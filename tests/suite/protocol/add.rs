@@ -1,4 +1,4 @@
-//! CNI.md part D: ADD.
+//! docs/protocol.md, part D: ADD.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -115,7 +115,7 @@ fn a_large_result_is_printed_whole() {
     assert_eq!(split(&outcome.result()), split(&config["prevResult"]));
 }
 
-/// A7's other end and DESIGN.md: marked before ADD, the sandbox is awake when ADD returns; not marked, dormant.
+/// Marked before ADD, the sandbox is awake when ADD returns; not marked, dormant.
 #[test]
 fn it_installs_awake_where_marked() {
     let node = Node::new();
@@ -343,7 +343,7 @@ fn unprivileged_is_a_clean_error() {
     pod.is_untouched();
 }
 
-/// DESIGN.md: a failure undoes what it did. (`hostGuard: require` on a macvlan, which has no end on the host, while
+/// A failure undoes what it did. (`hostGuard: require` on a macvlan, which has no end on the host, while
 /// marked.)
 #[test]
 fn a_failed_add_leaves_nothing() {
@@ -363,7 +363,7 @@ fn a_failed_add_leaves_nothing() {
     assert_eq!(node.marks(), [pod.id.as_str()]);
 }
 
-/// CNI.md's head: logs never reach stdout, as talkative as they may be.
+/// Logs never reach stdout, as talkative as they may be.
 #[test]
 fn logs_stay_off_stdout() {
     let node = Node::new();

@@ -1,4 +1,4 @@
-//! CNI.md part F: CHECK.
+//! docs/protocol.md, part F: CHECK.
 
 use serde_json::{Value, json};
 
@@ -27,7 +27,7 @@ fn it_is_silent_after_add() {
     }
 }
 
-/// F31: every way to damage what ADD made is found. Isolated, CHECK applies before it looks (DESIGN.md): there silence
+/// F31: every way to damage what ADD made is found. Isolated, CHECK applies before it looks: there silence
 /// means that everything stands again.
 #[test]
 fn a_damaged_ruleset_is_found() {
@@ -115,7 +115,7 @@ fn an_interface_that_is_gone_is_found() {
     }
 }
 
-/// DESIGN.md, "toggling without an agent": CHECK applies the marks.
+/// Without an agent, CHECK applies the marks.
 #[test]
 fn it_applies_the_marks() {
     let node = Node::new();

@@ -1,4 +1,4 @@
-//! CNI.md part I: many calls at once, and calls that are killed.
+//! docs/protocol.md, part I: many calls at once, and calls that are killed.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! Part B of the checklist: stdin, the config on it, and its versions.
+//! docs/protocol.md, part B: stdin, the config on it, and its versions.
 
 use std::fs::File;
 

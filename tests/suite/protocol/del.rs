@@ -1,4 +1,4 @@
-//! CNI.md part E: DEL.
+//! docs/protocol.md, part E: DEL.
 
 use serde_json::{Value, json};
 
@@ -268,7 +268,7 @@ fn the_new_sandbox_of_the_same_pod_is_left_alone() {
     assert!(node.record_path(&new).exists());
 }
 
-/// DESIGN.md: isolated, the pod-side rules stay: clearing them would open a gap before the netns goes.
+/// Isolated, the pod-side rules stay: clearing them would open a gap before the netns goes.
 #[test]
 fn an_isolated_sandbox_stays_closed() {
     let node = Node::new();

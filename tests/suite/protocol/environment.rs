@@ -1,4 +1,4 @@
-//! CNI.md part A: the variables, checked before stdin is read.
+//! docs/protocol.md, part A: the variables, checked before stdin is read.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;

@@ -1,4 +1,4 @@
-//! CNI.md part H: GC.
+//! docs/protocol.md, part H: GC.
 
 use serde_json::{Value, json};
 
@@ -195,7 +195,7 @@ fn it_can_be_repeated_and_del_still_succeeds() {
     node.is_untouched();
 }
 
-/// DESIGN.md: never a mark by UID or pod name; and marks that wait for a pod to come stay.
+/// Never a mark by UID or pod name; and marks that wait for a pod to come stay.
 #[test]
 fn marks_by_uid_and_name_stay() {
     let node = Node::new();

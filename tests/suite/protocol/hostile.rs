@@ -1,4 +1,4 @@
-//! Part B of the checklist, with input that nobody thought of: random bytes, random values, damaged configs.
+//! docs/protocol.md, part B, with input that nobody thought of: random bytes, random values, damaged configs.
 
 use proptest::prelude::*;
 use serde_json::Value;

@@ -1,4 +1,4 @@
-//! Part B of the checklist: the keys of the plugin's own conflist entry.
+//! docs/protocol.md, part B: the keys of the plugin's own conflist entry.
 
 use serde_json::{Value, json};
 
@@ -26,7 +26,7 @@ fn bad_allow(key: &str, value: Value, says: &[&str]) -> Bad {
     bad(json!({ "policy": { "allow": [entry] } }), &[&["allow", key], says].concat())
 }
 
-/// Every key of DESIGN.md's "Configuration" with what it does not allow.
+/// Every key of the conflist entry (docs/reference.md) with what it does not allow.
 fn bad_settings() -> Vec<Bad> {
     let mut all = vec![
         bad(json!({ "policy": null }), &["policy", "null", "object"]),
@@ -158,7 +158,7 @@ fn with(mut config: Value, keys: &Value) -> Value {
     config
 }
 
-/// B17, and the brief of the configuration: code 7, naming the key, the value and what is allowed. Nothing was done.
+/// B17: code 7, naming the key, the value and what is allowed. Nothing was done.
 #[test]
 fn a_bad_setting_is_code_7_and_explained() {
     let node = Node::new();

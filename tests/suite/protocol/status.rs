@@ -1,4 +1,4 @@
-//! CNI.md part G: STATUS.
+//! docs/protocol.md, part G: STATUS.
 
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::PathBuf;

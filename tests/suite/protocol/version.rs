@@ -1,4 +1,4 @@
-//! CNI.md part C: VERSION.
+//! docs/protocol.md, part C: VERSION.
 
 use std::fs::File;
 

@@ -1,4 +1,4 @@
-//! The state directory, as DESIGN.md has it as a public contract: who may own it, which mark decides, what a mark that
+//! The state directory, which is a public contract (docs/reference.md, docs/operations.md): who may own it, which mark decides, what a mark that
 //! cannot be read does, and that no name leaves it. Whether a sandbox is isolated is read from the kernel.
 
 mod invalid;
