@@ -12,7 +12,7 @@
 //! | | |
 //! | --- | --- |
 //! | [`plugin`], [`cli`], [`agent`], [`install`] | the faces, and how the plugin gets onto a node |
-//! | [`status`] | what `status` and `list` say, for people and as JSON |
+//! | [`status`] | what `status` and `list` say, for people and as JSON; [`status::read`] reads it back from the kernel |
 //! | [`node`] | the state directory; a sandbox on its two sides; `enforce`, which brings them together; the log |
 //! | [`kernel`] | network namespaces, netlink, rtnetlink, nf_tables: how the kernel is asked, not what for |
 //! | [`rules`] | a policy, compiled to tables and chains; these as nft text |
@@ -51,8 +51,14 @@ mod plugin;
 mod rules;
 pub mod status;
 
-pub use model::{mark, names, policy, verdict};
-pub use node::state;
+pub use model::{audit, json, mark, names, policy, verdict};
+pub use node::{logging, state};
+
+/// Bringing the kernel to the marks of a sandbox, by its name, for whoever writes marks and wants to know what became of them.
+pub mod apply {
+    pub use crate::node::enforce::{EnforceError, apply_locked};
+    pub use crate::node::sandbox::{NodeScan, Scan, Side};
+}
 
 /// The two faces that `main` chooses from: the command line, and the plugin that a runtime calls.
 pub mod faces {

@@ -5,15 +5,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use crate::model::mark::Mark;
 use crate::model::mark::answering_keys;
-use crate::model::mark::{Desired, Mark, MarkContent};
 use crate::model::names::{ContainerId, Key, Pod};
 use crate::model::policy::Policy;
 use crate::model::record::HostGuard;
 use crate::model::records::SandboxRecords;
 use crate::node::sandbox::{Sandbox, SandboxError, Side};
 use crate::node::state::{DamagedRecord, StateDir, StateError};
-use crate::status::{Listed, Marking, UnansweredMark};
+use crate::status::{Listed, UnansweredMark};
 
 /// A sandbox that has a directory among the records.
 #[derive(Debug)]
@@ -34,35 +34,6 @@ impl NodeSandbox {
         match &self.records {
             Some(records) => Sandbox::open(host, records),
             None => Err(SandboxError::Unknown { container_id: self.container_id.clone() }),
-        }
-    }
-
-    /// Reads one sandbox, and what holds for it now. `None` where it was deleted.
-    pub(super) fn read(state: &StateDir, container_id: &ContainerId) -> Result<Option<(Self, Listed)>, StateError> {
-        let (records, damaged) = state.records_of(container_id);
-        if records.is_none() && damaged.is_empty() {
-            return Ok(None);
-        }
-        let sandbox = Self { container_id: container_id.clone(), pod: pod_of(records.as_ref()), records };
-        let marks = state.marks_of(container_id, &sandbox.pod)?;
-        let listed = sandbox.listed(state, marks);
-        Ok(Some((sandbox, listed)))
-    }
-
-    fn listed(&self, state: &StateDir, marks: Vec<(Key, MarkContent)>) -> Listed {
-        let (keys, contents): (Vec<_>, Vec<_>) = marks.into_iter().unzip();
-        let marking = match Desired::by_marks(&contents, &self.configured_policy()) {
-            Desired::Released => None,
-            Desired::Isolated { policy, mark, fault } => {
-                let since = keys.iter().filter_map(|key| state.marked_since(key)).min();
-                Some(Marking { keys, policy, mark: *mark, fault, since })
-            }
-        };
-        Listed {
-            container_id: self.container_id.clone(),
-            pod: self.pod.clone(),
-            netns: self.records.as_ref().map(|records| records.netns().clone()),
-            marking,
         }
     }
 
@@ -177,7 +148,7 @@ impl<'a> Node<'a> {
     pub(super) fn listed(&self, sandbox: &NodeSandbox) -> Listed {
         let keys = self.keys_of(sandbox).into_iter();
         let marks = keys.filter_map(|key| self.state.read_mark(&key).map(|mark| (key, mark))).collect();
-        sandbox.listed(self.state, marks)
+        Listed::of(self.state, &sandbox.container_id, sandbox.records.as_ref(), marks)
     }
 
     /// The marks that nothing on the node answers to.

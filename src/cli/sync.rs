@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::model::audit::chain;
 use crate::model::names::ContainerId;
 use crate::node::enforce::{self, EnforceError, Outcome};
-use crate::node::sandbox::{NodeScan, SandboxError, Scan, Side, remove_guards_of_nothing};
+use crate::node::sandbox::{NodeScan, Scan, Side, remove_guards_of_nothing};
 use crate::node::state::StateDir;
 
 use super::workers::on_each;
@@ -44,18 +44,12 @@ pub(super) fn sync(state_dir: &Path) -> Result<Exit, Failure> {
     Ok(exit)
 }
 
-/// Brings one sandbox to what its marks want, under its lock. `None` where it was deleted meanwhile.
+/// Brings one sandbox to what its marks want. `None` where it was deleted meanwhile.
 pub(super) fn bring(
     state: &StateDir,
     host: &mut Side,
     container_id: &ContainerId,
     scan: &NodeScan,
 ) -> Result<Option<Outcome>, EnforceError> {
-    let _lock = state.lock(container_id, LOCK_PATIENCE)?;
-    let (records, damaged) = state.records_of(container_id);
-    match records {
-        Some(records) => enforce::apply(state, host, &records, Scan::Node(scan)).map(Some),
-        None if damaged.is_empty() => Ok(None),
-        None => Err(SandboxError::Unknown { container_id: container_id.clone() }.into()),
-    }
+    enforce::apply_locked(state, host, container_id, Scan::Node(scan), LOCK_PATIENCE)
 }

@@ -1,12 +1,13 @@
 //! Marks to kernel for one sandbox: what ADD, CHECK, the agent and the commands all do, under the sandbox's lock.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
 use crate::model::audit::Line;
 use crate::model::difference::listed;
 use crate::model::mark::Desired;
+use crate::model::names::ContainerId;
 use crate::model::records::SandboxRecords;
 use crate::model::verdict::{Reason, Verdict};
 use crate::node::sandbox::{Applied, Report, Sandbox, SandboxError, Scan, Side};
@@ -55,6 +56,27 @@ pub fn apply(
     let desired = desired(state, records)?;
     let applied = apply_desired(host, records, &desired, Cause::Asked, scan)?;
     Ok(Outcome { desired, report: applied.report })
+}
+
+/// Like [`apply`], of a sandbox that is named alone: takes its lock, waiting no longer than `patience`, and reads its
+/// records under it. `None` where it was deleted meanwhile.
+///
+/// # Errors
+/// [`EnforceError`].
+pub fn apply_locked(
+    state: &StateDir,
+    host: &mut Side,
+    container_id: &ContainerId,
+    scan: Scan<'_>,
+    patience: Duration,
+) -> Result<Option<Outcome>, EnforceError> {
+    let _lock = state.lock(container_id, patience)?;
+    let (records, damaged) = state.records_of(container_id);
+    match records {
+        Some(records) => apply(state, host, &records, scan).map(Some),
+        None if damaged.is_empty() => Ok(None),
+        None => Err(SandboxError::Unknown { container_id: container_id.clone() }.into()),
+    }
 }
 
 /// Why a sandbox is looked at.

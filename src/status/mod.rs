@@ -1,8 +1,9 @@
 //! What is said of the sandboxes of a node: the data of `status` and `list`, and its JSON form, which scripts rely on.
 //!
-//! Pure. Who reads the kernel is `cli::status`; how it looks on a terminal is `table`.
+//! Who reads the kernel is `read`; how it looks on a terminal is `table`. The rest is pure.
 
 mod json;
+pub mod read;
 mod table;
 
 use std::collections::BTreeMap;

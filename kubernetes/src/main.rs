@@ -1,0 +1,63 @@
+//! The `quarantine-kube` binary: the parts of quarantine that run in a cluster.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use quarantine_kube::controller::{self, ControllerArguments};
+use quarantine_kube::node::{self, NodeArguments};
+
+/// The parts of quarantine that run in a cluster.
+#[derive(Parser, Debug)]
+#[command(name = "quarantine-kube", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// On each node: writes the marks of the node's PodQuarantines, and says what the kernel was found to be.
+    Node(NodeArguments),
+    /// One in the cluster: resolves names, and takes isolated pods out of their Services and from their owners.
+    Controller(ControllerArguments),
+    /// Prints the definition of PodQuarantine.
+    Crd,
+    /// Prints all that a cluster needs, for `kubectl apply -f -`.
+    Manifests,
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "quarantine-kube: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let text = match arguments.command {
+        Command::Crd => Some(quarantine_kube::api::definition_as_yaml()?),
+        Command::Manifests => Some(quarantine_kube::manifests::all()?),
+        Command::Node(_) | Command::Controller(_) => None,
+    };
+    if let Some(text) = text {
+        std::io::stdout().write_all(text.as_bytes())?;
+        return Ok(());
+    }
+    let log =
+        cni_quarantine::logging::LogConfig { target: cni_quarantine::logging::LogTarget::Stderr, ..Default::default() };
+    cni_quarantine::logging::start(log);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let client = kube::Client::try_default().await?;
+        match arguments.command {
+            Command::Node(arguments) => node::run(arguments, client).await,
+            Command::Controller(arguments) => controller::run(arguments, client).await,
+            Command::Crd | Command::Manifests => Ok(()),
+        }
+    })
+}

@@ -1,0 +1,204 @@
+//! What a node does with its marks and its kernel, through the library. It blocks, and knows nothing of the API server.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::time::Duration;
+
+use cni_quarantine::apply::{EnforceError, apply_locked};
+use cni_quarantine::apply::{NodeScan, Scan, Side};
+use cni_quarantine::audit::{Line, chain};
+use cni_quarantine::mark::{MarkContent, answering_keys};
+use cni_quarantine::names::{ContainerId, Key, Pod, PodUid};
+use cni_quarantine::state::{StateDir, StateError};
+use cni_quarantine::status::read::{read_listed, read_sandbox};
+use cni_quarantine::status::{Marking, SandboxStatus};
+
+use super::plan::{Order, Step, steps};
+
+/// How long is waited for whoever is at work on a sandbox.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+
+/// One pod, and what is wanted of it; without an order it is only looked at.
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// The pod.
+    pub uid: PodUid,
+    /// What is wanted.
+    pub order: Option<Order>,
+}
+
+/// What was found of a pod.
+#[derive(Debug)]
+pub enum Seen {
+    /// Its sandbox, the worst of them where it has several.
+    Sandbox(Box<SandboxStatus>),
+    /// It has none.
+    NoSandbox,
+    /// It could not be done; why.
+    Failed(String),
+}
+
+/// A pod that is isolated on the node, whoever wanted that.
+#[derive(Debug, Clone)]
+pub struct Isolated {
+    /// The pod.
+    pub pod: Pod,
+    /// What holds for it.
+    pub marking: Marking,
+}
+
+/// The state directory, and which sandboxes it has records of.
+#[derive(Debug)]
+pub struct Hands {
+    state: StateDir,
+    /// What a record says of its pod does not change: each is read once.
+    pods: BTreeMap<ContainerId, Pod>,
+}
+
+impl Hands {
+    /// Opens the state directory, making what is not there.
+    ///
+    /// # Errors
+    /// [`StateError`].
+    pub fn open(path: &Path) -> Result<Self, StateError> {
+        Ok(Self { state: StateDir::open_or_create(path)?, pods: BTreeMap::new() })
+    }
+
+    /// Brings pods to what is wanted of them, and says what they are then, in the same order.
+    pub fn settle(&mut self, jobs: &[Job]) -> Vec<Seen> {
+        let host = Side::own();
+        let refreshed = self.refresh();
+        let (mut host, ()) = match (host, refreshed) {
+            (Ok(host), Ok(())) => (host, ()),
+            (Err(error), _) => return jobs.iter().map(|_| Seen::Failed(chain(&error))).collect(),
+            (_, Err(error)) => return jobs.iter().map(|_| Seen::Failed(chain(&error))).collect(),
+        };
+        let scan = NodeScan::default();
+        jobs.iter().map(|job| self.settle_one(&mut host, &scan, job).unwrap_or_else(Seen::Failed)).collect()
+    }
+
+    fn settle_one(&self, host: &mut Side, scan: &NodeScan, job: &Job) -> Result<Seen, String> {
+        let own = Key::from(&job.uid);
+        let sandboxes: Vec<&ContainerId> =
+            self.pods.iter().filter(|(_, pod)| pod.uid.as_ref() == Some(&job.uid)).map(|(id, _)| id).collect();
+        let holding = self.marks(&own, &sandboxes).map_err(|error| chain(&error))?;
+        let steps = job.order.as_ref().map(|order| steps(order, &own, &holding)).unwrap_or_default();
+        for step in &steps {
+            self.take(&own, step).map_err(|error| chain(&error))?;
+        }
+        if !steps.is_empty() {
+            self.apply(host, scan, &sandboxes)?;
+        }
+        let seen = self.look(host, scan, &sandboxes)?;
+        // Whatever was changed since by others: an agent that is away repairs nothing.
+        match &seen {
+            Seen::Sandbox(status) if steps.is_empty() && job.order.is_some() && !status.is_as_marked() => {
+                self.apply(host, scan, &sandboxes)?;
+                self.look(host, scan, &sandboxes)
+            }
+            _ => Ok(seen),
+        }
+    }
+
+    /// The marks that hold for a pod, the most specific first.
+    fn marks(&self, own: &Key, sandboxes: &[&ContainerId]) -> Result<Vec<(Key, MarkContent)>, StateError> {
+        let marks = self.state.marks()?;
+        let mut keys: Vec<Key> = Vec::new();
+        for id in sandboxes {
+            let pod = self.pods.get(id).cloned().unwrap_or_default();
+            keys.extend(answering_keys(id, &pod, &marks, |key| self.pod_of(key)));
+        }
+        keys.extend(marks.get(own).cloned());
+        let mut seen = BTreeSet::new();
+        keys.retain(|key| seen.insert(key.clone()));
+        Ok(keys.into_iter().filter_map(|key| self.state.read_mark(&key).map(|mark| (key, mark))).collect())
+    }
+
+    fn pod_of(&self, key: &Key) -> Option<Pod> {
+        self.pods.get(&ContainerId::new(key.as_str()).ok()?).cloned()
+    }
+
+    fn take(&self, own: &Key, step: &Step) -> Result<(), StateError> {
+        match step {
+            Step::Write(mark) => {
+                self.state.write_mark(own, mark)?;
+                let line = Line::new("marked")
+                    .with("mark", own)
+                    .with_some("policy", mark.policy.as_ref())
+                    .with_some("reason", mark.reason.as_ref())
+                    .with_some("case", mark.case.as_ref())
+                    .with_some("actor", mark.actor.as_ref());
+                log::info!("{line}");
+            }
+            Step::Remove(key) => {
+                self.state.remove_mark(key)?;
+                log::info!("{}", Line::new("unmarked").with("mark", key).with("actor", "PodQuarantine"));
+            }
+        }
+        Ok(())
+    }
+
+    fn apply(&self, host: &mut Side, scan: &NodeScan, sandboxes: &[&ContainerId]) -> Result<(), String> {
+        for id in sandboxes {
+            match apply_locked(&self.state, host, id, Scan::Node(scan), LOCK_PATIENCE) {
+                Ok(_) => {}
+                Err(EnforceError::Sandbox(error)) if error.is_gone() => {}
+                Err(error) => return Err(chain(&error)),
+            }
+        }
+        Ok(())
+    }
+
+    fn look(&self, host: &mut Side, scan: &NodeScan, sandboxes: &[&ContainerId]) -> Result<Seen, String> {
+        let mut found = Vec::new();
+        for id in sandboxes {
+            found.extend(read_sandbox(&self.state, host, id, scan).map_err(|error| chain(&error))?);
+        }
+        Ok(worst(found).map_or(Seen::NoSandbox, |status| Seen::Sandbox(Box::new(status))))
+    }
+
+    /// The pods that marks isolate on the node, whoever wrote them.
+    ///
+    /// # Errors
+    /// [`StateError`].
+    pub fn isolated(&mut self) -> Result<Vec<Isolated>, StateError> {
+        if self.state.marks()?.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.refresh()?;
+        let mut isolated = Vec::new();
+        for (id, pod) in &self.pods {
+            let Some((_, listed)) = read_listed(&self.state, id)? else { continue };
+            if let Some(marking) = listed.marking {
+                isolated.push(Isolated { pod: pod.clone(), marking });
+            }
+        }
+        Ok(isolated)
+    }
+
+    /// Reads the records that are new.
+    fn refresh(&mut self) -> Result<(), StateError> {
+        let present: BTreeSet<ContainerId> = self.state.sandboxes()?.into_iter().collect();
+        self.pods.retain(|id, _| present.contains(id));
+        for id in present {
+            if !self.pods.contains_key(&id)
+                && let Some(records) = self.state.records_of(&id).0
+            {
+                self.pods.insert(id, records.pod().clone());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Of several sandboxes of one pod, the one that speaks most against it; one whose network namespace has ended only where
+/// there is no other.
+fn worst(found: Vec<SandboxStatus>) -> Option<SandboxStatus> {
+    found.into_iter().max_by_key(|status| match status.verdict() {
+        "open" => 4,
+        "unknown" => 3,
+        "partial" => 2,
+        "contained" => 1,
+        _ => 0,
+    })
+}
