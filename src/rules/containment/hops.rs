@@ -1,7 +1,7 @@
 //! Who may be asked for on the link: the next hops that a policy needs, and the Ethernet address of each where it is
 //! known.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
 
@@ -9,6 +9,15 @@ use crate::model::names::{Mac, Route, SandboxInterface};
 use crate::model::policy::Policy;
 
 use crate::model::record::NodeOnLink;
+
+use super::words::is_link_local;
+
+/// What Istio's ambient mode gives everything that the node's own sockets send to a pod of its mesh, so that the pod can tell a
+/// probe: addresses of its own, of which no route speaks. They are nobody's else: what passes still has to be the node's.
+const TRANSLATED_PROBES: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(169, 254, 7, 127)),
+    IpAddr::V6(Ipv6Addr::new(0xfd16, 0x9254, 0x7127, 0x1337, 0xffff, 0xffff, 0xffff, 0xffff)),
+];
 
 /// A next hop, or an on-link range of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +43,18 @@ pub(super) fn node_hops(interface: &SandboxInterface, node: &NodeOnLink) -> Vec<
         }
     }
     hops
+}
+
+/// Where the node's own packets to the pod come from, in one family.
+pub(super) fn probe_sources(node: &NodeOnLink, v6: bool, with_translated: bool) -> Vec<IpAddr> {
+    let translated = TRANSLATED_PROBES.iter().filter(|_| with_translated);
+    let mut sources: Vec<IpAddr> = Vec::new();
+    for address in node.addresses.iter().chain(translated).filter(|address| address.is_ipv6() == v6) {
+        if !is_link_local(address) && !sources.contains(address) {
+            sources.push(*address);
+        }
+    }
+    sources
 }
 
 /// The next hops towards a peer.

@@ -8,7 +8,7 @@ use crate::model::names::{Mac, SandboxInterface};
 use crate::model::policy::{Allow, Direction, Policy, Ports, Probes, Protocol};
 use crate::rules::ruleset::{Field, Meta, Rule, Statement, TCP_ACK, TCP_RST, Test};
 
-use super::hops::{Hop, all_hops, hops_to};
+use super::hops::{Hop, all_hops, hops_to, probe_sources};
 use super::words::*;
 use crate::model::record::NodeOnLink;
 
@@ -22,12 +22,6 @@ const ARP_REPLY: [u8; 2] = [0, 2];
 const ICMP6: u8 = 58;
 const SOLICITATION: u8 = 135;
 const ADVERTISEMENT: u8 = 136;
-/// What Istio's ambient mode gives everything that the node's own sockets send to a pod of its mesh, so that the pod can tell a
-/// probe: addresses of its own, of which no route speaks. They are nobody's else: what passes still has to be the node's.
-const TRANSLATED_PROBES: [IpAddr; 2] = [
-    IpAddr::V4(Ipv4Addr::new(169, 254, 7, 127)),
-    IpAddr::V6(Ipv6Addr::new(0xfd16, 0x9254, 0x7127, 0x1337, 0xffff, 0xffff, 0xffff, 0xffff)),
-];
 
 /// Inbound and outbound rules of one interface, without the last drop.
 pub(super) fn interface_rules(
@@ -128,7 +122,14 @@ impl View<'_> {
     }
 
     /// TCP connections that the node opens to the pod's address `own`.
-    fn probe_rules(&self, probes: &Probes, own: IpAddr, set: &str, inbound: &mut Vec<Rule>, outbound: &mut Vec<Rule>) {
+    fn probe_rules(
+        &self,
+        probes: &Probes,
+        own: IpAddr,
+        sets: &[String],
+        inbound: &mut Vec<Rule>,
+        outbound: &mut Vec<Rule>,
+    ) {
         let v6 = own.is_ipv6();
         let any = Ports::any();
         let ports = match probes {
@@ -138,17 +139,8 @@ impl View<'_> {
         };
         let (source, destination) = address_fields(v6);
         let mac = self.node.mac;
-        let of_node =
-            self.node.addresses.iter().copied().filter(|address| address.is_ipv6() == v6 && !is_link_local(address));
         // Not where nothing is known of who opened a flow: an answer that nobody asked for would go on to wherever that is.
-        let translated =
-            TRANSLATED_PROBES.into_iter().filter(|address| address.is_ipv6() == v6 && self.place != Place::HostIngress);
-        let mut sources: Vec<IpAddr> = Vec::new();
-        of_node.chain(translated).for_each(|address| {
-            if !sources.contains(&address) {
-                sources.push(address)
-            }
-        });
+        let sources = probe_sources(self.node, v6, self.place != Place::HostIngress);
         for address in &sources {
             if self.place == Place::HostIngress {
                 // Nothing here sees what the node sends: what is no opening segment from a probed port has to do.
@@ -167,7 +159,8 @@ impl View<'_> {
                 }
                 continue;
             }
-            for &range in ports.ranges() {
+            // Where the first set is full its rule ends without a word, and the next is tried.
+            for (&range, set) in ports.ranges().iter().flat_map(|range| sets.iter().map(move |set| (range, set))) {
                 let mut statements = self.spoken_by_node(self.sent_to(own, mac));
                 statements.push(is(source, octets(*address)));
                 statements.extend(opening(v6, Protocol::Tcp, range));
@@ -184,15 +177,19 @@ impl View<'_> {
                 let mut statements = self.spoken_by_node(self.sent_to(own, mac));
                 statements.extend(opening(v6, Protocol::Tcp, range));
                 statements.push(Statement::Meta(Meta::Skuid(0)));
+                statements.extend(sources.iter().map(|known| Statement::Match(source, Test::Not(octets(*known)))));
                 let (set, key) = (format!("{STRAY_PROBES}{}", family_suffix(v6)), stray_key(v6));
                 statements.push(Statement::Update { key, set, counted: true });
                 inbound.push(Rule::new(statements).comment("from elsewhere"));
             }
         }
-        if self.place != Place::HostIngress {
+        if self.place == Place::HostIngress {
+            return;
+        }
+        for set in sets.iter().rev() {
             let flow = |mut statements: Vec<Statement>, key| {
                 statements.extend(of_flow(v6, Protocol::Tcp));
-                statements.push(Statement::Lookup(key, set.to_owned()));
+                statements.push(Statement::Lookup(key, set.clone()));
                 statements
             };
             let (inbound_key, outbound_key) = (inbound_key(v6), outbound_key(v6));

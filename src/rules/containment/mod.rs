@@ -46,9 +46,13 @@ pub const STRAY_PROBES: &str = "stray-probes";
 
 /// The sets of flows; `4-` or `6-` and the policy's fingerprint follow.
 const PROBE_FLOWS: &str = "probes";
+/// Flows of probes for which [`PROBE_FLOWS`] has no room.
+const BURST_FLOWS: &str = "burst";
 const ALLOWED_FLOWS: &str = "flows";
 /// Seconds that a flow lives on without a packet.
 const FLOW_TIMEOUT: u32 = 120;
+/// The same for a flow in a burst: a process of the node that opens thousands of short connections keeps probes out for no longer.
+const BURST_TIMEOUT: u32 = 5;
 /// The most flows of one family at a time. The kernel makes room for all of them when the set is made: eight bytes for
 /// each of four thirds of them, rounded up to a power of two; 32 KiB here.
 const FLOWS_MAX: u32 = 3072;
@@ -248,8 +252,9 @@ impl FlowSets {
         Self { fingerprint, with_probes: policy.probes != Probes::Off, with_allowed: !policy.allow.is_empty() }
     }
 
-    fn probes(&self, v6: bool) -> String {
-        format!("{PROBE_FLOWS}{}-{:08x}", family_suffix(v6), self.fingerprint)
+    /// The set of probes, and the one for when that is full.
+    fn probes(&self, v6: bool) -> [String; 2] {
+        [PROBE_FLOWS, BURST_FLOWS].map(|kind| format!("{kind}{}-{:08x}", family_suffix(v6), self.fingerprint))
     }
 
     fn allowed(&self, v6: bool) -> String {
@@ -257,17 +262,23 @@ impl FlowSets {
     }
 
     fn sets(&self) -> Vec<Set> {
-        let set = |name, v6| Set {
+        let set = |name, v6, timeout| Set {
             name,
             key: vec![KeyType::Protocol, address_type(v6), KeyType::Port, KeyType::Port],
-            timeout: FLOW_TIMEOUT,
+            timeout,
             size: FLOWS_MAX,
         };
-        let pair =
-            |wanted: bool, name: &dyn Fn(bool) -> String| wanted.then(|| [false, true].map(|v6| set(name(v6), v6)));
-        let probes = pair(self.with_probes, &|v6| self.probes(v6));
-        let allowed = pair(self.with_allowed, &|v6| self.allowed(v6));
-        probes.into_iter().chain(allowed).flatten().collect()
+        let mut sets = Vec::new();
+        for v6 in [false, true] {
+            if self.with_probes {
+                let [probes, burst] = self.probes(v6);
+                sets.extend([set(probes, v6, FLOW_TIMEOUT), set(burst, v6, BURST_TIMEOUT)]);
+            }
+            if self.with_allowed {
+                sets.push(set(self.allowed(v6), v6, FLOW_TIMEOUT));
+            }
+        }
+        sets
     }
 }
 
@@ -277,7 +288,7 @@ pub fn is_flow_set(name: &[u8]) -> bool {
     let is_of = |kind: &str| {
         name.strip_prefix(kind.as_bytes()).is_some_and(|rest| rest.starts_with(b"4-") || rest.starts_with(b"6-"))
     };
-    is_of(PROBE_FLOWS) || is_of(ALLOWED_FLOWS)
+    is_of(PROBE_FLOWS) || is_of(BURST_FLOWS) || is_of(ALLOWED_FLOWS)
 }
 
 fn lets_network_through(policy: &Policy) -> bool {

@@ -5,6 +5,7 @@
 
 mod allow;
 mod basic;
+mod burst;
 mod churn;
 mod datapaths;
 mod interfaces;
