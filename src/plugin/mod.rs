@@ -25,7 +25,9 @@ use crate::model::records::SandboxRecords;
 use crate::model::verdict::Verdict;
 use crate::node::enforce::{self, EnforceError, Outcome, sentences};
 use crate::node::logging;
-use crate::node::sandbox::{Sandbox, SandboxError, Scan, Side, pin_interfaces, remove_guard, remove_guards_of_nothing};
+use crate::node::sandbox::{
+    Sandbox, SandboxError, Scan, Side, pin_interfaces, remove_guard, remove_guards_of_nothing, remove_stale_guards,
+};
 use crate::node::state::{StateDir, StateError};
 use crate::rules::containment::TABLE;
 use crate::rules::ruleset::Family;
@@ -180,6 +182,10 @@ fn add(config: &Config, network: &Network, target: &Target) -> Result<Value, Fai
         repeated.as_ref().map_or(&[], |record| &record.interfaces),
     )
     .map_err(|error| failure(Code::Kernel, &error))?;
+    let ends: Vec<_> = interfaces.iter().filter_map(|pinned| pinned.host_end.as_ref()?.name.as_ref()).collect();
+    remove_stale_guards(&mut host, container_id, &ends, |host, other| is_gone(&state, host, other))
+        .or_else(|error| if error.is_without_subsystem() { Ok(()) } else { Err(error) })
+        .map_err(|error| failure(Code::Kernel, &error))?;
     let record = Record {
         id: target.attachment.clone(),
         network: network.name.clone(),
@@ -209,6 +215,14 @@ fn add(config: &Config, network: &Network, target: &Target) -> Result<Value, Fai
             }
             Err(enforcement_failure(&error))
         }
+    }
+}
+
+/// Whether a sandbox has no record, or one whose netns is gone. In doubt it has one that lives.
+fn is_gone(state: &StateDir, host: &mut Side, container_id: &ContainerId) -> bool {
+    match state.records_of(container_id).0 {
+        Some(records) => Sandbox::open(host, &records).is_err_and(|error| error.is_gone()),
+        None => state.sandboxes().is_ok_and(|recorded| !recorded.contains(container_id)),
     }
 }
 

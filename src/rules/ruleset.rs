@@ -289,8 +289,11 @@ pub enum Field {
     DestinationPort,
     TcpFlags,
     Icmp6Type,
-    /// Type, code, checksum and the reserved word of a neighbour solicitation.
+    /// Type, code and checksum of a neighbour solicitation.
     SolicitationHead,
+    /// What is reserved behind them, counted from the IPv6 header: counted from its own, nft would list it as a parameter
+    /// problem, which it does not read again.
+    SolicitationReserved,
     /// The target address of neighbour discovery.
     NeighbourTarget,
     /// The option behind the target of a neighbour solicitation or advertisement.
@@ -338,7 +341,8 @@ impl Field {
             Self::DestinationPort => (Base::Transport, 2, 2),
             Self::TcpFlags => (Base::Transport, 13, 1),
             Self::Icmp6Type => (Base::Transport, 0, 1),
-            Self::SolicitationHead => (Base::Transport, 0, 8),
+            Self::SolicitationHead => (Base::Transport, 0, 4),
+            Self::SolicitationReserved => (Base::Network, 44, 4),
             Self::NeighbourTarget => (Base::Transport, 8, 16),
             Self::NeighbourOption => (Base::Transport, 24, 8),
         }
@@ -367,7 +371,8 @@ impl Field {
             Self::DestinationPort => ("th dport", Notation::Number),
             Self::TcpFlags => ("tcp flags", Notation::TcpFlags),
             Self::Icmp6Type => ("icmpv6 type", Notation::Icmp6Type),
-            Self::SolicitationHead => ("@th,0,64", Notation::Hexadecimal),
+            Self::SolicitationHead => ("@th,0,32", Notation::Hexadecimal),
+            Self::SolicitationReserved => ("@nh,352,32", Notation::Hexadecimal),
             Self::NeighbourTarget => ("@th,64,128", Notation::Hexadecimal),
             Self::NeighbourOption => ("@th,192,64", Notation::Hexadecimal),
         }

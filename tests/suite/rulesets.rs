@@ -32,6 +32,14 @@ fn nft_loads_every_ruleset_and_lists_what_it_says() {
             );
         }
         nft(&["flush", "ruleset"]);
+        // What is saved on a node has to be read again at its next boot, or all of the node's rules are missing.
+        let saved = tempfile::NamedTempFile::new().unwrap();
+        fs::write(saved.path(), &listed).unwrap();
+        nft(&["-f", saved.path().to_str().unwrap()]);
+        // It may put the parts of a rule into another order.
+        let again = nft(&["-s", "list", "ruleset"]);
+        assert_eq!(again.lines().count(), listed.lines().count(), "{}:\n{again}", path.display());
+        nft(&["flush", "ruleset"]);
         seen += 1;
     }
     assert!(seen >= 9, "{seen} rulesets");

@@ -127,3 +127,34 @@ pub fn remove_guards_of_nothing(
     }
     Ok(orphans)
 }
+
+/// Removes the guards of sandboxes that are gone (their records say so, or there is none) from the ends of a sandbox that is
+/// just added: a ruleset that was saved while they were isolated, and loaded again since, hangs them on whatever has the name now.
+///
+/// # Errors
+/// See [`NetlinkError`].
+pub fn remove_stale_guards(
+    host: &mut Side,
+    added: &ContainerId,
+    ends: &[&IfName],
+    mut is_gone: impl FnMut(&mut Side, &ContainerId) -> bool,
+) -> Result<(), NetlinkError> {
+    let others = standing_guards(host)?;
+    if !others.iter().any(|container_id| container_id != added) {
+        return Ok(());
+    }
+    let chains = host.nft.chains_in_front()?;
+    let devices: BTreeSet<_> = host.links.all()?.into_iter().map(|link| link.name).collect();
+    for container_id in others.iter().filter(|container_id| *container_id != added) {
+        let table = guard_table(container_id);
+        let is_on = |end: &IfName| chains.iter().any(|chain| chain.table == table && chain.is_on(end));
+        // One that guards anything else that is there stays whole.
+        let is_all = devices.iter().all(|device| ends.contains(&device) || !is_on(device));
+        if ends.iter().any(|end| is_on(end)) && is_all && is_gone(host, container_id) {
+            remove_guard(host, container_id)?;
+            let because = format!("it is gone, and its end is {added}'s");
+            log::info!("{}", Line::new("guard-removed").with("container", container_id).with("because", because));
+        }
+    }
+    Ok(())
+}

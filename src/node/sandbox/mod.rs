@@ -13,7 +13,7 @@ mod transition;
 use nix::errno::Errno;
 use thiserror::Error;
 
-pub use guards::{remove_guards_of_nothing, standing_guards};
+pub use guards::{remove_guards_of_nothing, remove_stale_guards, standing_guards};
 pub use report::{Applied, Dependence, Deviation, Layer, Report};
 pub use side::Side;
 pub use survey::{NodeScan, Scan, pin_interfaces};

@@ -457,7 +457,8 @@ impl View<'_> {
             let [high, low] = checksum.to_be_bytes();
             statements.extend([
                 is(Field::Ip6Destination, group),
-                is(Field::SolicitationHead, [SOLICITATION, 0, high, low, 0, 0, 0, 0]),
+                is(Field::SolicitationHead, [SOLICITATION, 0, high, low]),
+                is(Field::SolicitationReserved, [0; 4]),
                 is(Field::NeighbourTarget, target.octets()),
             ]);
         } else {

@@ -14,6 +14,7 @@ mod probes;
 mod raw;
 mod reported;
 mod root;
+mod saved;
 mod standing;
 mod translated;
 mod verdicts;
