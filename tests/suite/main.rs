@@ -13,4 +13,5 @@ mod protocol;
 mod rulesets;
 mod runtimes;
 mod state;
+mod toolchain;
 mod walk;
