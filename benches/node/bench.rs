@@ -2,7 +2,7 @@
 //! that node: a netns, mounts and process IDs that all go when this program ends.
 //!
 //! Each section runs its subjects in turn, so that whatever slows the machine slows all of them; the figures are medians
-//! with the span from the 10th to the 90th part of a hundred.
+//! with the span from the 10th to the 90th percentile.
 
 mod crowd;
 mod isolation;
@@ -41,10 +41,10 @@ struct Arguments {
     /// The versions of the reference plugins, one a line after its name
     #[arg(long, default_value = "")]
     peer_versions: String,
-    /// Where bench.md and bench.json go, and the state directory while it is needed
+    /// Where bench.md and bench.json are written, and where the state directory is meanwhile
     #[arg(long)]
     out: PathBuf,
-    /// Only some runs of each
+    /// Fewer runs of each
     #[arg(long)]
     quick: bool,
     /// Only these sections

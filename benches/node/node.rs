@@ -265,7 +265,7 @@ impl Agent {
         Ok(Duration::from_nanos(nanoseconds))
     }
 
-    /// Until it has not been switched to for a tenth of a second.
+    /// Waits until it has not run for a tenth of a second.
     pub(crate) fn wait_until_idle(&self) -> Outcome<()> {
         let deadline = Instant::now() + Duration::from_secs(60);
         let mut before = self.switches()?;
@@ -290,7 +290,7 @@ impl Drop for Agent {
     }
 }
 
-/// Asks again and again, so gently that it does not slow down what it waits for.
+/// Polls, with pauses long enough not to slow down what it waits for.
 pub(crate) fn wait_for(what: &str, mut is_so: impl FnMut() -> Outcome<bool>) -> Outcome<()> {
     let deadline = Instant::now() + Duration::from_secs(30);
     while !is_so()? {

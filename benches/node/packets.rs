@@ -15,7 +15,7 @@ use crate::node::{ADDRESS, Node, Pod};
 use crate::report::Section;
 use crate::{Effort, Outcome};
 
-/// Throughput and latency from two pods, of which one has the plugin.
+/// Throughput and latency of two pods, one of them with the plugin.
 pub(crate) fn released(node: &Node, effort: &Effort) -> Outcome<Section> {
     let mut section = Section::new("released", "What a released pod pays");
     let [with, without]: [Pod; 2] = node.pods(20..22)?.try_into().map_err(|_| "two pods were wanted")?;
@@ -68,7 +68,7 @@ fn throughput(pod: &Pod, how_long: Duration) -> Outcome<f64> {
     })
 }
 
-/// Median and 99th part of a hundred, in microseconds, of so many requests and answers.
+/// Median and 99th percentile, in microseconds, of this many requests and answers.
 fn latency(pod: &Pod, count: usize) -> Outcome<(f64, f64)> {
     let (mut from_pod, mut on_node) = connection(pod)?;
     let mut times = crate::report::Series::new("", "", "µs");
@@ -277,7 +277,7 @@ impl Cannon {
         Ok(Self { socket, frame: frame(dropper)? })
     }
 
-    /// Sends a salvo; says how many frames went.
+    /// Sends a batch of frames; returns how many were sent.
     fn fire(&self) -> Outcome<u64> {
         let mut part = libc::iovec { iov_base: self.frame.as_ptr().cast_mut().cast(), iov_len: self.frame.len() };
         // SAFETY: all zero is a valid msghdr: null pointers with lengths of 0.
@@ -298,7 +298,7 @@ impl Cannon {
     }
 }
 
-/// A UDP datagram to the pod that asks nothing of anybody.
+/// A UDP datagram to the pod that nothing answers.
 fn frame(dropper: &Dropper) -> Outcome<Vec<u8>> {
     let address = |text: &str| -> Outcome<[u8; 4]> { Ok(text.parse::<std::net::Ipv4Addr>()?.octets()) };
     let mut frame = dropper.pod.mac().to_vec();

@@ -9,7 +9,7 @@ use crate::{Effort, Outcome};
 
 const VERBS: [&str; 3] = ["ADD", "CHECK", "DEL"];
 
-/// Somebody who does the three verbs in a pod of its own.
+/// A subject that carries out the three verbs, in a pod of its own.
 struct Subject {
     name: &'static str,
     pod: Pod,

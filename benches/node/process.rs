@@ -65,7 +65,7 @@ impl Program {
         Err(format!("{}: {status}: {}{said}", self.words.join(" "), finished.output).into())
     }
 
-    /// What it writes, of whatever length.
+    /// Its output, however long.
     pub(crate) fn output(&self) -> Outcome<String> {
         let output = self.command().stdin(Stdio::null()).stderr(Stdio::null()).output()?;
         Ok(String::from_utf8(output.stdout)?)
@@ -76,8 +76,8 @@ impl Program {
         Ok(self.run()?.wall.as_secs_f64() * 1e3)
     }
 
-    /// The most memory that it had resident at once, in MiB. From its own page tables, stopped at its end: what
-    /// `wait4` says would be ours where ours is more, for it was us until it executed something else.
+    /// Its peak resident memory in MiB, read from /proc when it is about to exit: `wait4` would report ours where ours is
+    /// larger, because the child was a copy of us until it executed the program.
     pub(crate) fn peak_memory(&self) -> Outcome<f64> {
         let (stdin, mut filled) = pipe()?;
         filled.write_all(self.input.as_bytes())?;

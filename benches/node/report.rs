@@ -19,7 +19,7 @@ impl Series {
         Self { measure: measure.into(), subject: subject.into(), unit, samples: Vec::new() }
     }
 
-    /// The sample below which that part of them is.
+    /// The percentile.
     pub(crate) fn quantile(&self, part: f64) -> f64 {
         quantile(&self.samples, part)
     }
@@ -57,7 +57,7 @@ impl Section {
         Self { key, title, notes: Vec::new(), series: Vec::new() }
     }
 
-    /// The series of that measure and subject, begun where there is none.
+    /// The series of this measure and subject; a new one where there is none yet.
     pub(crate) fn series(&mut self, measure: &str, subject: &str, unit: &'static str) -> &mut Series {
         let is_it = |series: &Series| series.measure == measure && series.subject == subject;
         let place = self.series.iter().position(is_it).unwrap_or_else(|| {
@@ -137,7 +137,7 @@ impl Section {
     }
 }
 
-/// Three digits that count.
+/// Three significant digits.
 fn number(value: f64) -> String {
     match value.abs() {
         value if !value.is_finite() => "–".to_owned(),

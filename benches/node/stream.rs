@@ -15,7 +15,7 @@ use crate::node::{ADDRESS, Pod, wait_for};
 
 /// The pause between two packets.
 const PAUSE: Duration = Duration::from_micros(20);
-/// Nothing for so long: it has ended.
+/// After this long without a packet it has ended.
 const QUIET: Duration = Duration::from_millis(30);
 
 /// A stream of datagrams out of a pod, until it is dropped.

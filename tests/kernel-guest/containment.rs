@@ -441,7 +441,7 @@ impl Containment {
     }
 }
 
-/// Waits until something has become so. There is no event of the guest's own for what the agent does.
+/// Polls until a condition holds. The guest gets no event for what the agent does.
 fn eventually(what: &str, so: impl Fn() -> Result<bool, Box<dyn Error>>) -> Outcome {
     let end = Instant::now() + LONG;
     while !so()? {

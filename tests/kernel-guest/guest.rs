@@ -3,7 +3,7 @@
 //! The guest is a node of its own: the program is started by the guest's init in its root network namespace, makes a pod and
 //! a peer beside it (`lab`), and prints one line for each check, which the script collects from the serial line. `facts`
 //! asks the kernel, with nft alone, what the design rests on; `containment` runs the product. It is an example and no test
-//! because it takes the machine that it runs on for its own: it must never be run outside of a guest.
+//! because it treats the machine that it runs on as its own: never run it outside of a guest.
 #![allow(missing_docs, clippy::print_stdout)]
 
 mod containment;
@@ -20,7 +20,7 @@ type Outcome = Result<(), Box<dyn Error>>;
 /// Checks of one kind by name, in the order of their running.
 type Checks<T> = [(&'static str, fn(&T) -> Outcome)];
 
-/// Ends the check with a sentence where a condition doesn't hold.
+/// Fails the check with this message where a condition doesn't hold.
 macro_rules! ensure {
     ($condition:expr, $($sentence:tt)+) => {
         if !$condition {
@@ -30,7 +30,7 @@ macro_rules! ensure {
 }
 pub(crate) use ensure;
 
-/// Prints the line for one check, in the form that `scripts/test-kernels` reads: fields parted by tabs.
+/// Prints the line for one check, in the form that `scripts/test-kernels` reads: fields separated by tabs.
 fn check(group: &str, name: &str, run: impl FnOnce() -> Outcome) {
     let start = Instant::now();
     let (verdict, detail) = match run() {

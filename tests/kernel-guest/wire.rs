@@ -1,7 +1,7 @@
 //! Traffic, sent on one side and counted where it arrives on the other: raw frames, datagrams, TCP.
 //!
 //! A check that something arrives waits long (a loaded machine that emulates another is slow), one that nothing does
-//! waits shortly: veth delivers within the sender's system call, so what is not there then was dropped.
+//! waits briefly: veth delivers within the sender's system call, so what is not there then was dropped.
 
 use std::error::Error;
 use std::ffi::c_int;
@@ -87,7 +87,7 @@ impl PacketSocket {
         let _ = nix::sys::socket::send(self.socket.as_raw_fd(), frame, nix::sys::socket::MsgFlags::empty());
     }
 
-    /// Counts frames that carry the mark, until all are there or the patience is over.
+    /// Counts frames that carry the mark, until all have arrived or the time is up.
     fn count(&self, mark: &[u8], expected: usize, patience: Duration) -> usize {
         use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
         use std::os::fd::AsFd;

@@ -1,4 +1,4 @@
-//! What a route is told by.
+//! A route, as a test describes it.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

@@ -32,7 +32,7 @@ fn no_mark_can_forge_a_line_or_a_pair() {
     }
 }
 
-/// Who changed the rules is named by a word that he chose himself.
+/// The program that changed the rules is named by a word of the attacker's choice.
 #[test]
 fn no_program_s_name_can_forge_a_line_or_a_pair() {
     let node = Node::new();

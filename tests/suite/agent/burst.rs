@@ -1,4 +1,4 @@
-//! Many marks at once, some of them for sandboxes that cannot be helped: those delay nobody.
+//! Many marks at once, some of them for sandboxes that cannot be isolated: those delay nobody.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ const GONE: usize = 17;
 /// Somebody else has its lock and does not give it back.
 const HELD: usize = 18;
 
-/// What is so in the kernel, of all but these.
+/// What the kernel has, of all sandboxes but these.
 fn all_are(crowd: &Crowd, wanted: Tables, but: &[usize]) -> Vec<usize> {
     let wrong = std::sync::Mutex::new(Vec::new());
     crowd.on_each(|number| {
@@ -38,7 +38,7 @@ fn verdict(crowd: &Crowd, number: usize) -> String {
     run.json()["verdict"].as_str().unwrap_or_default().to_owned()
 }
 
-/// Somebody is at work on a sandbox, and does not end.
+/// Somebody is working on a sandbox, and never finishes.
 fn hold_lock(crowd: &Crowd, number: usize) -> SandboxLock {
     let state = StateDir::open(crowd.state_dir()).unwrap();
     state.lock(&ContainerId::new(crowd.id(number)).unwrap(), PATIENCE).unwrap()
@@ -73,7 +73,7 @@ fn two_hundred_at_once_and_two_that_cannot() {
     assert!(super::await_kernel(|| guards(&crowd) == 0));
 }
 
-/// One that fails again and again is tried at growing intervals, and `status` says that it is open.
+/// A sandbox that keeps failing is retried at growing intervals, and `status` says that it is open.
 #[test]
 fn what_fails_is_tried_again_ever_more_seldom() {
     let topology = Topology::macvlan();

@@ -63,7 +63,7 @@ fn isolated_is_replaced() {
     released(&node, &one, "at last");
 }
 
-/// Who has no record any more stays as it is; with its records it is found again.
+/// A sandbox without a record stays as it is; it is found again when its record is back.
 #[test]
 fn attachments_are_replaced() {
     let node = Node::new();
@@ -136,7 +136,7 @@ fn events_are_lost() {
     isolated(&node, &one, "heard again");
 }
 
-/// Whatever else lies in the directories disturbs nobody.
+/// Anything else that lies in the directories is ignored.
 #[test]
 fn junk_is_passed_over() {
     let node = Node::new();
@@ -163,7 +163,7 @@ fn junk_is_passed_over() {
     isolated(&node, &pod, "junk came");
 }
 
-/// A record that is spoilt is no release.
+/// A damaged record releases nobody.
 #[test]
 fn a_spoilt_record_releases_nobody() {
     let node = Node::new();
@@ -186,7 +186,7 @@ fn a_spoilt_record_releases_nobody() {
     released(&node, &pod, "the record is back");
 }
 
-/// The mark goes while the record cannot be read: that is found out when it can be, also by an agent that never could.
+/// The mark goes while the record cannot be read: this is noticed once it can be, also by an agent that never could.
 #[test]
 fn a_release_waits_for_the_record() {
     for has_restarted in [false, true] {
@@ -280,8 +280,8 @@ fn on_overlayfs() {
     on_file_system(overlay, marks_are_obeyed);
 }
 
-/// Nothing can be written any more: a mark that could be made isolates, also an empty one of which no byte got through,
-/// and what could not be made is said plainly.
+/// Nothing can be written any more: a mark that could be made isolates, even one that stayed empty, and what could not be
+/// made is reported.
 #[test]
 fn on_a_full_disk() {
     on_file_system(
@@ -310,7 +310,7 @@ fn on_a_full_disk() {
                 mark.exists()
             });
             assert!(is_made && fs::read(&mark).unwrap().is_empty(), "the control: full but for one name");
-            await_tables(&one, Tables::Isolated, "a mark of which nothing could be written");
+            await_tables(&one, Tables::Isolated, "a mark that could be made but not written");
             assert!(one.is_cut_off_from(node));
             // No name is left.
             fs::write(node.mark_path(&two.id), "").unwrap_err();

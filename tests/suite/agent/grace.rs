@@ -48,7 +48,7 @@ fn a_release_by_command_does_not_wait() {
     Flow::assert_all_alive(&flows);
 }
 
-/// Without the grace it is as it was, and nothing is waited for.
+/// Without a grace period the release is immediate.
 #[test]
 fn without_a_grace_a_mark_that_is_gone_releases() {
     let topology = Topology::bridge();

@@ -45,7 +45,7 @@ fn sigterm_ends_it_and_releases_nobody() {
     }
 }
 
-/// What changed without a word to the agent is found: here in a pod that is released, to which it does not listen.
+/// What changes without an event for the agent is found: here in a released pod, to whose events it does not listen.
 #[test]
 fn sighup_looks_at_everything() {
     let node = Node::new();
@@ -85,7 +85,7 @@ fn an_unsound_state_directory_is_refused() {
     assert!(lines.iter().any(|line| line.contains(isolated.to_str().unwrap()) && line.contains("0777")), "{lines:#?}");
 }
 
-/// When a command says that it is so, it is; what the agent still has to do about an older mark changes nothing.
+/// What a command reports is true when it returns; what the agent still has to do about an older mark changes nothing.
 #[test]
 fn commands_and_the_agent_agree() {
     let node = Node::new();

@@ -34,7 +34,7 @@ fn await_kernel(mut condition: impl FnMut() -> bool) -> bool {
     true
 }
 
-/// Waits until the pod's tables are so, and says what they are if they never are.
+/// Waits until the pod's tables are in this state; fails with what they are otherwise.
 #[track_caller]
 fn await_tables(pod: &Pod, wanted: Tables, why: &str) {
     let so = await_kernel(|| both_tables(&ruleset(&pod.netns)) == Some(wanted));

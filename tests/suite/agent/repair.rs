@@ -1,4 +1,4 @@
-//! Rules of an isolated sandbox that somebody changes, in the pod or on the node, are put back, and it is said.
+//! Rules of an isolated sandbox that somebody changes, in the pod or on the node, are restored, and that is logged.
 
 use std::path::Path;
 use std::process::{Child, Stdio};

@@ -13,7 +13,7 @@ use super::{Agent, PATIENCE, added_as, await_tables};
 use crate::lab::{Node, Pod, Tables, eventually, rules};
 
 const KILLS: usize = 100;
-/// Every so often the storm rests and what the next agent makes of it is compared with the marks.
+/// Now and then the storm pauses, and what the next agent makes of it is compared with the marks.
 const LOOK_EVERY: usize = 20;
 
 /// Small numbers that differ from run to run; a failure names the seed.
@@ -78,7 +78,7 @@ impl Drop for Stream {
     }
 }
 
-/// Writes and removes these marks in no order until it is stopped.
+/// Writes and removes these marks in random order until it is stopped.
 struct MarkStorm {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,

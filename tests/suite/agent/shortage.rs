@@ -48,7 +48,7 @@ fn isolating_needs_no_descriptors_to_listen_with() {
     assert!(await_kernel(|| agent.descriptors() <= before), "{} instead of {before}", agent.descriptors());
 }
 
-/// So few that nobody can be listened to.
+/// Too few to listen to anybody.
 #[test]
 fn isolating_needs_few_descriptors() {
     let crowd = Crowd::new(8);

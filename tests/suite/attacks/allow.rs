@@ -63,7 +63,7 @@ const EXPECTED: [(Protocol, u16, bool, bool); 22] = {
     ]
 };
 
-/// Every line of [`EXPECTED`] tried with the peer, then with the node, of which the policy says nothing.
+/// Every line of [`EXPECTED`], tried with the peer, and then with the node, which the policy does not mention.
 fn wrong(topology: &Topology, released: bool) -> Vec<(String, Outcome)> {
     let pod: [IpAddr; 2] = [POD4.into(), POD6.into()];
     let far = [

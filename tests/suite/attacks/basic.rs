@@ -153,7 +153,7 @@ fn no_socket_gets_through_macvlan() {
     nothing_passes(Kind::Macvlan);
 }
 
-/// Flows that stood before the isolation: they stop where they are, and go on after the release.
+/// Flows that were established before the isolation: they stop where they are, and go on after the release.
 fn flows_stop(kind: Kind) {
     let topology = Topology::new(kind);
     let sandbox = Sandbox::add(&topology);

@@ -230,7 +230,7 @@ fn a_pod_without_a_host_end_is_partial() {
     assert!(!to_listener.leaks().is_empty(), "packet sockets are closed: the verdict is out of date");
 }
 
-/// Who asks for a host guard and can't have one is refused before anything is changed.
+/// `require` where no host guard is possible is refused before anything is changed.
 #[test]
 fn a_required_host_guard_that_cannot_be_is_an_error() {
     let topology = Topology::macvlan();

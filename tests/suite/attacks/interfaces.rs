@@ -118,7 +118,7 @@ fn del_of_the_second_leaves_the_first_cut_off() {
     assert_eq!(sandbox.verdict(), "contained");
 }
 
-/// Nobody calls ADD for it. The inet chains stop what has an address at once; the next look guards the rest.
+/// There is no ADD for it. The inet chains stop what has an address at once; the next look guards the rest.
 #[test]
 fn an_interface_that_is_moved_in_while_isolated_is_found() {
     let topology = Topology::bridge();

@@ -1,4 +1,4 @@
-//! The kubelet's probes pass an isolated pod's walls, and nothing that looks like them does.
+//! The kubelet's probes reach an isolated pod, and nothing that looks like them does.
 
 use std::io::{ErrorKind, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -234,7 +234,7 @@ fn a_flow_of_the_pod_from_the_probed_port_dies() {
     }
 }
 
-/// While a probe's connection stands, its answers are let out: to the node, and to nobody else on the segment.
+/// While a probe's connection is open, its answers are let out: to the node, and to nobody else on the segment.
 #[test]
 fn an_answer_to_a_probe_reaches_the_node_only() {
     let topology = Topology::bridge();

@@ -177,7 +177,7 @@ fn an_interface_called_lo_is_no_loopback() {
     assert_eq!(sandbox.verdict(), "contained");
 }
 
-/// The network of AWS puts an interface into its result that is none.
+/// The AWS network plugin lists an interface in its result that does not exist.
 #[test]
 fn a_dummy_interface_in_prev_result_is_taken() {
     let topology = Topology::ptp();

@@ -1,4 +1,4 @@
-//! Root with CAP_NET_ADMIN in the pod turns the pod's own network namespace upside down. The host guard holds.
+//! Root with CAP_NET_ADMIN in the pod rearranges the pod's own network namespace at will. The host guard holds.
 //!
 //! Each test does the same to a released pod first, where the frames must come through by the way that was opened; so
 //! it is known that what is stopped later is the quarantine's doing and not a broken trick.
@@ -360,7 +360,7 @@ fn a_tunnel_on_top() {
     battery.assert_none_arrives();
 }
 
-/// A tampered pod side is seen as that, and mended by the next look.
+/// A pod side that was tampered with is noticed, and repaired by the next look.
 #[test]
 fn what_root_broke_is_reported_and_repaired() {
     let topology = Topology::bridge();
@@ -378,7 +378,7 @@ fn what_root_broke_is_reported_and_repaired() {
     assert_eq!(repaired["layers"]["pod"], true, "{repaired:#}");
 }
 
-/// The host's end without its guard: the pod side holds alone, `status` says so, the next look mends it.
+/// The host's end without its guard: the pod side holds alone, `status` says so, the next look repairs it.
 #[test]
 fn a_lost_host_guard_is_reported_and_repaired() {
     let topology = Topology::bridge();

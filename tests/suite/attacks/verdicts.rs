@@ -1,4 +1,4 @@
-//! What jumps over the walls is noticed: `status` never says `contained` where a frame could pass.
+//! What bypasses the rules is noticed: `status` never says `contained` where a frame could pass.
 //!
 //! Each way is shown to be one, by a frame that passes, wherever it can be built on this kernel.
 
@@ -156,7 +156,7 @@ fn bpf_programs_past_the_guard_are_doubted() {
         assert_doubted(&status, said);
         assert!(status["reasons"].to_string().contains(said), "{said}: {status:#}");
         drop(program);
-        // The kernel detaches it in its own time.
+        // The kernel detaches it a little later.
         assert!(eventually(PATIENCE, || sandbox.verdict() == "contained"), "{stand:?}: {:#}", sandbox.status());
         outward(&topology).assert_none_arrives();
     }
@@ -279,7 +279,7 @@ fn a_released_sandbox_is_open_and_has_no_hooks() {
     check("after the release");
 }
 
-/// What an isolated pod tries is counted, also where no neighbour answers, and told.
+/// What an isolated pod tries is counted and reported, also where no neighbour answers.
 #[test]
 fn attempts_are_counted() {
     let topology = Topology::bridge();
@@ -309,7 +309,7 @@ fn attempts_are_counted() {
     }
 }
 
-/// A process of the pod sees silence: no EPERM tells it that somebody watches.
+/// A process in the pod sees silence: no EPERM tells it that it is isolated.
 #[test]
 fn a_local_process_sees_silence() {
     let topology = Topology::bridge();

@@ -69,7 +69,7 @@ fn release_removes_every_mark_that_holds() {
     assert!(status["mark"]["fault"].as_str().unwrap().contains("not JSON"));
     exits(lab.run(&["release", "c1"]), 0);
     assert_eq!(lab.marks(), ["other"]);
-    // Again: it is so, whoever made it so.
+    // Again: the state is already there, whoever brought it about.
     says(&exits(lab.run(&["release", "c1"]), 0).stdout, &["c1 (shop/web): released"]);
     says(&exits(lab.run(&["release", "other"]), 0).stdout, &["removed the mark other"]);
 }
@@ -154,7 +154,7 @@ fn a_sandbox_that_is_gone_is_called_gone() {
     says(&exits(lab.run(&["sync"]), 0).stdout, &["c1", "gone"]);
     let status = exits(lab.run(&["status", "c1", "-o", "json"]), 0).json();
     assert_eq!((&status["verdict"], &status["error"]), (&json!("gone"), &Value::Null));
-    // Nothing is there of which it could be claimed.
+    // Nothing is left that it could be claimed of.
     says(&exits(lab.run(&["isolate", "c1"]), 1).stdout, &["c1 (shop/web): gone", "the mark stands"]);
     exits(lab.run(&["status"]), 1);
     says(&exits(lab.run(&["sync"]), 0).stdout, &["c1: gone"]);

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::{Lab, Place, exits, pod, says};
 use crate::lab::Topology;
 
-/// A program that hangs is ended after so many seconds, and fails the test.
+/// Seconds after which a program that hangs is ended and fails the test.
 const LIMIT: &str = "50";
 
 /// A syslog socket that nobody reads, filled to the last datagram.

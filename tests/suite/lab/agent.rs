@@ -39,7 +39,7 @@ impl Agent {
         Self::spawn_with(netns, state_dir, arguments, &[], &[]).ready()
     }
 
-    /// One that is started by a program before it, whose last words it is.
+    /// One that is started by another program: `before`, with the agent's command line as its last arguments.
     pub(crate) fn start_below(netns: &Netns, state_dir: &Path, before: &[&str]) -> Self {
         Self::spawn_with(netns, state_dir, &[], &[], before).ready()
     }
@@ -91,7 +91,7 @@ impl Agent {
         Self { process, notifications, _directory: directory, log, reader: Some(reader) }
     }
 
-    /// Waits for what a service manager would be told; what comes before it is passed over.
+    /// Waits for a notification to the service manager, and ignores those before it.
     #[track_caller]
     pub(crate) fn await_notification(&self, wanted: &str) {
         let deadline = Instant::now() + PATIENCE;
@@ -111,18 +111,18 @@ impl Agent {
         self.log.lines.lock().unwrap().clone()
     }
 
-    /// How many lines of its log hold all of these words.
+    /// How many lines of its log contain all of these words.
     pub(crate) fn count(&self, words: &[&str]) -> usize {
         self.log.lines.lock().unwrap().iter().filter(|line| words.iter().all(|word| line.contains(word))).count()
     }
 
-    /// Waits for a line that holds all of these words.
+    /// Waits for a line that contains all of these words.
     #[track_caller]
     pub(crate) fn await_line(&self, words: &[&str]) -> String {
         self.await_lines(words, 1).remove(0)
     }
 
-    /// Waits until so many lines hold all of these words.
+    /// Waits until `count` lines contain all of these words.
     #[track_caller]
     pub(crate) fn await_lines(&self, words: &[&str], count: usize) -> Vec<String> {
         let found = |lines: &Vec<String>| -> Vec<String> {

@@ -1,4 +1,4 @@
-//! Many cheap sandboxes on one node: for what has to be shown, or measured, of hundreds at once.
+//! Many cheap sandboxes on one node, for tests that need hundreds at once.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,8 +8,8 @@ use serde_json::json;
 
 use super::{Call, Netns, StateDir};
 
-/// A node and pods with one veth each. Their namespaces are no [`Netns`] values: they are made and deleted all together,
-/// which takes a fraction of the time.
+/// A node and pods with one veth each. Their namespaces are not [`Netns`] values: no processes have
+/// to be looked for in them when they are deleted.
 pub(crate) struct Crowd {
     pub(crate) node: Netns,
     state: StateDir,
@@ -17,7 +17,7 @@ pub(crate) struct Crowd {
 }
 
 impl Crowd {
-    /// So many sandboxes, at most 65 thousand, whose ADD has run.
+    /// This many sandboxes, at most 65 thousand, whose ADD has run.
     pub(crate) fn new(count: usize) -> Self {
         let node = Netns::new("crowd");
         let names: Vec<_> = (0..count).map(|number| format!("{}-{number}", node.name())).collect();
@@ -77,7 +77,7 @@ impl Crowd {
         Netns::named(&self.names[number]).try_sh("nft --stateless --terse list ruleset")
     }
 
-    /// Deletes a sandbox's namespace without a word to anybody.
+    /// Deletes a sandbox's namespace, without a DEL.
     pub(crate) fn delete(&self, number: usize) {
         netlab::remove(&self.names[number]).unwrap();
     }

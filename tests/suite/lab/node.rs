@@ -178,7 +178,7 @@ impl Pod {
         assert_eq!(ruleset(&self.netns), "", "the pod has tables");
     }
 
-    /// A datagram from the pod arrives on the node, given time: carriers come up when it pleases them.
+    /// A datagram from the pod arrives on the node, given time: a carrier takes a moment to come up.
     pub(crate) fn reaches_node(&self, node: &Node) -> bool {
         self.datagram_arrives(&self.socket_on(node), Duration::from_secs(10))
     }

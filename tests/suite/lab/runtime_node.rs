@@ -51,7 +51,7 @@ pub(crate) struct RuntimeNode {
 impl RuntimeNode {
     pub(crate) fn new(label: &str) -> Self {
         let peers = Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/peers");
-        assert!(peers.join("versions").exists(), "the reference plugins are missing; scripts/get-peers brings them");
+        assert!(peers.join("versions").exists(), "the reference plugins are missing; scripts/get-peers builds them");
         let netns = Netns::new(label);
         // As on a real node: an address that a main plugin gives it is tentative at first.
         netns.sysctl("net.ipv6.conf.default.accept_dad", "1");
@@ -119,13 +119,13 @@ impl RuntimeNode {
         fs::write(self.path("/etc/cni/net.d/10-pods.conflist"), conflist.to_string()).unwrap();
     }
 
-    /// Isolates whom `key` names, by file; nothing is applied yet.
+    /// Writes the mark `key`; nothing is applied yet.
     pub(crate) fn write_mark(&self, key: &str) {
         self.sh(&format!("mkdir -p -m 0700 {STATE} {STATE}/isolated"));
         fs::write(self.path(STATE).join("isolated").join(key), "").unwrap();
     }
 
-    /// Releases whom `key` names, by file; nothing is applied yet.
+    /// Removes the mark `key`; nothing is applied yet.
     pub(crate) fn remove_mark(&self, key: &str) {
         fs::remove_file(self.path(STATE).join("isolated").join(key)).unwrap();
     }

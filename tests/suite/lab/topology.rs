@@ -326,7 +326,7 @@ impl Topology {
         self.node.sysctl("net.ipv6.conf.all.forwarding", "1");
     }
 
-    /// Waits until the node and the peer reach the pod in both families: carriers come up in their own time.
+    /// Waits until the node and the peer reach the pod in both families: a carrier takes a moment to come up.
     fn settle(&self) {
         for (netns, name) in [(&self.node, "node"), (&self.peer, "peer")] {
             for address in [IpAddr::from(POD4), POD6.into()] {

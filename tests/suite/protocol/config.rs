@@ -218,7 +218,7 @@ fn a_verb_that_its_version_does_not_have_is_code_1() {
     }
 }
 
-/// B16: what runtimes put into the config is no business of ours. (ADD's output: the vectors in `add`.)
+/// B16: what runtimes add to the config is ignored. (ADD's output: the vectors in `add`.)
 #[test]
 fn what_runtimes_add_is_ignored() {
     for version in VERSIONS {

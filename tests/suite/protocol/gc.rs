@@ -66,7 +66,7 @@ fn without_the_list_it_succeeds() {
     node.is_untouched();
 }
 
-/// H34: a list that is none is code 6 or 7, and nothing was removed.
+/// H34: a malformed list is code 6 or 7, and nothing is removed.
 #[test]
 fn a_malformed_list_removes_nothing() {
     let node = Node::new();
@@ -112,7 +112,7 @@ fn entries_with_foreign_names_do_not_matter() {
     }
 }
 
-/// H35: attachments of another network are not its business.
+/// H35: attachments of another network are left alone.
 #[test]
 fn another_network_is_left_alone() {
     let node = Node::new();
@@ -176,7 +176,7 @@ fn it_goes_on_past_failures() {
     assert!(!has_record(&node, &pods[2]));
 }
 
-/// H36: twice is as good as once; a netns that is gone is no failure; DEL after GC succeeds.
+/// H36: it can be repeated; a netns that is gone is no failure; DEL after GC succeeds.
 #[test]
 fn it_can_be_repeated_and_del_still_succeeds() {
     let node = Node::new();

@@ -225,7 +225,7 @@ fn del_and_gc_clean_up_with_a_broken_config() {
     }
 }
 
-/// B17: DEL and GC with a `stateDir` that is none still succeed.
+/// B17: DEL and GC with an invalid `stateDir` still succeed.
 #[test]
 fn del_and_gc_succeed_with_a_bad_state_directory() {
     let node = Node::new();

@@ -79,7 +79,7 @@ fn a_state_directory_of_someone_else_is_not_ready() {
     }
 }
 
-/// G33: a state directory that is none, or cannot be one, is not ready.
+/// G33: where the state directory is not a directory, or cannot be made, it is not ready.
 #[test]
 fn no_state_directory_is_not_ready() {
     let node = Node::new();

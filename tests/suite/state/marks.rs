@@ -32,7 +32,7 @@ fn each_key_isolates() {
     }
 }
 
-/// Names that are almost a key are none.
+/// Names that only resemble a key.
 #[test]
 fn what_only_looks_like_a_key_does_nothing() {
     let node = Node::new();

@@ -23,7 +23,7 @@ use world::{Arrivals, Network, World};
 
 /// Steps on one node.
 const WALK: usize = 50;
-/// After every so many'th step the verdict is counted, whatever arrived.
+/// Every this many steps the verdict is counted, whatever arrived.
 const COUNTED: usize = 10;
 /// How often a walk is taken again to make it shorter.
 const ATTEMPTS: usize = 120;
@@ -244,7 +244,7 @@ fn on_each_cpu<T: Send>(next: impl Fn() -> Option<Walk> + Sync, work: impl Fn(Wa
     found.into_inner().unwrap()
 }
 
-/// Takes random walks until so many steps are done or one breaks the rule; gives it as it was made shorter.
+/// Takes random walks until `steps` are done or one breaks the rule; returns that one, shortened.
 fn random_walks(steps: u64, seed: u64, claim: Claim) -> (Option<String>, Count) {
     let count = Mutex::<Count>::default();
     let next = AtomicU64::new(0);

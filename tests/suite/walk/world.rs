@@ -229,7 +229,7 @@ impl World {
 impl Pod {
     fn new(network: Network, node: &Netns, number: u8) -> Self {
         let (netns, below) = (Netns::new("pod"), Netns::new("below"));
-        // What is left of a namespace that is just being deleted goes in its own time.
+        // What is left of a namespace that is being deleted goes a little later.
         let end = Self::end_of(number);
         let _ = node.try_sh(&format!("ip link del {end} || ip link del end-{number}"));
         let pod = Self {

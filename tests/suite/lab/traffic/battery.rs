@@ -47,7 +47,7 @@ impl<'a> Battery<'a> {
         Self { attacks, witnesses }
     }
 
-    /// Leaves out those whose name this does not hold of.
+    /// Leaves out the attacks whose name does not satisfy this.
     pub(crate) fn retain(&mut self, holds: impl Fn(&str) -> bool) {
         self.attacks.retain(|attack| holds(&attack.name));
     }

@@ -47,7 +47,7 @@ pub(crate) struct Witnesses {
 }
 
 impl Witnesses {
-    /// Every frame that comes in on an interface, whomever it is for.
+    /// Every frame that comes in on an interface, whatever its destination.
     pub(crate) fn frames(mut self, netns: &Netns, ifname: &str) -> Self {
         let socket = PacketSocket::open(netns, ifname);
         socket.promiscuous(ifname, netns);
