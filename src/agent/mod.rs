@@ -7,9 +7,9 @@
 
 mod directory;
 mod index;
-mod listened;
 mod memory;
 mod pacing;
+mod subscribed;
 mod subscription;
 mod watch;
 mod worker;
@@ -37,9 +37,9 @@ use crate::node::state::{StateDir, StateError};
 
 use directory::Everyone;
 use index::{Action, Answer, Index, plan};
-use listened::Listened;
 use memory::SeenMarks;
 use pacing::Retries;
+use subscribed::Subscribed;
 use subscription::{HostEvents, own_thread};
 use watch::Watch;
 use worker::{Done, Job, Outcome, Workers};
@@ -92,7 +92,7 @@ fn system(what: &'static str) -> impl FnOnce(Errno) -> AgentError {
 pub fn run(state_dir: &std::path::Path, release_after: Duration) -> Result<(), AgentError> {
     let state = StateDir::open_or_create(state_dir)?;
     let _only = state.lock_agent()?;
-    listened::raise_descriptor_limit();
+    subscribed::raise_descriptor_limit();
     let mut agent = Agent::start(state, state_dir.to_owned(), release_after)?;
     agent.resync(Everyone::Yes);
     let _ = sd_notify::notify(&[NotifyState::Ready]);
@@ -132,9 +132,9 @@ struct Agent {
     applied: BTreeMap<ContainerId, Answer>,
     /// At work; those that are to be looked at again afterwards are `true`.
     at_work: BTreeMap<ContainerId, bool>,
-    listened: BTreeMap<ContainerId, Listened>,
+    subscribed: BTreeMap<ContainerId, Subscribed>,
     /// How many can be listened to; the descriptors that are left are for the work.
-    listened_max: usize,
+    subscribed_max: usize,
     /// Isolated, and not listened to for want of descriptors.
     unheard: BTreeSet<ContainerId>,
     by_number: BTreeMap<u64, ContainerId>,
@@ -182,8 +182,8 @@ impl Agent {
             rewatch_due: None,
             applied: BTreeMap::new(),
             at_work: BTreeMap::new(),
-            listened: BTreeMap::new(),
-            listened_max: 0,
+            subscribed: BTreeMap::new(),
+            subscribed_max: 0,
             unheard: BTreeSet::new(),
             by_number: BTreeMap::new(),
             next_number: FIRST_SANDBOX,
@@ -192,7 +192,7 @@ impl Agent {
             buffer: vec![0; EVENT_BUFFER],
         };
         agent.watch_or_poll(&agent.state.clone());
-        agent.listened_max = listened::most_listened(count);
+        agent.subscribed_max = subscribed::most_subscribed(count);
         Ok(agent)
     }
 
@@ -232,8 +232,8 @@ impl Agent {
                 && when <= now
             {
                 self.due.pop_first();
-                if let Some(listened) = self.listened.get_mut(&container_id) {
-                    listened.is_due = false;
+                if let Some(subscribed) = self.subscribed.get_mut(&container_id) {
+                    subscribed.is_due = false;
                 }
                 self.dispatch(&container_id);
             }
@@ -287,8 +287,8 @@ impl Agent {
             return;
         }
         // Each that is at work may come back listened to.
-        let may_listen = self.listened.len() + self.at_work.len() < self.listened_max;
-        let listened = self.listened.get_mut(container_id);
+        let may_listen = self.subscribed.len() + self.at_work.len() < self.subscribed_max;
+        let subscribed = self.subscribed.get_mut(container_id);
         let may_release =
             self.release_after.is_zero() || self.waiting.get(container_id).is_some_and(|&when| when <= Instant::now());
         self.at_work.insert(container_id.clone(), false);
@@ -296,9 +296,9 @@ impl Agent {
             may_release,
             container_id: container_id.clone(),
             answer: self.index.answer_of(container_id),
-            is_subscribed: listened.is_some(),
+            is_subscribed: subscribed.is_some(),
             may_listen,
-            enforced: listened.and_then(Listened::enforced),
+            enforced: subscribed.and_then(Subscribed::enforced),
         });
     }
 
@@ -314,11 +314,11 @@ impl Agent {
                     self.settle(&container_id, answer);
                     match events {
                         Some(events) => self.listen(&container_id, events, policy),
-                        None if !self.listened.contains_key(&container_id) => self.look_again_later(&container_id),
+                        None if !self.subscribed.contains_key(&container_id) => self.look_again_later(&container_id),
                         None => self.looked_at(&container_id, policy, was_altered, again),
                     }
-                    if let Some(listened) = self.listened.get_mut(&container_id) {
-                        listened.depends = depends;
+                    if let Some(subscribed) = self.subscribed.get_mut(&container_id) {
+                        subscribed.depends = depends;
                     }
                     self.listen_again(&container_id);
                     if !has_interfaces {
@@ -354,8 +354,8 @@ impl Agent {
                     let pause = self.failures.entry(container_id.clone()).or_default().next_pause();
                     // One retry at a time, whatever else had it looked at in between.
                     self.due.retain(|(_, due)| *due != container_id);
-                    if let Some(listened) = self.listened.get_mut(&container_id) {
-                        listened.is_due = false;
+                    if let Some(subscribed) = self.subscribed.get_mut(&container_id) {
+                        subscribed.is_due = false;
                     }
                     self.due.insert((Instant::now() + pause, container_id.clone()));
                     is_settled = false;
@@ -370,8 +370,8 @@ impl Agent {
     }
 
     fn looked_at(&mut self, container_id: &ContainerId, policy: Policy, was_altered: bool, again: bool) {
-        let Some(listened) = self.listened.get_mut(container_id) else { return };
-        let named = listened.looked_at(policy, was_altered, again, Instant::now());
+        let Some(subscribed) = self.subscribed.get_mut(container_id) else { return };
+        let named = subscribed.looked_at(policy, was_altered, again, Instant::now());
         if !named.is_empty() {
             log::warn!("{}", Line::new("tampering").with("container", container_id).with("by", named.join(",")));
         }
@@ -398,28 +398,28 @@ impl Agent {
     /// a loop sets no pace but ours.
     fn sandbox_touched(&mut self, number: u64) {
         let Some(container_id) = self.by_number.get(&number).cloned() else { return };
-        let Some(listened) = self.listened.get_mut(&container_id) else { return };
-        let heard = listened.events.drain(&mut self.buffer, &self.workers.threads);
+        let Some(subscribed) = self.subscribed.get_mut(&container_id) else { return };
+        let heard = subscribed.events.drain(&mut self.buffer, &self.workers.threads);
         if !heard.is_of_interest() {
             self.listen_again(&container_id);
             return;
         }
-        heard.strangers.into_iter().for_each(|stranger| listened.saw(stranger));
+        heard.strangers.into_iter().for_each(|stranger| subscribed.saw(stranger));
         self.look_soon(container_id);
     }
 
     /// Has it looked at, as soon as its last look is long enough ago.
     fn look_soon(&mut self, container_id: ContainerId) {
-        let Some(listened) = self.listened.get_mut(&container_id) else { return };
-        if listened.is_due {
+        let Some(subscribed) = self.subscribed.get_mut(&container_id) else { return };
+        if subscribed.is_due {
             return;
         }
         let now = Instant::now();
-        let when = listened.looks.next(now);
+        let when = subscribed.looks.next(now);
         if when <= now {
             self.dispatch(&container_id);
         } else {
-            listened.is_due = true;
+            subscribed.is_due = true;
             self.due.insert((when, container_id));
         }
     }
@@ -433,12 +433,16 @@ impl Agent {
             }
         });
         let is_concerned =
-            |listened: &Listened| lost || changes.iter().any(|&change| listened.depends.is_concerned_by(change));
-        let concerned: Vec<_> =
-            self.listened.iter().filter(|(_, listened)| is_concerned(listened)).map(|(id, _)| id.clone()).collect();
+            |subscribed: &Subscribed| lost || changes.iter().any(|&change| subscribed.depends.is_concerned_by(change));
+        let concerned: Vec<_> = self
+            .subscribed
+            .iter()
+            .filter(|(_, subscribed)| is_concerned(subscribed))
+            .map(|(id, _)| id.clone())
+            .collect();
         for container_id in concerned {
-            if let Some(listened) = self.listened.get_mut(&container_id) {
-                listened.node_changed = true;
+            if let Some(subscribed) = self.subscribed.get_mut(&container_id) {
+                subscribed.node_changed = true;
             }
             self.look_soon(container_id);
         }
@@ -447,12 +451,12 @@ impl Agent {
     fn host_touched(&mut self) {
         let (touched, lost) = self.host.drain(&mut self.buffer, &self.workers.threads);
         let touched: BTreeSet<_> = if lost {
-            self.listened.keys().cloned().collect()
+            self.subscribed.keys().cloned().collect()
         } else {
             let mut concerned = BTreeSet::new();
             for (container_id, stranger) in touched {
-                if let Some(listened) = self.listened.get_mut(&container_id) {
-                    listened.saw(stranger);
+                if let Some(subscribed) = self.subscribed.get_mut(&container_id) {
+                    subscribed.saw(stranger);
                     concerned.insert(container_id);
                 }
             }

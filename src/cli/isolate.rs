@@ -9,14 +9,14 @@ use crate::model::audit::chain;
 use crate::model::mark::{Desired, Mark};
 use crate::model::names::{ContainerId, Key};
 use crate::model::verdict::Verdict;
-use crate::node::enforce::{EnforceError, Outcome};
+use crate::node::enforce::{EnforceError, Enforced};
 use crate::node::sandbox::{NodeScan, Sandbox, SandboxError, Side, remove_guard, standing_guards};
 use crate::node::state::StateDir;
 
 use super::arguments::{Attribution, Isolate, Release, Target};
-use super::node::{Node, NodeSandbox};
+use super::inventory::{Inventory, NodeSandbox};
 use super::selector::{Selection, select, select_uid};
-use super::sync::bring;
+use super::sync::sync_one;
 use super::workers::on_each;
 use super::{Exit, Failure, actor, print, say_error};
 
@@ -30,7 +30,7 @@ pub(super) fn isolate(state_dir: &Path, arguments: &Isolate) -> Result<Exit, Fai
         actor: Some(actor.clone()),
     };
     let done = StateDir::open(state_dir).map_err(Failure::from).and_then(|state| {
-        let node = Node::read(&state)?;
+        let node = Inventory::read(&state)?;
         let chosen = Chosen::of(&node, &arguments.target, arguments.dry_run)?;
         if arguments.dry_run {
             show_rules(&state, &node, &chosen, &mark)
@@ -45,7 +45,7 @@ pub(super) fn isolate(state_dir: &Path, arguments: &Isolate) -> Result<Exit, Fai
 pub(super) fn release(state_dir: &Path, arguments: &Release) -> Result<Exit, Failure> {
     let by = Attribution { actor: Some(actor(arguments.by.actor.as_deref())), ..arguments.by.clone() };
     let done = StateDir::open(state_dir).map_err(Failure::from).and_then(|state| {
-        let node = Node::read(&state)?;
+        let node = Inventory::read(&state)?;
         let chosen = Chosen::of(&node, &arguments.target, false)?;
         release_chosen(&state, &node, &chosen, &by)
     });
@@ -74,7 +74,7 @@ struct Chosen<'a> {
 }
 
 impl<'a> Chosen<'a> {
-    fn of(node: &'a Node<'_>, target: &Target, harmless: bool) -> Result<Self, Failure> {
+    fn of(node: &'a Inventory<'_>, target: &Target, harmless: bool) -> Result<Self, Failure> {
         let Some(word) = &target.sandbox else {
             if !target.yes && !harmless {
                 let message = format!("--all means {} sandboxes; say --yes too if you mean it", node.sandboxes.len());
@@ -119,7 +119,7 @@ impl Chosen<'_> {
 
 fn isolate_chosen(
     state: &StateDir,
-    node: &Node<'_>,
+    node: &Inventory<'_>,
     chosen: &Chosen<'_>,
     mark: &Mark,
     may_wait: bool,
@@ -169,7 +169,7 @@ fn isolate_chosen(
         }
     };
     let scan = NodeScan::default();
-    let results = on_each(&answering, |host, sandbox| bring(state, host, &sandbox.container_id, &scan))?;
+    let results = on_each(&answering, |host, sandbox| sync_one(state, host, &sandbox.container_id, &scan))?;
     let mut text = chosen.said_as_several_pods();
     for (sandbox, result) in answering.iter().zip(results) {
         if !say_isolated(&mut text, sandbox, result) && exit == Exit::Done {
@@ -209,7 +209,7 @@ fn isolate_chosen(
 }
 
 /// Says how it is; whether it is as it should be.
-fn say_isolated(text: &mut String, sandbox: &NodeSandbox, result: Result<Option<Outcome>, EnforceError>) -> bool {
+fn say_isolated(text: &mut String, sandbox: &NodeSandbox, result: Result<Option<Enforced>, EnforceError>) -> bool {
     let NodeSandbox { container_id, pod, .. } = sandbox;
     match result {
         Ok(None) => {
@@ -217,7 +217,7 @@ fn say_isolated(text: &mut String, sandbox: &NodeSandbox, result: Result<Option<
                 writeln!(text, "{container_id} ({pod}): deleted meanwhile; the mark stands for what comes after it");
             true
         }
-        Ok(Some(Outcome { desired: Desired::Isolated { policy, fault, .. }, report })) => {
+        Ok(Some(Enforced { desired: Desired::Isolated { policy, fault, .. }, report })) => {
             let _ = writeln!(text, "{container_id} ({pod}): {}, policy {policy}", report.verdict.as_str());
             if let Some(fault) = fault {
                 let _ = writeln!(text, "  sealed: a mark cannot be understood: {}", fault.escape_debug());
@@ -228,7 +228,7 @@ fn say_isolated(text: &mut String, sandbox: &NodeSandbox, result: Result<Option<
             let required = sandbox.requires_host_guard();
             report.verdict == Verdict::Contained || report.verdict == Verdict::Partial && !required
         }
-        Ok(Some(Outcome { desired: Desired::Released, .. })) => {
+        Ok(Some(Enforced { desired: Desired::Released, .. })) => {
             let _ = writeln!(text, "{container_id} ({pod}): open: somebody has removed the mark again");
             false
         }
@@ -251,7 +251,12 @@ fn say_isolated(text: &mut String, sandbox: &NodeSandbox, result: Result<Option<
     }
 }
 
-fn release_chosen(state: &StateDir, node: &Node<'_>, chosen: &Chosen<'_>, by: &Attribution) -> Result<Exit, Failure> {
+fn release_chosen(
+    state: &StateDir,
+    node: &Inventory<'_>,
+    chosen: &Chosen<'_>,
+    by: &Attribution,
+) -> Result<Exit, Failure> {
     let keys: BTreeSet<Key> = if chosen.all {
         node.marks().cloned().collect()
     } else {
@@ -302,7 +307,7 @@ fn release_chosen(state: &StateDir, node: &Node<'_>, chosen: &Chosen<'_>, by: &A
 }
 
 /// A guard that no record speaks of goes when it is named.
-fn remove_guard_without_record(node: &Node<'_>, key: &Key) -> Result<Option<ContainerId>, Failure> {
+fn remove_guard_without_record(node: &Inventory<'_>, key: &Key) -> Result<Option<ContainerId>, Failure> {
     let mut host = Side::own()?;
     let standing = standing_guards(&mut host)?;
     let named = standing.into_iter().find(|id| Key::from(id) == *key && node.sandbox(id).is_none());
@@ -320,12 +325,12 @@ fn release_one(
     container_id: &ContainerId,
     scan: &NodeScan,
 ) -> Result<String, String> {
-    match bring(state, host, container_id, scan) {
+    match sync_one(state, host, container_id, scan) {
         Ok(None) => return Ok("gone".to_owned()),
-        Ok(Some(Outcome { desired: Desired::Isolated { .. }, .. })) => {
+        Ok(Some(Enforced { desired: Desired::Isolated { .. }, .. })) => {
             return Err("isolated: a mark holds for it".to_owned());
         }
-        Ok(Some(Outcome { desired: Desired::Released, .. })) => {}
+        Ok(Some(Enforced { desired: Desired::Released, .. })) => {}
         Err(EnforceError::Sandbox(error)) if error.is_gone() => return Ok("gone".to_owned()),
         Err(fault) => return Err(format!("NOT released: {}", chain(&fault))),
     }
@@ -344,7 +349,7 @@ fn left_behind(state: &StateDir, host: &mut Side, container_id: &ContainerId) ->
     }
 }
 
-fn show_rules(state: &StateDir, node: &Node<'_>, chosen: &Chosen<'_>, mark: &Mark) -> Result<Exit, Failure> {
+fn show_rules(state: &StateDir, node: &Inventory<'_>, chosen: &Chosen<'_>, mark: &Mark) -> Result<Exit, Failure> {
     if let Some(absent) = &chosen.absent {
         let message = format!(
             "nothing on this node answers to {absent}: its rules depend on its interfaces, which are yet to come"

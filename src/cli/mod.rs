@@ -4,9 +4,9 @@
 //! and read back is the business of `policy`, `enforce` and `sandbox`: a command only asks and says.
 
 mod arguments;
+mod inventory;
 mod isolate;
 mod manual;
-mod node;
 mod selector;
 mod status;
 mod sync;

@@ -11,12 +11,12 @@ use crate::node::sandbox::{NodeScan, Side, standing_guards};
 use crate::node::state::StateDir;
 use crate::status::read::read_back;
 use crate::status::{
-    Damaged, Finding, Listed, Reading, SandboxStatus, Style, UnansweredMark, list_table, node_to_json, sandbox_text,
-    status_table,
+    Damaged, Finding, Reading, SandboxEntry, SandboxStatus, Style, UnansweredMark, list_table, node_to_json,
+    sandbox_text, status_table,
 };
 
 use super::arguments::{List, Output, Status};
-use super::node::{Node, NodeSandbox};
+use super::inventory::{Inventory, NodeSandbox};
 use super::selector::{Selection, select};
 use super::watch::watch;
 use super::workers::on_each;
@@ -25,8 +25,8 @@ use super::{Exit, Failure, print};
 /// `quarantine list`.
 pub(super) fn list(state_dir: &Path, arguments: &List) -> Result<Exit, Failure> {
     let state = StateDir::open(state_dir)?;
-    let node = Node::read(&state)?;
-    let sandboxes: Vec<_> = node.sandboxes.iter().map(|sandbox| node.listed(sandbox)).collect();
+    let node = Inventory::read(&state)?;
+    let sandboxes: Vec<_> = node.sandboxes.iter().map(|sandbox| node.entry_of(sandbox)).collect();
     let (unanswered, damaged) = (node.unanswered(), damaged(&node));
     print(&match arguments.output {
         Output::Table => list_table(&sandboxes, &unanswered, &damaged, style()),
@@ -66,7 +66,7 @@ struct View {
 
 impl View {
     fn of(state: &StateDir, word: Option<&str>) -> Result<Self, Failure> {
-        let node = Node::read(state)?;
+        let node = Inventory::read(state)?;
         let Some(word) = word else {
             let chosen: Vec<_> = node.sandboxes.iter().map(AsRef::as_ref).collect();
             let (unanswered, damaged) = (node.unanswered(), damaged(&node));
@@ -120,18 +120,18 @@ impl View {
     }
 }
 
-fn damaged(node: &Node<'_>) -> Vec<Damaged> {
+fn damaged(node: &Inventory<'_>) -> Vec<Damaged> {
     node.damaged.iter().map(|record| Damaged { path: record.path.clone(), fault: record.fault.clone() }).collect()
 }
 
 /// Host guards that stand although no record says for whom.
-fn without_record(node: &Node<'_>) -> Result<Vec<SandboxStatus>, Failure> {
+fn without_record(node: &Inventory<'_>) -> Result<Vec<SandboxStatus>, Failure> {
     let mut guards = standing_guards(&mut Side::own()?)?;
     guards.retain(|container_id| node.sandbox(container_id).is_none());
     Ok(guards
         .into_iter()
         .map(|container_id| SandboxStatus {
-            listed: Listed { container_id, pod: Pod::default(), netns: None, marking: None },
+            entry: SandboxEntry { container_id, pod: Pod::default(), netns: None, marking: None },
             finding: Finding::Read(Reading {
                 verdict: Verdict::Partial,
                 reasons: vec![Reason::NoRecord],
@@ -146,14 +146,14 @@ fn without_record(node: &Node<'_>) -> Result<Vec<SandboxStatus>, Failure> {
         .collect())
 }
 
-fn without_record_of(node: &Node<'_>, key: &Key) -> Result<Option<SandboxStatus>, Failure> {
-    Ok(without_record(node)?.into_iter().find(|sandbox| Key::from(&sandbox.listed.container_id) == *key))
+fn without_record_of(node: &Inventory<'_>, key: &Key) -> Result<Option<SandboxStatus>, Failure> {
+    Ok(without_record(node)?.into_iter().find(|sandbox| Key::from(&sandbox.entry.container_id) == *key))
 }
 
-fn read_all(state: &StateDir, node: &Node<'_>, chosen: &[&NodeSandbox]) -> Result<Vec<SandboxStatus>, Failure> {
+fn read_all(state: &StateDir, node: &Inventory<'_>, chosen: &[&NodeSandbox]) -> Result<Vec<SandboxStatus>, Failure> {
     let scan = NodeScan::default();
     let read = |host: &mut Side, sandbox: &&NodeSandbox| {
-        read_back(state, host, &sandbox.container_id, sandbox.records.as_ref(), node.listed(sandbox), &scan)
+        read_back(state, host, &sandbox.container_id, sandbox.records.as_ref(), node.entry_of(sandbox), &scan)
     };
     Ok(on_each(chosen, read)?.into_iter().flatten().collect())
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::model::audit::chain;
 use crate::model::names::ContainerId;
-use crate::node::enforce::{self, EnforceError, Outcome};
+use crate::node::enforce::{self, EnforceError, Enforced};
 use crate::node::sandbox::{NodeScan, Scan, Side, remove_guards_of_nothing};
 use crate::node::state::StateDir;
 
@@ -20,7 +20,7 @@ pub(super) fn sync(state_dir: &Path) -> Result<Exit, Failure> {
     let state = StateDir::open(state_dir)?;
     let sandboxes = state.sandboxes()?;
     let scan = NodeScan::default();
-    let results = on_each(&sandboxes, |host, container_id| bring(&state, host, container_id, &scan))?;
+    let results = on_each(&sandboxes, |host, container_id| sync_one(&state, host, container_id, &scan))?;
     let mut exit = Exit::Done;
     let cleaned = Side::own()
         .and_then(|mut host| remove_guards_of_nothing(&mut host, |container_id| sandboxes.contains(container_id)));
@@ -45,11 +45,11 @@ pub(super) fn sync(state_dir: &Path) -> Result<Exit, Failure> {
 }
 
 /// Brings one sandbox to what its marks want. `None` where it was deleted meanwhile.
-pub(super) fn bring(
+pub(super) fn sync_one(
     state: &StateDir,
     host: &mut Side,
     container_id: &ContainerId,
     scan: &NodeScan,
-) -> Result<Option<Outcome>, EnforceError> {
+) -> Result<Option<Enforced>, EnforceError> {
     enforce::apply_locked(state, host, container_id, Scan::Node(scan), LOCK_PATIENCE)
 }

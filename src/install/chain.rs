@@ -173,7 +173,7 @@ fn is_unchanged(stripped: &str, original: &Path, backup: &Path) -> Result<bool, 
     let kept = fs::read(backup).map_err(|reason| InstallError::io("read", backup, reason))?;
     let kept = String::from_utf8_lossy(&kept);
     Ok(match confdir::form(original) {
-        Some(Form::Single) => conflist::listed(&kept).is_ok_and(|listed| listed == stripped),
+        Some(Form::Single) => conflist::as_chain(&kept).is_ok_and(|listed| listed == stripped),
         _ => kept == stripped,
     })
 }

@@ -98,7 +98,7 @@ impl Text {
         let text = String::from_utf8(bytes).map_err(|error| refuse(ConflistError::NotJson(error.to_string())))?;
         let list = match form {
             Form::List => text,
-            Form::Single => conflist::listed(&text).map_err(refuse)?,
+            Form::Single => conflist::as_chain(&text).map_err(refuse)?,
         };
         Conflist::parse(&list).map_err(refuse)?;
         Ok(Self { path: path.to_owned(), list })

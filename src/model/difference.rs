@@ -43,6 +43,6 @@ impl fmt::Display for Difference {
 
 /// Several in one line.
 #[must_use]
-pub fn listed<T: fmt::Display>(differences: &[T]) -> String {
+pub fn joined<T: fmt::Display>(differences: &[T]) -> String {
     differences.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }

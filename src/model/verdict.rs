@@ -8,7 +8,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use crate::model::difference::{Difference, listed};
+use crate::model::difference::{Difference, joined};
 
 /// What may be claimed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -174,7 +174,7 @@ impl fmt::Display for NoGuard {
             }
             Self::EndGone => f.write_str("its end on the host is not where ADD found it"),
             Self::NotInPlace { differences } => {
-                write!(f, "the host guard is not in place ({})", listed(differences))
+                write!(f, "the host guard is not in place ({})", joined(differences))
             }
         }
     }

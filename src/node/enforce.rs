@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 
 use crate::model::audit::Line;
-use crate::model::difference::listed;
+use crate::model::difference::joined;
 use crate::model::mark::Desired;
 use crate::model::names::ContainerId;
 use crate::model::records::SandboxRecords;
@@ -26,7 +26,7 @@ pub enum EnforceError {
 
 /// What is wanted, and what was found.
 #[derive(Debug)]
-pub struct Outcome {
+pub struct Enforced {
     /// What the marks want.
     pub desired: Desired,
     /// What was read back.
@@ -52,10 +52,10 @@ pub fn apply(
     host: &mut Side,
     records: &SandboxRecords,
     scan: Scan<'_>,
-) -> Result<Outcome, EnforceError> {
+) -> Result<Enforced, EnforceError> {
     let desired = desired(state, records)?;
     let applied = apply_desired(host, records, &desired, Cause::Asked, scan)?;
-    Ok(Outcome { desired, report: applied.report })
+    Ok(Enforced { desired, report: applied.report })
 }
 
 /// Like [`apply`], of a sandbox that is named alone: takes its lock, waiting no longer than `patience`, and reads its
@@ -69,7 +69,7 @@ pub fn apply_locked(
     container_id: &ContainerId,
     scan: Scan<'_>,
     patience: Duration,
-) -> Result<Option<Outcome>, EnforceError> {
+) -> Result<Option<Enforced>, EnforceError> {
     let _lock = state.lock(container_id, patience)?;
     let (records, damaged) = state.records_of(container_id);
     match records {
@@ -102,7 +102,7 @@ pub fn apply_desired(
 ) -> Result<Applied, SandboxError> {
     let started = Instant::now();
     match Sandbox::open(host, records) {
-        Ok(mut sandbox) => bring(&mut sandbox, desired, cause, scan, started),
+        Ok(mut sandbox) => carry_out(&mut sandbox, desired, cause, scan, started),
         Err(error) => {
             log_failed(records, desired, &error);
             Err(error)
@@ -110,7 +110,7 @@ pub fn apply_desired(
     }
 }
 
-/// Like [`apply`] for ADD, of a sandbox that is open already: one of which nothing is or shall be isolated only gets its
+/// Like [`apply`] for ADD, of a sandbox that is open already: one of which nothing is isolated or is to be only gets its
 /// rules, and nothing is read back.
 ///
 /// # Errors
@@ -121,12 +121,12 @@ pub fn install(state: &StateDir, sandbox: &mut Sandbox<'_>) -> Result<(), Enforc
     if is_released(sandbox, &desired)? {
         sandbox.install()?;
     } else {
-        bring(sandbox, &desired, Cause::Asked, Scan::Sandbox, started)?;
+        carry_out(sandbox, &desired, Cause::Asked, Scan::Sandbox, started)?;
     }
     Ok(())
 }
 
-fn bring(
+fn carry_out(
     sandbox: &mut Sandbox<'_>,
     desired: &Desired,
     cause: Cause,
@@ -153,18 +153,18 @@ fn log_failed(records: &SandboxRecords, desired: &Desired, error: &SandboxError)
 ///
 /// # Errors
 /// [`EnforceError`].
-pub fn check(state: &StateDir, sandbox: &mut Sandbox<'_>) -> Result<Outcome, EnforceError> {
+pub fn check(state: &StateDir, sandbox: &mut Sandbox<'_>) -> Result<Enforced, EnforceError> {
     let started = Instant::now();
     let desired = desired(state, sandbox.records())?;
     let report = if is_released(sandbox, &desired)? {
         sandbox.verify(&desired, Scan::Sandbox)?
     } else {
-        bring(sandbox, &desired, Cause::Asked, Scan::Sandbox, started)?.report
+        carry_out(sandbox, &desired, Cause::Asked, Scan::Sandbox, started)?.report
     };
-    Ok(Outcome { desired, report })
+    Ok(Enforced { desired, report })
 }
 
-/// Whether nothing of it is isolated, nor shall be.
+/// Whether nothing of it is isolated, and nothing is to be.
 fn is_released(sandbox: &mut Sandbox<'_>, desired: &Desired) -> Result<bool, SandboxError> {
     Ok(!desired.is_isolated() && !sandbox.is_isolated_in_part()?)
 }
@@ -200,7 +200,7 @@ fn log_applied(records: &SandboxRecords, desired: &Desired, applied: &Applied, c
                 .with_some("sealed_because", fault.as_ref())
                 .with_some(
                     "changed",
-                    (event != "isolated" && !applied.altered.is_empty()).then(|| listed(&applied.altered)),
+                    (event != "isolated" && !applied.altered.is_empty()).then(|| joined(&applied.altered)),
                 )
                 .with_some("open", (!applied.report.reasons.is_empty()).then(|| sentences(&applied.report.reasons)))
                 .with("ms", milliseconds);

@@ -18,12 +18,12 @@ use serde_json::Value;
 use self::cni::{Call, Code, Failure, Network, Target, VERSIONS, versions};
 use crate::kernel::netns::{Netns, NetnsError};
 use crate::model::audit::{Line, chain};
-use crate::model::difference::listed;
+use crate::model::difference::joined;
 use crate::model::names::{AttachmentId, ContainerId, NetnsPath, Pod};
 use crate::model::record::Record;
 use crate::model::records::SandboxRecords;
 use crate::model::verdict::Verdict;
-use crate::node::enforce::{self, EnforceError, Outcome, sentences};
+use crate::node::enforce::{self, EnforceError, Enforced, sentences};
 use crate::node::logging;
 use crate::node::sandbox::{
     Sandbox, SandboxError, Scan, Side, pin_interfaces, remove_guard, remove_guards_of_nothing, remove_stale_guards,
@@ -251,7 +251,7 @@ fn check(config: &Config, network: &Network, target: &Target) -> Result<(), Fail
     if record.netns_cookie != pod.links.netns_cookie() {
         return Err(altered(format!("{} is not the network namespace that {container_id} was added in", target.netns)));
     }
-    let Outcome { desired, report } = applied.map_err(|error| enforcement_failure(&error))?;
+    let Enforced { desired, report } = applied.map_err(|error| enforcement_failure(&error))?;
     let links = pod.links.all().map_err(|error| failure(Code::Kernel, &error))?;
     for (name, sandbox) in previous.sandbox_interfaces() {
         let is_here = std::path::Path::new(sandbox) == target.netns.as_path();
@@ -264,7 +264,7 @@ fn check(config: &Config, network: &Network, target: &Target) -> Result<(), Fail
             None => Ok(()),
             Some(_) => Err(altered(format!(
                 "the rules of {container_id} are not as they were made: {}",
-                listed(&report.differences)
+                joined(&report.differences)
             ))),
         };
     }

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 
-use super::{Attempt, AttemptProtocol, Damaged, Drops, Finding, Listed, Marking, SandboxStatus, UnansweredMark};
+use super::{Attempt, AttemptProtocol, Damaged, Drops, Finding, Marking, SandboxEntry, SandboxStatus, UnansweredMark};
 use crate::model::mark::Mark;
 use crate::model::names::{ContainerId, Key, NetnsPath, Pod, PodName, PodUid};
 use crate::model::policy::Policy;
@@ -18,7 +18,7 @@ use crate::model::verdict::{Note, Reason};
 #[serde(rename_all = "camelCase")]
 struct StatusJson<'a> {
     #[serde(flatten)]
-    listed: ListedJson<'a>,
+    entry: EntryJson<'a>,
     verdict: &'static str,
     reasons: Vec<String>,
     reason_codes: Vec<CodedJson>,
@@ -43,7 +43,7 @@ struct LayersJson {
 
 /// What `list` says of a sandbox.
 #[derive(Serialize)]
-struct ListedJson<'a> {
+struct EntryJson<'a> {
     #[serde(rename = "containerID")]
     container_id: &'a ContainerId,
     pod: PodJson<'a>,
@@ -95,7 +95,7 @@ impl Serialize for SandboxStatus {
         let reason = |reason: &Reason| CodedJson { code: reason.code(), text: reason.to_string() };
         let note = |note: &Note| CodedJson { code: note.code(), text: note.to_string() };
         StatusJson {
-            listed: ListedJson::of(&self.listed),
+            entry: EntryJson::of(&self.entry),
             verdict: self.verdict(),
             reasons: self.reasons(),
             reason_codes: reading.map(|reading| reading.reasons.iter().map(reason).collect()).unwrap_or_default(),
@@ -111,9 +111,9 @@ impl Serialize for SandboxStatus {
     }
 }
 
-impl Serialize for Listed {
+impl Serialize for SandboxEntry {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        ListedJson::of(self).serialize(serializer)
+        EntryJson::of(self).serialize(serializer)
     }
 }
 
@@ -130,16 +130,16 @@ impl Serialize for AttemptProtocol {
     }
 }
 
-impl<'a> ListedJson<'a> {
-    fn of(listed: &'a Listed) -> Self {
-        let Pod { namespace, name, uid } = &listed.pod;
+impl<'a> EntryJson<'a> {
+    fn of(entry: &'a SandboxEntry) -> Self {
+        let Pod { namespace, name, uid } = &entry.pod;
         Self {
-            container_id: &listed.container_id,
+            container_id: &entry.container_id,
             pod: PodJson { namespace: namespace.as_ref(), name: name.as_ref(), uid: uid.as_ref() },
-            netns: listed.netns.as_ref(),
-            state: listed.state(),
-            policy: listed.marking.as_ref().map(|marking| &marking.policy),
-            mark: listed.marking.as_ref().map(|Marking { keys, mark, fault, since, .. }| MarkingJson {
+            netns: entry.netns.as_ref(),
+            state: entry.state(),
+            policy: entry.marking.as_ref().map(|marking| &marking.policy),
+            mark: entry.marking.as_ref().map(|Marking { keys, mark, fault, since, .. }| MarkingJson {
                 keys,
                 said: SaidJson::of(mark, fault.as_deref(), *since),
             }),

@@ -23,7 +23,7 @@ pub use table::{Style, list_table, sandbox_text, status_table};
 
 /// A sandbox and what its marks want.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Listed {
+pub struct SandboxEntry {
     /// Its container ID.
     pub container_id: ContainerId,
     /// Its pod.
@@ -76,7 +76,7 @@ pub struct Damaged {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SandboxStatus {
     /// What is wanted of it.
-    pub listed: Listed,
+    pub entry: SandboxEntry,
     /// What it is.
     pub finding: Finding,
 }
@@ -118,7 +118,7 @@ pub struct Reading {
 pub struct Drops {
     /// Which side it is on.
     pub layer: Layer,
-    /// The pod's interface; none for the chains that are not of one.
+    /// The pod's interface; none for a chain that sees all interfaces.
     pub interface: Option<String>,
     /// Which way the packets went.
     pub direction: Direction,
@@ -176,7 +176,7 @@ impl SandboxStatus {
     /// Whether it is as its marks want it: enforced where there is one, released where there is none.
     #[must_use]
     pub fn is_as_marked(&self) -> bool {
-        match (&self.finding, &self.listed.marking) {
+        match (&self.finding, &self.entry.marking) {
             (Finding::Read(reading), Some(_)) => match reading.verdict {
                 Verdict::Contained => true,
                 Verdict::Partial => !reading.guard_required,
@@ -217,7 +217,7 @@ impl SandboxStatus {
     }
 }
 
-impl Listed {
+impl SandboxEntry {
     /// `isolated` or `released`, as the marks want it.
     #[must_use]
     pub fn state(&self) -> &'static str {

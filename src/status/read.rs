@@ -15,7 +15,8 @@ use crate::rules::containment::{ATTEMPTS, NEIGHBOUR_ATTEMPTS, PORTLESS_ATTEMPTS,
 use crate::rules::ruleset::{Chain, Hook, Table};
 
 use super::{
-    Attempt, AttemptProtocol, Direction, Drops, Finding, Layer, Listed, Marking, Reading, SandboxStatus, merge_attempts,
+    Attempt, AttemptProtocol, Direction, Drops, Finding, Layer, Marking, Reading, SandboxEntry, SandboxStatus,
+    merge_attempts,
 };
 
 /// How long is waited for whoever is at work on a sandbox.
@@ -31,8 +32,8 @@ pub fn read_sandbox(
     container_id: &ContainerId,
     scan: &NodeScan,
 ) -> Result<Option<SandboxStatus>, StateError> {
-    Ok(match read_listed(state, container_id)? {
-        Some((records, listed)) => read_back(state, host, container_id, records.as_ref(), listed, scan),
+    Ok(match read_entry(state, container_id)? {
+        Some((records, entry)) => read_back(state, host, container_id, records.as_ref(), entry, scan),
         None => None,
     })
 }
@@ -41,21 +42,21 @@ pub fn read_sandbox(
 ///
 /// # Errors
 /// [`StateError`] where the marks cannot be listed.
-pub fn read_listed(
+pub fn read_entry(
     state: &StateDir,
     container_id: &ContainerId,
-) -> Result<Option<(Option<SandboxRecords>, Listed)>, StateError> {
+) -> Result<Option<(Option<SandboxRecords>, SandboxEntry)>, StateError> {
     let (records, damaged) = state.records_of(container_id);
     if records.is_none() && damaged.is_empty() {
         return Ok(None);
     }
     let pod = records.as_ref().map(|records| records.pod().clone()).unwrap_or_default();
     let marks = state.marks_of(container_id, &pod)?;
-    let listed = Listed::of(state, container_id, records.as_ref(), marks);
-    Ok(Some((records, listed)))
+    let entry = SandboxEntry::of(state, container_id, records.as_ref(), marks);
+    Ok(Some((records, entry)))
 }
 
-impl Listed {
+impl SandboxEntry {
     /// What these marks want of a sandbox, and who wrote them.
     #[must_use]
     pub fn of(
@@ -91,33 +92,33 @@ pub fn read_back(
     host: &mut Side,
     container_id: &ContainerId,
     records: Option<&SandboxRecords>,
-    listed: Listed,
+    entry: SandboxEntry,
     scan: &NodeScan,
 ) -> Option<SandboxStatus> {
-    let status = find(host, records, listed, scan);
+    let status = find(host, records, entry, scan);
     if status.is_as_marked() {
         return Some(status);
     }
     let Ok(Some(_lock)) = state.lock_within(container_id, LOCK_PATIENCE) else { return Some(status) };
-    match read_listed(state, container_id) {
-        Ok(Some((records, listed))) => Some(find(host, records.as_ref(), listed, scan)),
+    match read_entry(state, container_id) {
+        Ok(Some((records, entry))) => Some(find(host, records.as_ref(), entry, scan)),
         Ok(None) => None,
         Err(_) => Some(status),
     }
 }
 
 /// How the kernel is found.
-fn find(host: &mut Side, records: Option<&SandboxRecords>, listed: Listed, scan: &NodeScan) -> SandboxStatus {
-    let desired = match listed.marking.clone() {
+fn find(host: &mut Side, records: Option<&SandboxRecords>, entry: SandboxEntry, scan: &NodeScan) -> SandboxStatus {
+    let desired = match entry.marking.clone() {
         None => Desired::Released,
         Some(Marking { policy, mark, fault, .. }) => Desired::Isolated { policy, mark: Box::new(mark), fault },
     };
-    let finding = match find_wanted(host, &listed.container_id, records, &desired, scan) {
+    let finding = match find_wanted(host, &entry.container_id, records, &desired, scan) {
         Ok(reading) => Finding::Read(reading),
         Err(error) if error.is_gone() => Finding::Gone(chain(&error)),
         Err(error) => Finding::Unknown(chain(&error)),
     };
-    SandboxStatus { listed, finding }
+    SandboxStatus { entry, finding }
 }
 
 fn find_wanted(

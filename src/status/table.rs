@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 
 use crate::model::verdict::Verdict;
 
-use super::{Damaged, Direction, Finding, Listed, Marking, Reading, SandboxStatus, UnansweredMark, timestamp};
+use super::{Damaged, Direction, Finding, Marking, Reading, SandboxEntry, SandboxStatus, UnansweredMark, timestamp};
 
 /// The least that is shown of a container ID.
 const SHORT_ID: usize = 12;
@@ -113,7 +113,7 @@ fn short_ids<'a>(ids: impl Iterator<Item = &'a str> + Clone) -> Vec<&'a str> {
 }
 
 fn coloured_verdict(sandbox: &SandboxStatus) -> Cell {
-    let colour = match (&sandbox.finding, &sandbox.listed.marking) {
+    let colour = match (&sandbox.finding, &sandbox.entry.marking) {
         _ if !sandbox.is_as_marked() => Some(Colour::Red),
         (_, None) => None,
         (Finding::Read(Reading { verdict: Verdict::Contained, .. }), _) => Some(Colour::Green),
@@ -157,13 +157,13 @@ pub fn status_table(
     style: Style,
 ) -> String {
     let mut text = String::new();
-    let ids = short_ids(sandboxes.iter().map(|sandbox| sandbox.listed.container_id.as_str()));
+    let ids = short_ids(sandboxes.iter().map(|sandbox| sandbox.entry.container_id.as_str()));
     let mut rows = Rows::new(
         style,
         &["SANDBOX", "POD", "STATE", "VERDICT", "LAYERS", "POLICY", "SINCE", "BY", "DROPPED IN/OUT", "ATTEMPTS"],
     );
     for (sandbox, id) in sandboxes.iter().zip(&ids) {
-        let Listed { pod, marking, .. } = &sandbox.listed;
+        let SandboxEntry { pod, marking, .. } = &sandbox.entry;
         let [policy, since, by] = policy_since_by(marking.as_ref());
         let (layers, drops, attempts) = match &sandbox.finding {
             Finding::Read(reading) if marking.is_some() => (
@@ -177,7 +177,7 @@ pub fn status_table(
         rows.push([
             plain(*id),
             plain(pod.to_string()),
-            plain(sandbox.listed.state()),
+            plain(sandbox.entry.state()),
             coloured_verdict(sandbox),
             plain(layers),
             policy,
@@ -189,7 +189,7 @@ pub fn status_table(
     }
     write_sandboxes(&mut text, &rows);
     for (sandbox, id) in sandboxes.iter().zip(&ids) {
-        let fault = sandbox.listed.marking.as_ref().and_then(|marking| marking.fault.as_deref()).map(sealed_by);
+        let fault = sandbox.entry.marking.as_ref().and_then(|marking| marking.fault.as_deref()).map(sealed_by);
         for reason in fault.into_iter().chain(sandbox.reasons().iter().map(|reason| printable(reason))) {
             let _ = writeln!(text, "{id}: {reason}");
         }
@@ -203,7 +203,12 @@ pub fn status_table(
 
 /// The table of `list`.
 #[must_use]
-pub fn list_table(sandboxes: &[Listed], unanswered: &[UnansweredMark], damaged: &[Damaged], style: Style) -> String {
+pub fn list_table(
+    sandboxes: &[SandboxEntry],
+    unanswered: &[UnansweredMark],
+    damaged: &[Damaged],
+    style: Style,
+) -> String {
     let mut text = String::new();
     let ids = short_ids(sandboxes.iter().map(|sandbox| sandbox.container_id.as_str()));
     let mut rows = Rows::new(style, &["SANDBOX", "POD", "UID", "STATE", "POLICY", "SINCE", "BY"]);
@@ -222,7 +227,7 @@ pub fn list_table(sandboxes: &[Listed], unanswered: &[UnansweredMark], damaged: 
 #[must_use]
 pub fn sandbox_text(sandbox: &SandboxStatus, style: Style) -> String {
     let mut text = String::new();
-    let Listed { container_id, pod, netns, marking } = &sandbox.listed;
+    let SandboxEntry { container_id, pod, netns, marking } = &sandbox.entry;
     let mut line = |name: &str, value: &str| {
         let _ = writeln!(text, "{name:<10}{value}");
     };
@@ -234,7 +239,7 @@ pub fn sandbox_text(sandbox: &SandboxStatus, style: Style) -> String {
     if let Some(netns) = netns {
         line("netns", &printable(&netns.to_string()));
     }
-    line("state", sandbox.listed.state());
+    line("state", sandbox.entry.state());
     let (verdict, colour) = coloured_verdict(sandbox);
     line("verdict", &style.paint(&verdict, colour));
     for reason in sandbox.reasons() {

@@ -25,8 +25,8 @@ fn name(text: &str) -> PodName {
     PodName::new(text).unwrap()
 }
 
-fn listed(id: &str, pod_name: &str, marking: Option<Marking>) -> Listed {
-    Listed {
+fn entry(id: &str, pod_name: &str, marking: Option<Marking>) -> SandboxEntry {
+    SandboxEntry {
         container_id: ContainerId::new(id).unwrap(),
         pod: Pod {
             namespace: Some(name("shop")),
@@ -106,18 +106,18 @@ fn sandboxes() -> Vec<SandboxStatus> {
     };
     vec![
         SandboxStatus {
-            listed: listed("0123456789abcdef0", "web", Some(marking(Policy::default()))),
+            entry: entry("0123456789abcdef0", "web", Some(marking(Policy::default()))),
             finding: Finding::Read(reading(Verdict::Contained)),
         },
         SandboxStatus {
-            listed: listed("0123456789abcdef1", "db", Some(marking(Policy::default()))),
+            entry: entry("0123456789abcdef1", "db", Some(marking(Policy::default()))),
             finding: Finding::Read(partial),
         },
-        SandboxStatus { listed: listed("2", "cache", Some(sealed)), finding: Finding::Read(open) },
-        SandboxStatus { listed: listed("3", "job", None), finding: Finding::Read(released) },
-        SandboxStatus { listed: listed("4", "old", None), finding: Finding::Gone("no netns".to_owned()) },
+        SandboxStatus { entry: entry("2", "cache", Some(sealed)), finding: Finding::Read(open) },
+        SandboxStatus { entry: entry("3", "job", None), finding: Finding::Read(released) },
+        SandboxStatus { entry: entry("4", "old", None), finding: Finding::Gone("no netns".to_owned()) },
         SandboxStatus {
-            listed: listed("5", "odd", Some(marking(Policy::default()))),
+            entry: entry("5", "odd", Some(marking(Policy::default()))),
             finding: Finding::Unknown("the kernel is busy".to_owned()),
         },
     ]
@@ -151,15 +151,15 @@ fn is_as_in(file: &str, text: &str) {
 fn tables_and_json_are_as_documented() {
     let (sandboxes, unanswered, damaged) = (sandboxes(), unanswered(), damaged());
     let style = Style::default();
-    let listed: Vec<_> = sandboxes.iter().map(|sandbox| sandbox.listed.clone()).collect();
+    let entry: Vec<_> = sandboxes.iter().map(|sandbox| sandbox.entry.clone()).collect();
     is_as_in("status.txt", &status_table(&sandboxes, &unanswered, &damaged, style));
-    is_as_in("list.txt", &list_table(&listed, &unanswered, &damaged, style));
+    is_as_in("list.txt", &list_table(&entry, &unanswered, &damaged, style));
     is_as_in("sandbox.txt", &sandbox_text(&sandboxes[0], style));
     is_as_in("coloured.txt", &status_table(&sandboxes, &[], &[], Style { colour: true }));
     is_as_in("nothing.txt", &status_table(&[], &[], &[], style));
     let json = node_to_json(&sandboxes, &unanswered, &damaged);
     is_as_in("status.json", &format!("{json:#}\n"));
-    let json = node_to_json(&listed, &unanswered, &damaged);
+    let json = node_to_json(&entry, &unanswered, &damaged);
     is_as_in("list.json", &format!("{json:#}\n"));
 }
 
@@ -169,7 +169,7 @@ fn as_marked_is_enforced_where_there_is_a_mark_and_released_where_there_is_none(
     assert_eq!(as_marked, [true, true, false, true, true, false]);
     let status = |marked: bool, finding: Finding| {
         let marking = marked.then(|| marking(Policy::default()));
-        SandboxStatus { listed: listed("c", "web", marking), finding }.is_as_marked()
+        SandboxStatus { entry: entry("c", "web", marking), finding }.is_as_marked()
     };
     let required = |verdict| Finding::Read(Reading { guard_required: true, ..reading(verdict) });
     assert!(status(true, required(Verdict::Contained)));

@@ -10,7 +10,7 @@ use cni_quarantine::audit::{Line, chain};
 use cni_quarantine::mark::{MarkContent, answering_keys};
 use cni_quarantine::names::{ContainerId, Key, Pod, PodUid};
 use cni_quarantine::state::{StateDir, StateError};
-use cni_quarantine::status::read::{read_listed, read_sandbox};
+use cni_quarantine::status::read::{read_entry, read_sandbox};
 use cni_quarantine::status::{Marking, SandboxStatus};
 
 use super::plan::{Order, Step, steps};
@@ -168,8 +168,8 @@ impl Hands {
         self.refresh()?;
         let mut isolated = Vec::new();
         for (id, pod) in &self.pods {
-            let Some((_, listed)) = read_listed(&self.state, id)? else { continue };
-            if let Some(marking) = listed.marking {
+            let Some((_, entry)) = read_entry(&self.state, id)? else { continue };
+            if let Some(marking) = entry.marking {
                 isolated.push(Isolated { pod: pod.clone(), marking });
             }
         }

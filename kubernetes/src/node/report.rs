@@ -102,7 +102,7 @@ fn contained(object: &PodQuarantine, found: &Found, now: Timestamp) -> (&'static
         Found::Failed(why) => ("Unknown", why::FAILED, why.clone()),
         Found::NoSandbox(_) if released => ("False", why::RELEASED, "released; it has no sandbox".to_owned()),
         Found::NoSandbox(target) => absent(*target),
-        Found::Sandbox(sandbox) => match (&sandbox.finding, &sandbox.listed.marking) {
+        Found::Sandbox(sandbox) => match (&sandbox.finding, &sandbox.entry.marking) {
             (Finding::Unknown(error), _) => ("Unknown", why::UNKNOWN, error.clone()),
             (Finding::Gone(error), _) => ("False", why::WAITING, format!("its sandbox has ended: {error}")),
             (Finding::Read(_), None) if released => ("False", why::RELEASED, released_by(object)),
@@ -172,14 +172,14 @@ fn absent(target: Target) -> (&'static str, &'static str, String) {
 
 fn describe(status: &mut PodQuarantineStatus, sandbox: &SandboxStatus) {
     status.verdict = Some(sandbox.verdict().to_owned());
-    status.container_id = Some(sandbox.listed.container_id.to_string());
-    status.policy = sandbox.listed.marking.as_ref().map(|marking| marking.policy.to_string());
+    status.container_id = Some(sandbox.entry.container_id.to_string());
+    status.policy = sandbox.entry.marking.as_ref().map(|marking| marking.policy.to_string());
     let Finding::Read(reading) = &sandbox.finding else { return };
     let reason =
         |reason: &cni_quarantine::verdict::Reason| WhyNot { code: reason.code().to_owned(), text: reason.to_string() };
     status.reasons = reading.reasons.iter().map(reason).collect();
     status.layers = Some(Layers { pod: reading.pod_layer, host: reading.host_layer });
-    if sandbox.listed.marking.is_none() {
+    if sandbox.entry.marking.is_none() {
         return;
     }
     // A packet meets one layer only: the first one on its way drops it.
@@ -255,7 +255,7 @@ mod tests {
     use cni_quarantine::mark::Mark;
     use cni_quarantine::names::{ContainerId, Key, Pod};
     use cni_quarantine::policy::Policy;
-    use cni_quarantine::status::{Drops, Layer, Listed, Marking, Reading};
+    use cni_quarantine::status::{Drops, Layer, Marking, Reading, SandboxEntry};
     use cni_quarantine::verdict::{Reason, Verdict};
     use serde_json::json;
 
@@ -296,8 +296,8 @@ mod tests {
             attempts: Vec::new(),
         };
         let container_id = ContainerId::new("c1").unwrap();
-        let listed = Listed { container_id, pod: Pod::default(), netns: None, marking };
-        Found::Sandbox(Box::new(SandboxStatus { listed, finding: Finding::Read(reading) }))
+        let entry = SandboxEntry { container_id, pod: Pod::default(), netns: None, marking };
+        Found::Sandbox(Box::new(SandboxStatus { entry, finding: Finding::Read(reading) }))
     }
 
     fn contained_is(object: &PodQuarantine, found: &Found) -> (String, String) {

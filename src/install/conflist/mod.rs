@@ -266,7 +266,7 @@ impl Plugin {
 ///
 /// # Errors
 /// When the text is not a single plugin's that may be chained.
-pub fn listed(text: &str) -> Result<String, ConflistError> {
+pub fn as_chain(text: &str) -> Result<String, ConflistError> {
     let members = top_level(text)?;
     let find = |key: &str| unique(&members, key);
     if find("plugins")?.is_some() {

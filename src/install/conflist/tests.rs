@@ -72,7 +72,7 @@ fn a_single_plugin_becomes_a_chain_with_its_text_unchanged() {
     let single = "{\n  \"cniVersion\": \"0.4.0\",\n  \"name\": \"n\",\n  \"type\": \"bridge\"\n}\n";
     let wanted = "{\n  \"cniVersion\": \"0.4.0\",\n  \"name\": \"n\",\n  \"plugins\": [\n    {\n      \"cniVersion\": \"0.4.0\",\n      \
                   \"name\": \"n\",\n      \"type\": \"bridge\"\n    }\n  ]\n}\n";
-    assert_eq!(listed(single).unwrap(), wanted);
+    assert_eq!(as_chain(single).unwrap(), wanted);
 }
 
 /// A JSON value, laid out at random.
@@ -161,7 +161,7 @@ proptest! {
     fn a_single_plugin_keeps_its_meaning_in_a_chain(settings in prop::collection::vec(laid_out(), 0..4)) {
         let settings: String = settings.iter().enumerate().map(|(i, value)| format!(", \"k{i}\":{value}\n")).collect();
         let single = format!("\n{{ \"cniVersion\":\"0.4.0\",\n\"type\":\"bridge\", \"name\":\"n\"{settings} }}");
-        let chain: Value = serde_json::from_str(&listed(&single).unwrap()).unwrap();
+        let chain: Value = serde_json::from_str(&as_chain(&single).unwrap()).unwrap();
         let wanted: Value = serde_json::from_str(&single).unwrap();
         prop_assert_eq!(chain, json!({ "cniVersion": "0.4.0", "name": "n", "plugins": [wanted] }));
     }
@@ -169,7 +169,7 @@ proptest! {
     #[test]
     fn any_text_is_read_or_refused(text in ".{0,200}", chain in chain(), cut in any::<prop::sample::Index>()) {
         let _ = Conflist::parse(&text);
-        let _ = listed(&text);
+        let _ = as_chain(&text);
         let cuts: Vec<usize> = chain.char_indices().map(|(index, _)| index).collect();
         let cut = cuts[cut.index(cuts.len())];
         if !chain[cut..].trim_matches(WHITE).is_empty() {

@@ -32,7 +32,7 @@ use crate::rules::containment::{EgressHook, GuardedInterface, TABLE, frame, guar
 use crate::rules::ruleset::{Family, Table};
 
 use survey::{End, Survey, jumps_past_guard, jumps_past_pod_side, survey};
-use transition::{Compared, Transition, bring, bring_compared};
+use transition::{Compared, Transition, reconcile, reconcile_compared};
 
 const POD_FAMILIES: [Family; 2] = [Family::Netdev, Family::Inet];
 
@@ -172,7 +172,7 @@ impl<'a> Sandbox<'a> {
 
     fn install_with(&mut self, egress: EgressHook) -> Result<(), SandboxError> {
         let wanted = self.wanted_released(egress)?;
-        bring(&mut self.pod.nft, &wanted.pod)?;
+        reconcile(&mut self.pod.nft, &wanted.pod)?;
         Ok(())
     }
 
@@ -184,11 +184,11 @@ impl<'a> Sandbox<'a> {
             if let Some(guard) = &wanted.guard {
                 let tables = std::slice::from_ref(guard);
                 done.guard = match wanted.compared.take() {
-                    Some(compared) => bring_compared(&mut self.host.nft, tables, vec![compared])?,
-                    None => bring(&mut self.host.nft, tables)?,
+                    Some(compared) => reconcile_compared(&mut self.host.nft, tables, vec![compared])?,
+                    None => reconcile(&mut self.host.nft, tables)?,
                 };
             }
-            match bring(&mut self.pod.nft, &wanted.pod) {
+            match reconcile(&mut self.pod.nft, &wanted.pod) {
                 Ok(transition) => done.pod = transition,
                 Err(error) if wanted.guard.is_none() || error.errno() == Some(Errno::EOPNOTSUPP) => {
                     return Err(error.into());
@@ -204,7 +204,7 @@ impl<'a> Sandbox<'a> {
                 done.guard.changed = self.remove_guard()?;
             }
         } else {
-            done.pod = bring(&mut self.pod.nft, &wanted.pod)?;
+            done.pod = reconcile(&mut self.pod.nft, &wanted.pod)?;
             done.guard.changed = self.remove_guard()?;
         }
         Ok((wanted, done))

@@ -25,13 +25,13 @@ pub(super) struct Transition {
 pub(super) type Compared = (Vec<Difference>, Option<LoadedTable>);
 
 /// Brings the tables of one side to what is wanted. All of `wanted` have one name, and sleep or wake together.
-pub(super) fn bring(nft: &mut Nft, wanted: &[Table]) -> Result<Transition, NetlinkError> {
+pub(super) fn reconcile(nft: &mut Nft, wanted: &[Table]) -> Result<Transition, NetlinkError> {
     let compared = wanted.iter().map(|table| nft.compare(table)).collect::<Result<_, _>>()?;
-    bring_compared(nft, wanted, compared)
+    reconcile_compared(nft, wanted, compared)
 }
 
 /// The same where the tables have been read and compared already.
-pub(super) fn bring_compared(
+pub(super) fn reconcile_compared(
     nft: &mut Nft,
     wanted: &[Table],
     compared: Vec<Compared>,

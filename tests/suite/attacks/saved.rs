@@ -72,10 +72,8 @@ fn a_saved_guard_of_a_pod_that_is_gone_cuts_nobody_else() {
         of_next.assert_none_arrives();
         let mut config = sandbox.config().clone();
         config["prevResult"]["interfaces"][2]["sandbox"] = next.path().to_str().unwrap().into();
-        let added = crate::lab::Invocation::new(&topology.node, "ADD")
-            .container("next")
-            .netns(&next.path())
-            .ifname("eth0")
+        let added = crate::lab::Call::new(&topology.node, "ADD")
+            .attachment("next", &next.path(), "eth0")
             .config(&config)
             .run()
             .ok();
@@ -93,10 +91,8 @@ fn an_add_takes_no_guard_of_a_pod_that_lives() {
     out.assert_all_arrive();
     sandbox.isolate("");
     // Under another name, the very same pod is added: what hangs on its end is of one that lives.
-    crate::lab::Invocation::new(&topology.node, "ADD")
-        .container("other")
-        .netns(&topology.pod.path())
-        .ifname("eth0")
+    crate::lab::Call::new(&topology.node, "ADD")
+        .attachment("other", &topology.pod.path(), "eth0")
         .config(sandbox.config())
         .run()
         .ok();

@@ -13,7 +13,7 @@ use crate::model::record::HostGuard;
 use crate::model::records::SandboxRecords;
 use crate::node::sandbox::{Sandbox, SandboxError, Side};
 use crate::node::state::{DamagedRecord, StateDir, StateError};
-use crate::status::{Listed, UnansweredMark};
+use crate::status::{SandboxEntry, UnansweredMark};
 
 /// A sandbox that has a directory among the records.
 #[derive(Debug)]
@@ -55,7 +55,7 @@ impl NodeSandbox {
 
 /// The sandboxes and marks of the node.
 #[derive(Debug)]
-pub(super) struct Node<'a> {
+pub(super) struct Inventory<'a> {
     state: &'a StateDir,
     /// In the order of their container IDs.
     pub(super) sandboxes: Vec<Arc<NodeSandbox>>,
@@ -64,7 +64,7 @@ pub(super) struct Node<'a> {
     pods: BTreeMap<Key, Pod>,
 }
 
-impl<'a> Node<'a> {
+impl<'a> Inventory<'a> {
     pub(super) fn read(state: &'a StateDir) -> Result<Self, StateError> {
         Self::read_beyond(state, &[])
     }
@@ -145,10 +145,10 @@ impl<'a> Node<'a> {
     }
 
     /// What the marks want of a sandbox, and who wrote them.
-    pub(super) fn listed(&self, sandbox: &NodeSandbox) -> Listed {
+    pub(super) fn entry_of(&self, sandbox: &NodeSandbox) -> SandboxEntry {
         let keys = self.keys_of(sandbox).into_iter();
         let marks = keys.filter_map(|key| self.state.read_mark(&key).map(|mark| (key, mark))).collect();
-        Listed::of(self.state, &sandbox.container_id, sandbox.records.as_ref(), marks)
+        SandboxEntry::of(self.state, &sandbox.container_id, sandbox.records.as_ref(), marks)
     }
 
     /// The marks that nothing on the node answers to.
@@ -157,7 +157,7 @@ impl<'a> Node<'a> {
         self.marks.difference(&answered).filter_map(|key| self.unanswered_mark(key)).collect()
     }
 
-    /// One of these.
+    /// One of them.
     pub(super) fn unanswered_mark(&self, key: &Key) -> Option<UnansweredMark> {
         let content = self.state.read_mark(key)?;
         let since = self.state.marked_since(key);

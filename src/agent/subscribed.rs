@@ -32,7 +32,7 @@ pub(super) fn raise_descriptor_limit() {
 }
 
 /// How many sandboxes can be listened to beside so many workers: isolating comes before hearing.
-pub(super) fn most_listened(workers: usize) -> usize {
+pub(super) fn most_subscribed(workers: usize) -> usize {
     let limit =
         getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| usize::try_from(soft).unwrap_or(usize::MAX));
     let open = std::fs::read_dir("/proc/self/fd").map_or(64, Iterator::count);
@@ -40,7 +40,7 @@ pub(super) fn most_listened(workers: usize) -> usize {
 }
 
 /// An isolated sandbox whose events are listened to.
-pub(super) struct Listened {
+pub(super) struct Subscribed {
     pub(super) events: PodEvents,
     /// By which its events are told from those of others.
     pub(super) number: u64,
@@ -59,7 +59,7 @@ pub(super) struct Listened {
     pub(super) node_changed: bool,
 }
 
-impl Listened {
+impl Subscribed {
     pub(super) fn new(events: PodEvents, number: u64, policy: Policy) -> Self {
         Self {
             events,
@@ -115,26 +115,26 @@ impl Agent {
             }
         }
         self.by_number.insert(number, container_id.clone());
-        let listened = Listened::new(events, number, policy);
+        let subscribed = Subscribed::new(events, number, policy);
         self.unheard.remove(container_id);
-        self.listened.insert(container_id.clone(), listened);
+        self.subscribed.insert(container_id.clone(), subscribed);
     }
 
     pub(super) fn stop_listening(&mut self, container_id: &ContainerId) {
-        if let Some(listened) = self.listened.remove(container_id) {
-            self.by_number.remove(&listened.number);
-            for fd in listened.events.descriptors() {
+        if let Some(subscribed) = self.subscribed.remove(container_id) {
+            self.by_number.remove(&subscribed.number);
+            for fd in subscribed.events.descriptors() {
                 let _ = self.epoll.delete(fd);
             }
-            self.workers.close(listened.events);
+            self.workers.close(subscribed.events);
         }
     }
 
     /// After it was looked at.
     pub(super) fn listen_again(&self, container_id: &ContainerId) {
-        let Some(listened) = self.listened.get(container_id) else { return };
-        for fd in listened.events.descriptors() {
-            let mut event = EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT, listened.number);
+        let Some(subscribed) = self.subscribed.get(container_id) else { return };
+        for fd in subscribed.events.descriptors() {
+            let mut event = EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT, subscribed.number);
             let _ = self.epoll.modify(fd, &mut event);
         }
     }
