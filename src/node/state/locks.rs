@@ -104,7 +104,7 @@ impl StateDir {
 /// [`search_holder`], for as long as that is bearable: whoever asks the kernel about a process that hangs in the middle of an
 /// execve (closing a file of a FUSE that never answers) hangs with it, and a pod can have such a process.
 fn holder_of(path: &Path) -> String {
-    const PATIENCE: Duration = Duration::from_millis(500);
+    const PATIENCE: Duration = Duration::from_secs(2);
     let (found, finding) = mpsc::channel();
     let path = path.to_owned();
     let search = thread::Builder::new().name("lock-holder".to_owned()).spawn(move || {
