@@ -12,7 +12,7 @@ use crate::lab::traffic::observe::{Witnesses, tag};
 use crate::lab::traffic::packet::{self, BROADCAST};
 use crate::lab::traffic::sockets::PacketSocket;
 use crate::lab::traffic::stream::Flow;
-use crate::lab::{Netns, Sandbox, Topology, not_tried};
+use crate::lab::{Call, Netns, Sandbox, Topology, not_tried};
 
 const SAVE: &str = "nft list ruleset >/run/FILE; nft flush ruleset";
 
@@ -72,11 +72,8 @@ fn a_saved_guard_of_a_pod_that_is_gone_cuts_nobody_else() {
         of_next.assert_none_arrives();
         let mut config = sandbox.config().clone();
         config["prevResult"]["interfaces"][2]["sandbox"] = next.path().to_str().unwrap().into();
-        let added = crate::lab::Call::new(&topology.node, "ADD")
-            .attachment("next", &next.path(), "eth0")
-            .config(&config)
-            .run()
-            .ok();
+        let added =
+            Call::new(&topology.node, "ADD").attachment("next", &next.path(), "eth0").config(&config).run().ok();
         assert!(!topology.node.sh("nft list tables").contains(sandbox.id()), "{added:#?}");
         of_next.assert_all_arrive();
     }
@@ -91,7 +88,7 @@ fn an_add_takes_no_guard_of_a_pod_that_lives() {
     out.assert_all_arrive();
     sandbox.isolate("");
     // Under another name, the very same pod is added: what hangs on its end is of one that lives.
-    crate::lab::Call::new(&topology.node, "ADD")
+    Call::new(&topology.node, "ADD")
         .attachment("other", &topology.pod.path(), "eth0")
         .config(sandbox.config())
         .run()
