@@ -301,6 +301,11 @@ impl LoadedTable {
             .collect()
     }
 
+    /// The names of the sets in it.
+    pub fn set_names(&self) -> impl Iterator<Item = &[u8]> {
+        self.sets.iter().map(|set| &set.name[..])
+    }
+
     /// What the last rule of a chain, the drop, has seen.
     #[must_use]
     pub fn dropped(&self, chain: &str) -> Count {

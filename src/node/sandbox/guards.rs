@@ -12,11 +12,13 @@ use crate::model::audit::Line;
 use crate::model::names::{ContainerId, IfName};
 use crate::model::policy::Policy;
 use crate::model::records::SandboxRecords;
-use crate::rules::containment::{EgressHook, GuardedEnd, GuardedInterface, TABLE, guard, guard_table, guarded_by};
+use crate::rules::containment::{
+    EgressHook, GuardedEnd, GuardedInterface, TABLE, guard, guard_table, guarded_by, strayed_by, strayed_set,
+};
 use crate::rules::ruleset::{Family, Table};
 
-use super::survey::{End, Survey};
-use super::{Sandbox, SandboxError, Side, Wanted, remove_guard};
+use super::survey::{End, Strayed, Survey};
+use super::{Sandbox, SandboxError, Side, Wanted};
 
 /// The sandboxes for which a guard stands, by the names of the tables.
 ///
@@ -37,7 +39,11 @@ impl Sandbox<'_> {
             interface: guarded.clone(),
         };
         let ends: Vec<_> = survey.ends.iter().map(end).collect();
-        (!ends.is_empty()).then(|| guard(self.records.container_id(), policy, &ends, egress))
+        let mut table = guard(self.records.container_id(), policy, &ends, egress);
+        table.sets.extend(
+            survey.strayed.iter().map(|strayed| strayed_set(&strayed.interface, strayed.index, &strayed.device)),
+        );
+        (!ends.is_empty() || !survey.strayed.is_empty()).then_some(table)
     }
 
     /// Applying takes the guard from no end that still exists, whatever the survey found.
@@ -51,16 +57,17 @@ impl Sandbox<'_> {
             }
         };
         let compared = self.host.nft.compare(table)?;
-        let standing = match &compared.1 {
+        let (standing, strayed) = match &compared.1 {
             Some(loaded) => standing_ends(self.host, self.records, loaded, &wanted.survey)?,
-            None => Vec::new(),
+            None => Default::default(),
         };
-        if standing.is_empty() {
+        if standing.is_empty() && strayed.is_empty() {
             wanted.compared = Some(compared);
             return Ok(());
         }
         wanted.survey.lost.retain(|(name, _)| !standing.iter().any(|end| end.guarded.name == *name));
         wanted.survey.ends.extend(standing);
+        wanted.survey.strayed = strayed;
         wanted.guard = self.guard_of(&wanted.survey, policy, wanted.egress);
         Ok(())
     }
@@ -68,34 +75,58 @@ impl Sandbox<'_> {
 
 /// Ends that the guard of a sandbox stands on and that its survey did not find, as long as they are there: those of
 /// interfaces that no ADD found, or whose attachment is being deleted, and that root in the pod has moved away since. Only
-/// what the chain is hooked at *and* has the index that it was made for is the same interface.
+/// what the chain is hooked at *and* has the index that it was made for is the same interface. What has the index alone may be
+/// the same, renamed, or another pod's: it is not guarded, and not forgotten.
 fn standing_ends(
     host: &mut Side,
     records: &SandboxRecords,
     loaded: &LoadedTable,
     survey: &Survey,
-) -> Result<Vec<End>, NetlinkError> {
+) -> Result<(Vec<End>, Vec<Strayed>), NetlinkError> {
     let table = guard_table(records.container_id());
-    let mut ends: Vec<End> = Vec::new();
+    let (mut ends, mut strayed): (Vec<End>, Vec<Strayed>) = (Vec::new(), Vec::new());
+    let mut candidates = Vec::new();
     for chain in loaded.other_chains() {
-        let Some((interface, index)) = guarded_by(chain) else { continue };
+        let Some((interface, tagged)) = guarded_by(chain) else { continue };
         let recorded = || {
             let pinned = records.pinned_interfaces().into_iter().chain(records.leaving());
             let mut of_name = pinned.filter(|pinned| pinned.interface.name.to_string() == interface);
             of_name.find_map(|pinned| Some(pinned.host_end.as_ref()?.index))
         };
-        let Some(index) = index.or_else(recorded) else { continue };
-        if survey.ends.iter().chain(&ends).any(|end| end.link.index == index) {
+        let Some(index) = tagged.or_else(recorded) else { continue };
+        let devices = host.nft.devices_of(&table, chain)?;
+        let devices: Vec<_> = devices.iter().filter_map(|device| IfName::new(device).ok()).collect();
+        candidates.push((interface.to_owned(), index, devices, tagged.is_some()));
+    }
+    candidates.extend(
+        loaded
+            .set_names()
+            .filter_map(strayed_by)
+            .map(|(interface, index, device)| (interface.to_owned(), index, vec![device], true)),
+    );
+    for (interface, index, devices, is_remembered) in candidates {
+        let is_known = survey.ends.iter().chain(&ends).any(|end| end.link.index == index);
+        if is_known || strayed.iter().any(|strayed| strayed.index == index) {
             continue;
         }
         let Some(link) = host.links.by_index(index)?.filter(Link::is_pair) else { continue };
-        if host.nft.devices_of(&table, chain)?.iter().any(|device| device == link.name.as_bytes()) {
-            // A name that is not plain is not said whole by the chain's.
-            let name = IfName::new(interface).unwrap_or_else(|_| link.name.clone());
+        // A name that is not plain is not said whole by the chain's.
+        let name = IfName::new(&interface).unwrap_or_else(|_| link.name.clone());
+        if devices.contains(&link.name) {
             ends.push(End { link, guarded: GuardedInterface { name, known: None } });
+        } else if let (true, Some(device)) = (is_remembered, devices.first()) {
+            strayed.push(Strayed { interface: name, index, device: device.clone(), now: link.name });
         }
     }
-    Ok(ends)
+    Ok((ends, strayed))
+}
+
+/// Removes the host guard of a sandbox that may be gone; says whether there was one.
+///
+/// # Errors
+/// See [`NetlinkError`].
+pub fn remove_guard(host: &mut Side, container_id: &ContainerId) -> Result<bool, NetlinkError> {
+    host.nft.delete(&guard_table(container_id), &[Family::Netdev])
 }
 
 /// Removes the guards that no record speaks of and that have no interface left to guard: a pod that ended without a DEL

@@ -13,7 +13,7 @@ mod transition;
 use nix::errno::Errno;
 use thiserror::Error;
 
-pub use guards::{remove_guards_of_nothing, remove_stale_guards, standing_guards};
+pub use guards::{remove_guard, remove_guards_of_nothing, remove_stale_guards, standing_guards};
 pub use report::{Applied, Dependence, Deviation, Layer, Report};
 pub use side::Side;
 pub use survey::{NodeScan, Scan, pin_interfaces};
@@ -31,7 +31,7 @@ use crate::model::verdict::{Exposure, Guard, NoGuard, PodSide, Verdict, judge};
 use crate::rules::containment::{EgressHook, GuardedInterface, TABLE, frame, guard_table, pod_tables};
 use crate::rules::ruleset::{Family, Table};
 
-use survey::{End, Survey, jumps_past_guard, jumps_past_pod_side, survey};
+use survey::{End, Strayed, Survey, jumps_past_guard, jumps_past_pod_side, survey};
 use transition::{Compared, Transition, reconcile, reconcile_compared};
 
 const POD_FAMILIES: [Family; 2] = [Family::Netdev, Family::Inet];
@@ -451,6 +451,9 @@ impl<'a> Sandbox<'a> {
         for name in &wanted.survey.missing {
             exposures.push(self.exposure(name, Guard::Missing(NoGuard::LeftWithoutPeer), None)?);
         }
+        for Strayed { interface, now, .. } in &wanted.survey.strayed {
+            exposures.push(self.exposure(interface, Guard::IndexTaken { device: now.to_string() }, None)?);
+        }
         let is_inside = |name: &IfName| wanted.survey.interfaces.iter().any(|interface| interface.link.name == *name);
         for (name, instead) in wanted.survey.lost.iter().filter(|(name, _)| !is_inside(name)) {
             let guard = match instead {
@@ -481,14 +484,6 @@ struct Done {
     was_isolated: bool,
     pod: Transition,
     guard: Transition,
-}
-
-/// Removes the host guard of a sandbox that may be gone; says whether there was one.
-///
-/// # Errors
-/// See [`NetlinkError`].
-pub fn remove_guard(host: &mut Side, container_id: &ContainerId) -> Result<bool, NetlinkError> {
-    host.nft.delete(&guard_table(container_id), &[Family::Netdev])
 }
 
 fn differences_of(side: &mut Side, table: &Table) -> Result<Vec<Difference>, NetlinkError> {

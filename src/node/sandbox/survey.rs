@@ -42,6 +42,20 @@ pub(super) struct End {
     pub(super) guarded: GuardedInterface,
 }
 
+/// An end on the host that was guarded by its name, which another has now, or nobody. A chain that is hooked by a name follows
+/// that; the guard remembers the end by a set, which is hooked nowhere.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Strayed {
+    /// The sandbox's interface.
+    pub(super) interface: IfName,
+    /// The index of the end.
+    pub(super) index: u32,
+    /// The name that it was guarded by.
+    pub(super) device: IfName,
+    /// What has the index now.
+    pub(super) now: IfName,
+}
+
 /// A sandbox as it is now.
 #[derive(Debug, Default)]
 pub(super) struct Survey {
@@ -54,6 +68,8 @@ pub(super) struct Survey {
     /// Interfaces whose end on the host is not where ADD found it; with what has its index now, where that is a pair's
     /// end that may be another pod's.
     pub(super) lost: Vec<(IfName, Option<IfName>)>,
+    /// Ends that no ADD found, and that the node has renamed since the guard was hooked on them; as far as can be told.
+    pub(super) strayed: Vec<Strayed>,
     /// The links of the node, by index, that lead to it.
     pub(super) links: BTreeSet<u32>,
 }

@@ -49,6 +49,8 @@ const PROBE_FLOWS: &str = "probes";
 /// Flows of probes for which [`PROBE_FLOWS`] has no room.
 const BURST_FLOWS: &str = "burst";
 const ALLOWED_FLOWS: &str = "flows";
+/// Sets that hold nothing: what they are for is in their names.
+const STRAYED: &str = "strayed-";
 /// Seconds that a flow lives on without a packet.
 const FLOW_TIMEOUT: u32 = 120;
 /// The same for a flow in a burst: a process of the node that opens thousands of short connections keeps probes out for no longer.
@@ -207,7 +209,7 @@ pub fn guard(container_id: &ContainerId, policy: &Policy, ends: &[GuardedEnd], e
         // An end that no record speaks of is remembered by its chain alone.
         let name = match interface.known {
             Some(_) => interface.name.to_string(),
-            None => format!("{}@{index}", interface.name),
+            None => format!("{}/{index}", interface.name),
         };
         let place = match egress {
             EgressHook::Netdev => Place::Host,
@@ -227,8 +229,32 @@ pub fn guard(container_id: &ContainerId, policy: &Policy, ends: &[GuardedEnd], e
 #[must_use]
 pub fn guarded_by(chain: &str) -> Option<(&str, Option<u32>)> {
     let name = chain.strip_prefix("to-").or_else(|| chain.strip_prefix("from-"))?;
-    let tagged = name.rsplit_once('@').and_then(|(name, index)| Some((name, index.parse().ok()?)));
+    // No interface has a slash in its name, and nft reads one in a chain's.
+    let tagged = name.rsplit_once('/').and_then(|(name, index)| Some((name, index.parse().ok()?)));
     Some(tagged.map_or((name, None), |(name, index)| (name, Some(index))))
+}
+
+/// What the guard remembers an end by that it was hooked on by a name which the end has no more: a set that nothing is put into.
+#[must_use]
+pub fn strayed_set(interface: &IfName, index: u32, device: &IfName) -> Set {
+    Set {
+        name: format!("{STRAYED}{interface}/{index}/{device}"),
+        key: vec![KeyType::Port],
+        timeout: STRAY_TIMEOUT,
+        size: 1,
+    }
+}
+
+/// What the name of such a set says: the sandbox's interface, the index of its end on the host, and the name of that end then.
+#[must_use]
+pub fn strayed_by(set: &[u8]) -> Option<(&str, u32, IfName)> {
+    let mut parts = std::str::from_utf8(set).ok()?.strip_prefix(STRAYED)?.splitn(3, '/');
+    Some((parts.next()?, parts.next()?.parse().ok()?, IfName::new(parts.next()?.as_bytes()).ok()?))
+}
+
+/// Whether it is one.
+fn is_strayed_set(name: &[u8]) -> bool {
+    name.starts_with(STRAYED.as_bytes())
 }
 
 fn chain(name: String, hook: Hook, mut rules: Vec<Rule>) -> Chain {
@@ -282,13 +308,13 @@ impl FlowSets {
     }
 }
 
-/// Whether a set of this name holds the flows of some policy.
+/// Whether a set of this name holds the flows of some policy, or an end that may be gone: it can go where it is not wanted.
 #[must_use]
 pub fn is_flow_set(name: &[u8]) -> bool {
     let is_of = |kind: &str| {
         name.strip_prefix(kind.as_bytes()).is_some_and(|rest| rest.starts_with(b"4-") || rest.starts_with(b"6-"))
     };
-    is_of(PROBE_FLOWS) || is_of(BURST_FLOWS) || is_of(ALLOWED_FLOWS)
+    is_strayed_set(name) || is_of(PROBE_FLOWS) || is_of(BURST_FLOWS) || is_of(ALLOWED_FLOWS)
 }
 
 fn lets_network_through(policy: &Policy) -> bool {

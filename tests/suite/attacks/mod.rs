@@ -15,6 +15,7 @@ mod raw;
 mod reported;
 mod root;
 mod saved;
+mod sequences;
 mod standing;
 mod translated;
 mod verdicts;

@@ -8,7 +8,7 @@ use super::world::{NAME_KEY, REACTION, World};
 enum Act {
     /// Root in the pod, by a shell script: `BELOW` is a namespace below, `POD` the pod's own.
     Pod(&'static str),
-    /// Somebody on the node, by a shell script: `PEER` is the peer's namespace.
+    /// Somebody on the node, by a shell script: `PEER` is the peer's namespace, `POD` the pod's.
     Node(&'static str),
     Do(fn(&mut World)),
 }
@@ -30,7 +30,10 @@ impl Step {
                     let _ = world.pod.netns.try_sh(&script);
                 }
             }
-            Act::Node(script) => drop(world.node.try_sh(&script.replace("PEER", world.peer.name()))),
+            Act::Node(script) => {
+                let script = script.replace("PEER", world.peer.name()).replace("POD", world.pod.netns.name());
+                let _ = world.node.try_sh(&script);
+            }
             Act::Do(act) => act(world),
         }
     }
@@ -147,6 +150,7 @@ pub(super) static STEPS: &[Step] = &[
         "renamed-below",
         "ip -n BELOW link set door down; ip -n BELOW link set door name evil0; ip -n BELOW link set door up",
     ),
+    pod("more-moved-below", "ip link set more netns BELOW; ip -n BELOW link set more up"),
     pod("moved-back", "ip -n BELOW link set door netns POD; ip link set door up"),
     pod("addressed-below", "ip -n BELOW addr add 10.77.0.2/24 dev door; ip -n BELOW route add default via 10.77.0.1"),
     pod("tables-flushed", "nft flush ruleset"),
@@ -216,6 +220,22 @@ pub(super) static STEPS: &[Step] = &[
     node("rule-removed", "ip rule del to 10.77.0.2 lookup 77"),
     Step { weight: 3, ..node("node-flushed", "nft flush ruleset") },
     node("guard-accepts", ACCEPT_IN_GUARD),
+    node("guard-asleep", "for table in $(nft list tables netdev | awk '{ print $3 }'); do nft add table netdev $table '{ flags dormant; }'; done"),
+    node("rules-saved-and-loaded", "saved=$(nft list ruleset); nft flush ruleset; echo \"$saved\" | nft -f -"),
+    node(
+        "translated",
+        "nft 'add table inet translation; add chain inet translation post { type nat hook postrouting priority srcnat; }
+              add rule inet translation post masquerade'",
+    ),
+    node("announces", "echo 2 >/proc/sys/net/ipv4/conf/all/arp_announce"),
+    node(
+        "more-without-add",
+        "ip link add veth-more type veth peer name net1 netns POD
+         ip link property add dev veth-more altname end-more; ip -n POD link property add dev net1 altname more
+         ip link set veth-more master br0 up; ip -n POD link set net1 up",
+    ),
+    node("more-renamed", "ip link set end-more down; ip link set end-more name veth-else; ip link set end-more up"),
+    node("more-removed", "ip link del end-more"),
     node(
         "node-redirects",
         "tc qdisc replace dev end-0 clsact
