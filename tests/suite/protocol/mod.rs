@@ -8,6 +8,7 @@ mod config;
 mod del;
 mod environment;
 mod gc;
+mod guards;
 mod hostile;
 mod settings;
 mod status;
