@@ -2,7 +2,7 @@
 //!
 //! A script stops at its first error and may fail, as what it wants to change may be gone by then.
 
-use super::world::{NAME_KEY, REACTION, World};
+use super::world::{NAME_KEY, World};
 
 /// Who does it, and what.
 enum Act {
@@ -85,7 +85,7 @@ pub(super) static STEPS: &[Step] = &[
     product("sync", 10, |world| drop(world.command(&["sync"]))),
     product("agent-starts", 3, World::start_agent),
     product("agent-killed", 2, World::kill_agent),
-    product("rest", 2, |_| std::thread::sleep(REACTION)),
+    product("rest", 4, |world| world.settle()),
     // The runtime.
     product("check", 5, |world| drop(world.call("CHECK", &world.pod))),
     product("gc-of-all", 3, |world| world.collect_garbage()),

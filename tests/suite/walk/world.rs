@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::traffic::{self, Address, Marker, NODE4, NODE6, Sender};
 use crate::lab::topology::{PEER_MAC, dont_call_iptables, text};
 use crate::lab::traffic::observe::Witnesses;
-use crate::lab::{Agent, Call, Mac, Netns, Run, StateDir, quarantine};
+use crate::lab::{Agent, Call, Mac, Netns, Run, StateDir, eventually, quarantine};
 
 const NODE_MAC: Mac = [2, 0, 0, 0, 0, 1];
 const BRIDGES: [&str; 2] = ["br0", "br1"];
@@ -221,6 +221,24 @@ impl World {
         }
     }
 
+    /// Waits until the agent has brought every pod that runs to its marks; without one there is nothing to wait for.
+    pub(super) fn settle(&self) {
+        if self.agent.is_none() {
+            return;
+        }
+        eventually(REACTION, || {
+            let status = self.status();
+            let of_pod = |pod: &Pod| {
+                let sandboxes = status["sandboxes"].as_array().into_iter().flatten();
+                sandboxes.into_iter().find(|sandbox| sandbox["containerID"] == pod.id.as_str()).cloned()
+            };
+            std::iter::once(&self.pod).chain(&self.twin).filter(|pod| pod.runs).filter_map(of_pod).all(|sandbox| {
+                let is_open = sandbox["verdict"] == "open";
+                is_open == (sandbox["state"] == "released")
+            })
+        });
+    }
+
     pub(super) fn kill_agent(&mut self) {
         self.agent = None;
     }
@@ -299,5 +317,5 @@ fn attach(network: Network, node: &Netns, pod: &Netns, end: &str, number: u8, ma
     inside.route(Route::default_via(NODE6));
 }
 
-/// What the agent and the kernel need to react to a step.
-pub(super) const REACTION: Duration = Duration::from_millis(30);
+/// How long the agent is waited for, at most: some of what a walk leaves behind it cannot mend.
+const REACTION: Duration = Duration::from_millis(300);
