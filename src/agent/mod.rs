@@ -18,7 +18,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -34,6 +33,7 @@ use crate::model::audit::Line;
 use crate::model::names::ContainerId;
 use crate::model::policy::Policy;
 use crate::node::state::{StateDir, StateError};
+use crate::node::workers;
 
 use directory::Everyone;
 use index::{Action, Answer, Index, plan};
@@ -151,7 +151,7 @@ impl Agent {
         mask.thread_block().map_err(system("block signals"))?;
         let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
             .map_err(system("listen to signals"))?;
-        let count = 2 * available_parallelism().map_or(1, usize::from);
+        let count = workers::count();
         let mut workers =
             Workers::start(&state, count).map_err(|source| AgentError::System { what: "start the workers", source })?;
         workers.threads.push(own_thread());

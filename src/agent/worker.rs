@@ -1,10 +1,7 @@
-//! The threads that do the work: each has sockets of its own in the host's netns and takes one sandbox at a time.
-//!
-//! They share a queue, so that one sandbox that hangs holds one thread and no other sandbox.
+//! What the agent's threads do: bring one sandbox to its marks, at a time each.
 
-use std::collections::VecDeque;
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
@@ -19,6 +16,7 @@ use crate::model::records::SandboxRecords;
 use crate::node::enforce::{self, Cause, EnforceError};
 use crate::node::sandbox::{Dependence, Sandbox, SandboxError, Scan, Side};
 use crate::node::state::StateDir;
+use crate::node::workers::{Queue, hold};
 
 use super::index::Answer;
 use super::subscription::{PodEvents, own_thread};
@@ -86,21 +84,10 @@ enum Task {
     Close(PodEvents),
 }
 
-#[derive(Default)]
-struct Queue {
-    tasks: Mutex<VecDeque<Task>>,
-    arrived: Condvar,
-    done: Mutex<Vec<Done>>,
-}
-
-fn hold<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A thread that panicked left nothing half done in these lists.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// The threads and their queue.
 pub(super) struct Workers {
-    queue: Arc<Queue>,
+    queue: Arc<Queue<Task>>,
+    done: Arc<Mutex<Vec<Done>>>,
     /// Readable when something was done.
     pub(super) finished: Arc<EventFd>,
     /// Their thread IDs, by which the kernel names who changed rules.
@@ -110,63 +97,43 @@ pub(super) struct Workers {
 impl Workers {
     /// Starts `count` threads in the calling thread's netns.
     pub(super) fn start(state: &StateDir, count: usize) -> io::Result<Self> {
-        let queue = Arc::new(Queue::default());
+        let (queue, done) = (Arc::new(Queue::open()), Arc::new(Mutex::new(Vec::new())));
         let finished = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
         let (started, starting) = std::sync::mpsc::channel();
         for number in 0..count {
             let mut host = Side::own().map_err(io::Error::other)?;
-            let (queue, finished, state, started) = (queue.clone(), finished.clone(), state.clone(), started.clone());
+            let (queue, done, finished) = (queue.clone(), done.clone(), finished.clone());
+            let (state, started) = (state.clone(), started.clone());
             thread::Builder::new().name(format!("worker-{number}")).stack_size(STACK).spawn(move || {
                 let _ = started.send(own_thread());
-                loop {
-                    match next(&queue) {
-                        Task::Close(events) => drop(events),
-                        Task::Apply(job) => {
-                            let outcome = work(&state, &mut host, &job);
-                            hold(&queue.done).push(Done {
-                                container_id: job.container_id,
-                                answer: job.answer,
-                                outcome,
-                            });
-                            let _ = finished.write(1);
-                        }
+                queue.serve(|task| match task {
+                    Task::Close(events) => drop(events),
+                    Task::Apply(job) => {
+                        let outcome = work(&state, &mut host, &job);
+                        hold(&done).push(Done { container_id: job.container_id, answer: job.answer, outcome });
+                        let _ = finished.write(1);
                     }
-                }
+                });
             })?;
         }
         drop(started);
-        Ok(Self { queue, finished, threads: starting.iter().take(count).collect() })
+        Ok(Self { queue, done, finished, threads: starting.iter().take(count).collect() })
     }
 
     /// Puts a job at the end of the queue.
     pub(super) fn submit(&self, job: Job) {
-        self.push(Task::Apply(job));
+        self.queue.push(Task::Apply(job));
     }
 
     /// Has a subscription closed by one of the threads.
     pub(super) fn close(&self, events: PodEvents) {
-        self.push(Task::Close(events));
-    }
-
-    fn push(&self, task: Task) {
-        hold(&self.queue.tasks).push_back(task);
-        self.queue.arrived.notify_one();
+        self.queue.push(Task::Close(events));
     }
 
     /// Takes what was done.
     pub(super) fn take_done(&self) -> Vec<Done> {
         let _ = self.finished.read();
-        std::mem::take(&mut hold(&self.queue.done))
-    }
-}
-
-fn next(queue: &Queue) -> Task {
-    let mut tasks = hold(&queue.tasks);
-    loop {
-        match tasks.pop_front() {
-            Some(task) => return task,
-            None => tasks = queue.arrived.wait(tasks).unwrap_or_else(PoisonError::into_inner),
-        }
+        std::mem::take(&mut hold(&self.done))
     }
 }
 

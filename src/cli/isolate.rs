@@ -17,8 +17,8 @@ use super::arguments::{Attribution, Isolate, Release, Target};
 use super::inventory::{Inventory, NodeSandbox};
 use super::selector::{Selection, select, select_uid};
 use super::sync::sync_one;
-use super::workers::on_each;
 use super::{Exit, Failure, actor, print, say_error};
+use crate::node::workers::on_each;
 
 /// `quarantine isolate`.
 pub(super) fn isolate(state_dir: &Path, arguments: &Isolate) -> Result<Exit, Failure> {

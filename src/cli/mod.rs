@@ -11,7 +11,6 @@ mod selector;
 mod status;
 mod sync;
 mod watch;
-mod workers;
 
 use std::ffi::OsString;
 use std::io::{self, Write};

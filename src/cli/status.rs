@@ -19,8 +19,8 @@ use super::arguments::{List, Output, Status};
 use super::inventory::{Inventory, NodeSandbox};
 use super::selector::{Selection, select};
 use super::watch::watch;
-use super::workers::on_each;
 use super::{Exit, Failure, print};
+use crate::node::workers::on_each;
 
 /// `quarantine list`.
 pub(super) fn list(state_dir: &Path, arguments: &List) -> Result<Exit, Failure> {

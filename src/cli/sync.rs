@@ -9,8 +9,8 @@ use crate::node::enforce::{self, EnforceError, Enforced};
 use crate::node::sandbox::{NodeScan, Scan, Side, remove_guards_of_nothing};
 use crate::node::state::StateDir;
 
-use super::workers::on_each;
 use super::{Exit, Failure, print, say_error};
+use crate::node::workers::on_each;
 
 /// How long a command waits for whoever is at work on a sandbox.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);

@@ -34,9 +34,6 @@ pub struct Enforced {
 }
 
 /// What the marks want of a sandbox. The caller holds its lock, or does not mind that the answer may be old.
-///
-/// # Errors
-/// [`StateError`].
 pub fn desired(state: &StateDir, records: &SandboxRecords) -> Result<Desired, StateError> {
     let marks = state.marks_of(records.container_id(), records.pod())?;
     let contents: Vec<_> = marks.into_iter().map(|(_, mark)| mark).collect();
@@ -44,9 +41,6 @@ pub fn desired(state: &StateDir, records: &SandboxRecords) -> Result<Desired, St
 }
 
 /// Reads the marks of a sandbox and brings the kernel to them. The caller holds the sandbox's lock.
-///
-/// # Errors
-/// [`EnforceError`].
 pub fn apply(
     state: &StateDir,
     host: &mut Side,
@@ -60,9 +54,6 @@ pub fn apply(
 
 /// Like [`apply`], of a sandbox that is named alone: takes its lock, waiting no longer than `patience`, and reads its
 /// records under it. `None` where it was deleted meanwhile.
-///
-/// # Errors
-/// [`EnforceError`].
 pub fn apply_locked(
     state: &StateDir,
     host: &mut Side,
@@ -90,9 +81,6 @@ pub enum Cause {
 
 /// Brings the kernel to what is wanted of a sandbox, reads it back, and says so in the log. The caller holds the
 /// sandbox's lock, and has read what is wanted under it.
-///
-/// # Errors
-/// [`SandboxError`].
 pub fn apply_desired(
     host: &mut Side,
     records: &SandboxRecords,
@@ -112,9 +100,6 @@ pub fn apply_desired(
 
 /// Like [`apply`] for ADD, of a sandbox that is open already: one of which nothing is isolated or is to be only gets its
 /// rules, and nothing is read back.
-///
-/// # Errors
-/// [`EnforceError`].
 pub fn install(state: &StateDir, sandbox: &mut Sandbox<'_>) -> Result<(), EnforceError> {
     let started = Instant::now();
     let desired = desired(state, sandbox.records())?;
@@ -150,9 +135,6 @@ fn log_failed(records: &SandboxRecords, desired: &Desired, error: &SandboxError)
 
 /// Like [`apply`] for CHECK, of a sandbox that is open already: one that is to be released only has its waking state
 /// changed, so that rules that somebody altered are found and not silently replaced.
-///
-/// # Errors
-/// [`EnforceError`].
 pub fn check(state: &StateDir, sandbox: &mut Sandbox<'_>) -> Result<Enforced, EnforceError> {
     let started = Instant::now();
     let desired = desired(state, sandbox.records())?;

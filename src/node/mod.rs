@@ -6,3 +6,4 @@ pub mod files;
 pub mod logging;
 pub mod sandbox;
 pub mod state;
+pub mod workers;

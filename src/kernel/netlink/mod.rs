@@ -109,17 +109,11 @@ impl Socket {
     }
 
     /// Sends one request and returns the payload of the answer, where the request has one.
-    ///
-    /// # Errors
-    /// See [`NetlinkError`].
     pub fn ask(&mut self, what: &str, kind: u16, body: &[u8]) -> Result<Option<Vec<u8>>, NetlinkError> {
         self.request(what, kind, 0, body)
     }
 
     /// Sends one change and waits until it is done.
-    ///
-    /// # Errors
-    /// See [`NetlinkError`].
     pub fn change(&mut self, what: &str, kind: u16, flags: u16, body: &[u8]) -> Result<(), NetlinkError> {
         self.request(what, kind, NLM_F_ACK | flags, body).map(drop)
     }

@@ -40,9 +40,6 @@ pub struct Nft {
 
 impl Nft {
     /// Opens it in the calling thread's netns.
-    ///
-    /// # Errors
-    /// See [`NetlinkError`].
     pub fn open() -> Result<Self, NetlinkError> {
         Ok(Self { socket: Socket::open(SockProtocol::NetlinkNetFilter)? })
     }
@@ -82,9 +79,6 @@ impl Nft {
     }
 
     /// Wakes or puts to sleep these tables of a netns, in one transaction.
-    ///
-    /// # Errors
-    /// See [`NetlinkError`].
     pub fn set_dormant(&mut self, name: &str, families: &[Family], dormant: bool) -> Result<(), NetlinkError> {
         let mut batch = Batch::default();
         for &family in families {
@@ -94,9 +88,6 @@ impl Nft {
     }
 
     /// Deletes these tables where they are; says whether one was.
-    ///
-    /// # Errors
-    /// See [`NetlinkError`].
     pub fn delete(&mut self, name: &str, families: &[Family]) -> Result<bool, NetlinkError> {
         let mut batch = Batch::default();
         for &family in families {

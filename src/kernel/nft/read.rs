@@ -85,17 +85,11 @@ impl ChainInFront {
 
 impl Nft {
     /// Whether the table is there.
-    ///
-    /// # Errors
-    /// See [`NetlinkError`].
     pub fn has_table(&mut self, family: Family, name: &str) -> Result<bool, NetlinkError> {
         Ok(self.read_flags(family, name)?.is_some())
     }
 
     /// Whether the table is there and its chains are hooked.
-    ///
-    /// # Errors
-    /// See [`NetlinkError`].
     pub fn is_awake(&mut self, family: Family, name: &str) -> Result<bool, NetlinkError> {
         Ok(self.read_flags(family, name)?.is_some_and(|(flags, _)| flags & kernel::TABLE_F_DORMANT == 0))
     }
@@ -111,9 +105,6 @@ impl Nft {
     }
 
     /// Reads of the table all that is to be compared with `wanted`. `None` where it is not there.
-    ///
-    /// # Errors
-    /// See [`NetlinkError`].
     pub fn read_table(&mut self, wanted: &Table) -> Result<Option<LoadedTable>, NetlinkError> {
         let (family, name) = (wanted.family, wanted.name.as_bytes());
         let Some((flags, objects)) = self.read_flags(family, &wanted.name)? else { return Ok(None) };
@@ -158,9 +149,6 @@ impl Nft {
     }
 
     /// The interfaces that a netdev chain is hooked at; none where it is not there.
-    ///
-    /// # Errors
-    /// See [`NetlinkError`].
     pub fn devices_of(&mut self, table: &str, chain: &str) -> Result<Vec<Vec<u8>>, NetlinkError> {
         let names = [(kernel::CHAIN_TABLE, table.as_bytes()), (kernel::CHAIN_NAME, chain.as_bytes())];
         let body = named(Family::Netdev, &names);
@@ -170,9 +158,6 @@ impl Nft {
     }
 
     /// In what the table differs from `wanted`, read back; with what was read, where it could be.
-    ///
-    /// # Errors
-    /// See [`NetlinkError`].
     pub fn compare(&mut self, wanted: &Table) -> Result<(Vec<Difference>, Option<LoadedTable>), NetlinkError> {
         match self.read_table(wanted) {
             Ok(None) => Ok((vec![Difference::NoTable], None)),
@@ -183,9 +168,6 @@ impl Nft {
     }
 
     /// The names of the tables of a family.
-    ///
-    /// # Errors
-    /// See [`NetlinkError`].
     pub fn tables(&mut self, family: Family) -> Result<Vec<String>, NetlinkError> {
         let body = header(family);
         self.socket.dump_all_seen("list the tables", kernel::SUBSYSTEM | kernel::MSG_GETTABLE, &body, |payload| {
@@ -195,9 +177,6 @@ impl Nft {
     }
 
     /// The netdev chains that see frames no later than ours do, ours among them.
-    ///
-    /// # Errors
-    /// See [`NetlinkError`].
     pub fn chains_in_front(&mut self) -> Result<Vec<ChainInFront>, NetlinkError> {
         let body = header(Family::Netdev);
         self.socket.dump_all_seen("list the chains", kernel::SUBSYSTEM | kernel::MSG_GETCHAIN, &body, |payload| {
@@ -210,9 +189,6 @@ impl Nft {
     }
 
     /// The elements of a set, none where the set is not there.
-    ///
-    /// # Errors
-    /// See [`NetlinkError`].
     pub fn elements(&mut self, table: &Table, set: &Set) -> Result<Vec<Element>, NetlinkError> {
         let body = named(
             table.family,

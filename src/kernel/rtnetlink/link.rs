@@ -59,9 +59,6 @@ impl Link {
 
 impl Links {
     /// All interfaces.
-    ///
-    /// # Errors
-    /// See [`NetlinkError`].
     pub fn all(&mut self) -> Result<Vec<Link>, NetlinkError> {
         let mut links =
             self.socket.dump_all_seen("list the interfaces", libc::RTM_GETLINK, &link_body(0), read_link)?;
@@ -74,9 +71,6 @@ impl Links {
     }
 
     /// The interface of this index, where there is one.
-    ///
-    /// # Errors
-    /// See [`NetlinkError`].
     pub fn by_index(&mut self, index: u32) -> Result<Option<Link>, NetlinkError> {
         match self.socket.ask("read an interface", libc::RTM_GETLINK, &link_body(index)) {
             Ok(answer) => Ok(answer.as_deref().and_then(read_link)),

@@ -30,9 +30,6 @@ pub struct Links {
 
 impl Links {
     /// Opens them in the calling thread's netns.
-    ///
-    /// # Errors
-    /// See [`NetlinkError`].
     pub fn open() -> Result<Self, NetlinkError> {
         let socket = Socket::open(SockProtocol::NetlinkRoute)?;
         socket.check_strictly();
@@ -46,9 +43,6 @@ impl Links {
     }
 
     /// The ID by which this netns knows another, where it has one.
-    ///
-    /// # Errors
-    /// See [`NetlinkError`].
     pub fn id_of(&mut self, netns: &Netns) -> Result<Option<i32>, NetlinkError> {
         let mut message = NsidMessage::default();
         message.attributes.push(NsidAttribute::Fd(netns.as_fd().as_raw_fd().unsigned_abs()));

@@ -16,9 +16,6 @@ const NEIGHBOUR_HEADER: usize = 12;
 impl Links {
     /// The Ethernet address of a neighbour. Where this netns does not know it, it asks, and waits a little for the
     /// answer.
-    ///
-    /// # Errors
-    /// See [`NetlinkError`].
     pub fn resolve(&mut self, index: u32, neighbour: IpAddr) -> Result<Option<Mac>, NetlinkError> {
         /// How often, and after how long each, an answer is looked for: a neighbour on a bridge answers at once.
         const LOOKS: u32 = 20;

@@ -26,9 +26,6 @@ pub struct Path {
 
 impl Links {
     /// The addresses of an interface, of both families.
-    ///
-    /// # Errors
-    /// See [`NetlinkError`].
     pub fn addresses_of(&mut self, index: u32) -> Result<Vec<IpAddr>, NetlinkError> {
         let mut request = AddressMessage::default();
         request.header.index = index;
@@ -39,9 +36,6 @@ impl Links {
     }
 
     /// The first IPv4 address that is valid everywhere, with the index of its interface.
-    ///
-    /// # Errors
-    /// See [`NetlinkError`].
     pub fn first_address(&mut self) -> Result<Option<(u32, IpAddr)>, NetlinkError> {
         let mut request = AddressMessage::default();
         request.header.family = AddressFamily::Inet;
@@ -54,9 +48,6 @@ impl Links {
     }
 
     /// The unicast routes of all tables, each with the index of the interface that it leads out of.
-    ///
-    /// # Errors
-    /// See [`NetlinkError`].
     pub fn routes(&mut self) -> Result<Vec<(u32, Route)>, NetlinkError> {
         let body = emit(&RouteMessage::default());
         self.socket.dump_all_seen("list the routes", libc::RTM_GETROUTE, &body, |payload| {
@@ -68,9 +59,6 @@ impl Links {
     }
 
     /// How a packet to `destination` would leave; `None` where it would not.
-    ///
-    /// # Errors
-    /// See [`NetlinkError`].
     pub fn path_to(&mut self, destination: IpAddr) -> Result<Option<Path>, NetlinkError> {
         let mut message = RouteMessage::default();
         message.header = RouteHeader {

@@ -25,9 +25,6 @@ pub enum Jump {
 
 impl Links {
     /// The tc filters on an interface that take packets elsewhere. Its XDP program is said by [`super::Link::has_xdp`].
-    ///
-    /// # Errors
-    /// See [`NetlinkError`].
     pub fn jumps(&mut self, index: u32) -> Result<BTreeSet<Jump>, NetlinkError> {
         /// `TC_H_MAKE(TC_H_CLSACT, …)`: ingress (also that of the older ingress qdisc), egress.
         const PARENTS: [u32; 3] = [0xffff_fff2, 0xffff_fff3, 0xffff_0000];
@@ -57,9 +54,6 @@ impl Links {
     }
 
     /// The interfaces that have a qdisc which can hold filters on the way in or out.
-    ///
-    /// # Errors
-    /// See [`NetlinkError`].
     pub fn with_filters(&mut self) -> Result<BTreeSet<u32>, NetlinkError> {
         let found = self.socket.dump_all_seen("list the qdiscs", libc::RTM_GETQDISC, &[0; FILTER_HEADER], |payload| {
             let kind = text(attribute(payload.get(FILTER_HEADER..)?, libc::TCA_KIND)?);

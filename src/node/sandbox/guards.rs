@@ -21,9 +21,6 @@ use super::survey::{End, Strayed, Survey};
 use super::{Sandbox, SandboxError, Side, Wanted};
 
 /// The sandboxes for which a guard stands, by the names of the tables.
-///
-/// # Errors
-/// See [`NetlinkError`].
 pub fn standing_guards(host: &mut Side) -> Result<Vec<ContainerId>, NetlinkError> {
     let prefix = format!("{TABLE}-");
     let tables = host.nft.tables(Family::Netdev)?;
@@ -122,18 +119,12 @@ fn standing_ends(
 }
 
 /// Removes the host guard of a sandbox that may be gone; says whether there was one.
-///
-/// # Errors
-/// See [`NetlinkError`].
 pub fn remove_guard(host: &mut Side, container_id: &ContainerId) -> Result<bool, NetlinkError> {
     host.nft.delete(&guard_table(container_id), &[Family::Netdev])
 }
 
 /// Removes the guards that no record speaks of and that have no interface left to guard: a pod that ended without a DEL
 /// that found its record. Says whose they were.
-///
-/// # Errors
-/// See [`NetlinkError`].
 pub fn remove_guards_of_nothing(
     host: &mut Side,
     has_record: impl Fn(&ContainerId) -> bool,
@@ -161,9 +152,6 @@ pub fn remove_guards_of_nothing(
 
 /// Removes the guards of sandboxes that are gone (their records say so, or there is none) from the ends of a sandbox that is
 /// just added: a ruleset that was saved while they were isolated, and loaded again since, hangs them on whatever has the name now.
-///
-/// # Errors
-/// See [`NetlinkError`].
 pub fn remove_stale_guards(
     host: &mut Side,
     added: &ContainerId,

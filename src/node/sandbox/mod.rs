@@ -160,9 +160,6 @@ impl<'a> Sandbox<'a> {
 
     /// Puts the sleeping rules into a sandbox of which nothing is isolated. They are not read back: they do nothing
     /// before the sandbox is isolated, and then everything is read.
-    ///
-    /// # Errors
-    /// [`SandboxError`].
     pub fn install(&mut self) -> Result<(), SandboxError> {
         match self.install_with(EgressHook::Netdev) {
             Err(error) if is_unsupported(&error) => self.install_with(EgressHook::Missing),
@@ -227,9 +224,6 @@ impl<'a> Sandbox<'a> {
     }
 
     /// Reads it back and compares with what is wanted, changing nothing.
-    ///
-    /// # Errors
-    /// [`SandboxError`].
     pub fn verify(&mut self, desired: &Desired, scan: Scan<'_>) -> Result<Report, SandboxError> {
         let wanted = self.wanted(desired, EgressHook::Netdev)?;
         let report = self.report(desired, wanted, scan)?;
@@ -255,26 +249,17 @@ impl<'a> Sandbox<'a> {
     }
 
     /// The rules that would be in place for `desired`.
-    ///
-    /// # Errors
-    /// [`SandboxError`].
     pub fn tables(&mut self, desired: &Desired) -> Result<Vec<Table>, SandboxError> {
         let wanted = self.wanted(desired, EgressHook::Netdev)?;
         Ok(wanted.pod.into_iter().chain(wanted.guard).collect())
     }
 
     /// Reads the elements of a set on the side where its table is.
-    ///
-    /// # Errors
-    /// See [`NetlinkError`].
     pub fn side_of(&mut self, table: &Table) -> &mut Side {
         if table.name == TABLE { &mut self.pod } else { self.host }
     }
 
     /// Takes the pod-side tables out of it, and the host guard.
-    ///
-    /// # Errors
-    /// [`SandboxError`].
     pub fn clear(&mut self) -> Result<(), SandboxError> {
         self.pod.nft.delete(TABLE, &POD_FAMILIES)?;
         self.remove_guard()?;
@@ -286,18 +271,12 @@ impl<'a> Sandbox<'a> {
     }
 
     /// Whether anything of an isolation is in place: the pod-side rules awake, or a host guard.
-    ///
-    /// # Errors
-    /// See [`NetlinkError`].
     pub fn is_isolated_in_part(&mut self) -> Result<bool, NetlinkError> {
         let (pod_side, host_guard) = self.layers_in_place()?;
         Ok(pod_side || host_guard)
     }
 
     /// Of an isolation, whatever it was: whether pod-side rules are awake, and whether there is a host guard.
-    ///
-    /// # Errors
-    /// See [`NetlinkError`].
     pub fn layers_in_place(&mut self) -> Result<(bool, bool), NetlinkError> {
         Ok((
             self.pod_side_is_awake()?,

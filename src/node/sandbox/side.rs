@@ -18,9 +18,6 @@ pub struct Side {
 
 impl Side {
     /// The calling thread's own netns: the host's.
-    ///
-    /// # Errors
-    /// See [`NetlinkError`].
     pub fn own() -> Result<Self, NetlinkError> {
         Ok(Self { nft: Nft::open()?, links: Links::open()? })
     }

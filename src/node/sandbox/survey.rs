@@ -178,9 +178,6 @@ pub(super) fn survey(
 /// `earlier` attachments have pinned already. `said_addresses` are those that prevResult gives an interface. `repeated` are
 /// those that an ADD of the same attachment has pinned in this netns: where root in the pod has moved one of these since,
 /// or put another in its place, its end on the host still holds.
-///
-/// # Errors
-/// [`SandboxError`].
 pub fn pin_interfaces(
     host: &mut Side,
     pod: &mut Side,

@@ -1,0 +1,131 @@
+//! Work on many sandboxes, on several threads: each has sockets of its own in the host's netns and takes one piece of work at
+//! a time from a queue, so that what hangs holds one thread and nothing else.
+
+use std::collections::VecDeque;
+use std::num::NonZero;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread;
+
+use crate::kernel::netlink::NetlinkError;
+use crate::node::sandbox::Side;
+
+/// How many threads are worth having: twice the cores, since much of the time is waiting for the kernel's own locks.
+#[must_use]
+pub fn count() -> usize {
+    2 * thread::available_parallelism().map_or(1, NonZero::get)
+}
+
+/// What a thread that panicked held was not left half done: these are lists that are only pushed to and popped from.
+pub fn hold<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Work that waits for a thread.
+#[derive(Debug)]
+pub struct Queue<T> {
+    state: Mutex<Waiting<T>>,
+    changed: Condvar,
+}
+
+#[derive(Debug)]
+struct Waiting<T> {
+    work: VecDeque<T>,
+    /// Whether more may come.
+    is_open: bool,
+}
+
+impl<T> Queue<T> {
+    /// One that work can be put into for as long as it is there.
+    #[must_use]
+    pub fn open() -> Self {
+        Self { state: Mutex::new(Waiting { work: VecDeque::new(), is_open: true }), changed: Condvar::new() }
+    }
+
+    /// One that has all of its work.
+    pub fn of(work: impl IntoIterator<Item = T>) -> Self {
+        let waiting = Waiting { work: work.into_iter().collect(), is_open: false };
+        Self { state: Mutex::new(waiting), changed: Condvar::new() }
+    }
+
+    /// Puts work at the end.
+    pub fn push(&self, work: T) {
+        hold(&self.state).work.push_back(work);
+        self.changed.notify_one();
+    }
+
+    /// Does what is in it, piece by piece, in the calling thread; ends when nothing is left and nothing more can come.
+    pub fn serve(&self, mut work: impl FnMut(T)) {
+        while let Some(next) = self.next() {
+            work(next);
+        }
+    }
+
+    fn next(&self) -> Option<T> {
+        let mut state = hold(&self.state);
+        loop {
+            match state.work.pop_front() {
+                None if state.is_open => state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                next => return next,
+            }
+        }
+    }
+}
+
+/// Does `work` on each of `items` and returns the results in their order.
+///
+/// # Errors
+/// Where the threads' sockets cannot be opened; then nothing was done.
+pub fn on_each<T: Sync, R: Send>(
+    items: &[T],
+    work: impl Fn(&mut Side, &T) -> R + Sync,
+) -> Result<Vec<R>, NetlinkError> {
+    let sides: Vec<Side> = (0..items.len().min(count())).map(|_| Side::own()).collect::<Result<_, _>>()?;
+    let queue = Queue::of(items.iter().enumerate());
+    let (done, results) = mpsc::channel();
+    let mut indexed: Vec<(usize, R)> = thread::scope(|scope| {
+        for mut host in sides {
+            let (done, queue, work) = (done.clone(), &queue, &work);
+            scope.spawn(move || {
+                queue.serve(|(index, item)| {
+                    let _ = done.send((index, work(&mut host, item)));
+                });
+            });
+        }
+        drop(done);
+        results.iter().collect()
+    });
+    indexed.sort_by_key(|(index, _)| *index);
+    Ok(indexed.into_iter().map(|(_, result)| result).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_in_a_closed_queue_is_done_once_and_in_order() {
+        let queue = Queue::of([1, 2, 3]);
+        queue.push(4);
+        let mut done = Vec::new();
+        queue.serve(|number| done.push(number));
+        assert_eq!(done, [1, 2, 3, 4]);
+        queue.serve(|_| panic!("it was done before"));
+    }
+
+    #[test]
+    fn an_open_queue_is_waited_at() {
+        let queue = Queue::open();
+        let (done, results) = mpsc::channel();
+        thread::scope(|scope| {
+            // It never ends: a thread that is left behind, like the agent's.
+            let queue: &'static Queue<u32> = Box::leak(Box::new(queue));
+            thread::spawn(move || {
+                queue.serve(|number| {
+                    let _ = done.send(number);
+                });
+            });
+            scope.spawn(move || (0..5).for_each(|number| queue.push(number)));
+            assert_eq!(results.iter().take(5).collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
+        });
+    }
+}
