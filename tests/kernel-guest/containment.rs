@@ -443,9 +443,11 @@ impl Containment {
 
 /// Polls until a condition holds. The guest gets no event for what the agent does.
 fn eventually(what: &str, so: impl Fn() -> Result<bool, Box<dyn Error>>) -> Outcome {
-    let end = Instant::now() + LONG;
+    // Each look is a process or two, which an emulated machine on a busy one takes seconds for.
+    let limit = 8 * LONG;
+    let end = Instant::now() + limit;
     while !so()? {
-        ensure!(Instant::now() < end, "not within {LONG:?}: {what}");
+        ensure!(Instant::now() < end, "not within {limit:?}: {what}");
         thread::sleep(Duration::from_millis(20));
     }
     Ok(())
