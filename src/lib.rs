@@ -12,6 +12,7 @@
 //! | | |
 //! | --- | --- |
 //! | [`plugin`], [`cli`], [`agent`], [`install`] | the faces, and how the plugin gets onto a node |
+//! | [`evidence`] | what a pod was doing when it was cut off, collected by a process of its own |
 //! | [`status`] | what `status` and `list` say, for people and as JSON; [`status::read`] reads it back from the kernel |
 //! | [`node`] | the state directory; a sandbox on its two sides; `enforce`, which brings them together; the log |
 //! | [`kernel`] | network namespaces, netlink, rtnetlink, nf_tables: how the kernel is asked, not what for |
@@ -43,6 +44,7 @@
 
 mod agent;
 mod cli;
+mod evidence;
 mod install;
 mod kernel;
 mod model;

@@ -17,7 +17,7 @@ mod worker;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -27,6 +27,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use sd_notify::NotifyState;
 use thiserror::Error;
 
+use crate::evidence::Collectors;
 use crate::kernel::netlink::NetlinkError;
 use crate::kernel::rtnetlink::NodeEvents;
 use crate::model::audit::Line;
@@ -84,16 +85,16 @@ fn system(what: &'static str) -> impl FnOnce(Errno) -> AgentError {
     move |errno| AgentError::System { what, source: errno.into() }
 }
 
-/// Runs until SIGTERM or SIGINT. A mark that is gone for less than `release_after` releases nobody: editors and
+/// Runs until SIGTERM or SIGINT; `collectors` keep the evidence of what it cuts off. A mark that is gone for less than `release_after` releases nobody: editors and
 /// configuration management replace a file by removing it and making it anew.
 ///
 /// # Errors
 /// [`AgentError`]; [`StateError::AgentRunning`] in it where another agent runs on this node.
-pub fn run(state_dir: &std::path::Path, release_after: Duration) -> Result<(), AgentError> {
+pub fn run(state_dir: &Path, release_after: Duration, collectors: Option<Collectors>) -> Result<(), AgentError> {
     let state = StateDir::open_or_create(state_dir)?;
     let _only = state.lock_agent()?;
     subscribed::raise_descriptor_limit();
-    let mut agent = Agent::start(state, state_dir.to_owned(), release_after)?;
+    let mut agent = Agent::start(state, state_dir, release_after, collectors)?;
     agent.resync(Everyone::Yes);
     let _ = sd_notify::notify(&[NotifyState::Ready]);
     log::info!(
@@ -145,15 +146,20 @@ struct Agent {
 }
 
 impl Agent {
-    fn start(state: StateDir, state_dir: PathBuf, release_after: Duration) -> Result<Self, AgentError> {
+    fn start(
+        state: StateDir,
+        state_dir: &Path,
+        release_after: Duration,
+        collectors: Option<Collectors>,
+    ) -> Result<Self, AgentError> {
         let mask = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
         // Before the workers, which inherit it.
         mask.thread_block().map_err(system("block signals"))?;
         let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
             .map_err(system("listen to signals"))?;
         let count = workers::count();
-        let mut workers =
-            Workers::start(&state, count).map_err(|source| AgentError::System { what: "start the workers", source })?;
+        let mut workers = Workers::start(&state, count, collectors)
+            .map_err(|source| AgentError::System { what: "start the workers", source })?;
         workers.threads.push(own_thread());
         let host = HostEvents::subscribe()?;
         let node = NodeEvents::subscribe()?;
@@ -167,7 +173,7 @@ impl Agent {
         let mut agent = Self {
             identity: state.identity(),
             state,
-            state_dir,
+            state_dir: state_dir.to_owned(),
             watch: None,
             is_polling: false,
             signals,

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use crate::evidence::Collectors;
 use crate::kernel::netns::Netns;
 use crate::model::audit::Line;
 use crate::model::mark::Desired;
@@ -96,20 +97,21 @@ pub(super) struct Workers {
 
 impl Workers {
     /// Starts `count` threads in the calling thread's netns.
-    pub(super) fn start(state: &StateDir, count: usize) -> io::Result<Self> {
+    pub(super) fn start(state: &StateDir, count: usize, collectors: Option<Collectors>) -> io::Result<Self> {
         let (queue, done) = (Arc::new(Queue::open()), Arc::new(Mutex::new(Vec::new())));
         let finished = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
+        let collectors = Arc::new(collectors);
         let (started, starting) = std::sync::mpsc::channel();
         for number in 0..count {
             let mut host = Side::own().map_err(io::Error::other)?;
             let (queue, done, finished) = (queue.clone(), done.clone(), finished.clone());
-            let (state, started) = (state.clone(), started.clone());
+            let (state, started, collectors) = (state.clone(), started.clone(), collectors.clone());
             thread::Builder::new().name(format!("worker-{number}")).stack_size(STACK).spawn(move || {
                 let _ = started.send(own_thread());
                 queue.serve(|task| match task {
                     Task::Close(events) => drop(events),
                     Task::Apply(job) => {
-                        let outcome = work(&state, &mut host, &job);
+                        let outcome = work(&state, &mut host, &job, collectors.as_ref().as_ref());
                         hold(&done).push(Done { container_id: job.container_id, answer: job.answer, outcome });
                         let _ = finished.write(1);
                     }
@@ -137,8 +139,8 @@ impl Workers {
     }
 }
 
-fn work(state: &StateDir, host: &mut Side, job: &Job) -> Outcome {
-    match apply(state, host, job) {
+fn work(state: &StateDir, host: &mut Side, job: &Job, collectors: Option<&Collectors>) -> Outcome {
+    match apply(state, host, job, collectors) {
         Ok(outcome) => outcome,
         Err(EnforceError::Sandbox(error)) if error.is_gone() => Outcome::Gone,
         Err(error) => {
@@ -149,7 +151,12 @@ fn work(state: &StateDir, host: &mut Side, job: &Job) -> Outcome {
     }
 }
 
-fn apply(state: &StateDir, host: &mut Side, job: &Job) -> Result<Outcome, EnforceError> {
+fn apply(
+    state: &StateDir,
+    host: &mut Side,
+    job: &Job,
+    collectors: Option<&Collectors>,
+) -> Result<Outcome, EnforceError> {
     let container_id = &job.container_id;
     let Some(_lock) = state.lock_within(container_id, LOCK_PATIENCE)? else {
         log::debug!("{}", Line::new("busy").with("container", container_id));
@@ -178,6 +185,9 @@ fn apply(state: &StateDir, host: &mut Side, job: &Job) -> Result<Outcome, Enforc
         Err(error) if error.is_shortage() && events.take().is_some() => apply()?,
         applied => applied?,
     };
+    if let Some(collectors) = collectors.filter(|_| applied.is_new_isolation(&desired)) {
+        collectors.collect(container_id.clone());
+    }
     let Some(policy) = policy else { return Ok(Outcome::Released) };
     Ok(Outcome::Isolated {
         events,

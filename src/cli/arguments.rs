@@ -64,6 +64,15 @@ impl Global {
     pub(super) fn log_config(&self) -> LogConfig {
         LogConfig { target: self.log, level: self.log_level }
     }
+
+    /// The same as arguments, for a process of this program.
+    pub(super) fn log_arguments(&self) -> Vec<String> {
+        let target = match self.log {
+            LogTarget::Syslog => "syslog",
+            LogTarget::Stderr => "stderr",
+        };
+        ["--log", target, "--log-level", &self.log_level.as_str().to_ascii_lowercase()].map(str::to_owned).to_vec()
+    }
 }
 
 fn log_target() -> impl TypedValueParser<Value = LogTarget> {
@@ -108,6 +117,7 @@ pub(super) enum Command {
         #[arg(long, value_name = "TIME", default_value = "200ms", value_parser = parse_time)]
         release_after: Duration,
     },
+    Evidence(Evidence),
     Install(InstallArgs),
     Uninstall(UninstallArgs),
     /// Print a completion script for a shell
@@ -270,6 +280,44 @@ pub(super) struct Status {
     /// Go on, and say what changes, until interrupted
     #[arg(long)]
     pub(super) watch: bool,
+}
+
+/// What a pod was doing when it was cut off: list it, verify it, hand it on, collect it again
+///
+/// It is collected right after each isolation, by a process of its own, into evidence/ in the state directory. Without
+/// options the collections are listed.
+#[derive(Debug, Args)]
+#[command(after_help = format!("\
+{SANDBOXES}
+  Also one that has ended, as long as its evidence is kept.
+
+Examples:
+  quarantine evidence
+  quarantine evidence shop/web-6c9f --verify
+  quarantine evidence shop/web-6c9f --collect --with-executables
+  quarantine evidence shop/web-6c9f --out IR-2041.tar.zst
+
+{EXIT_CODES}
+  --verify exits with 1 where anything was changed, removed or added."))]
+pub(super) struct Evidence {
+    /// Container ID or a unique prefix of one, pod UID, or namespace/name [default: all of the node]
+    #[arg(required_if_eq_any = [("collect", "true")])]
+    pub(super) sandbox: Option<String>,
+    /// Collect now, and wait for it
+    #[arg(long)]
+    pub(super) collect: bool,
+    /// Copy executables that were deleted or never were files, too
+    #[arg(long, requires = "collect")]
+    pub(super) with_executables: bool,
+    /// Compare files and chain with the manifests
+    #[arg(long)]
+    pub(super) verify: bool,
+    /// Write the collections to a new file
+    #[arg(long, value_name = "FILE.tar.zst")]
+    pub(super) out: Option<PathBuf>,
+    /// The form of the list
+    #[arg(short, long, value_name = "FORM", default_value = "table")]
+    pub(super) output: Output,
 }
 
 #[derive(Debug, Args)]

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::Path;
 
+use crate::evidence::{self, Says};
 use crate::model::audit::Line;
 use crate::model::audit::chain;
 use crate::model::mark::{Desired, Mark};
@@ -21,7 +22,7 @@ use super::{Exit, Failure, actor, print, say_error};
 use crate::node::workers::on_each;
 
 /// `quarantine isolate`.
-pub(super) fn isolate(state_dir: &Path, arguments: &Isolate) -> Result<Exit, Failure> {
+pub(super) fn isolate(state_dir: &Path, arguments: &Isolate, log: &[String]) -> Result<Exit, Failure> {
     let actor = actor(arguments.by.actor.as_deref());
     let mark = Mark {
         policy: arguments.policy(),
@@ -35,7 +36,7 @@ pub(super) fn isolate(state_dir: &Path, arguments: &Isolate) -> Result<Exit, Fai
         if arguments.dry_run {
             show_rules(&state, &node, &chosen, &mark)
         } else {
-            isolate_chosen(&state, &node, &chosen, &mark, arguments.wait_for_pod)
+            isolate_chosen(&state, &node, &chosen, &mark, arguments.wait_for_pod, log)
         }
     });
     log_refusal("isolate", &arguments.target, &actor, done)
@@ -123,6 +124,7 @@ fn isolate_chosen(
     chosen: &Chosen<'_>,
     mark: &Mark,
     may_wait: bool,
+    log: &[String],
 ) -> Result<Exit, Failure> {
     let names: BTreeSet<Key> =
         chosen.sandboxes.iter().map(|sandbox| sandbox.mark_key()).chain(chosen.absent.clone()).collect();
@@ -169,7 +171,13 @@ fn isolate_chosen(
         }
     };
     let scan = NodeScan::default();
-    let results = on_each(&answering, |host, sandbox| sync_one(state, host, &sandbox.container_id, &scan))?;
+    let results = on_each(&answering, |host, sandbox| {
+        let applied = sync_one(state, host, &sandbox.container_id, &scan);
+        if let Ok(Some(Enforced { is_new: true, .. })) = &applied {
+            keep_evidence(state, &sandbox.container_id, log);
+        }
+        applied
+    })?;
     let mut text = chosen.said_as_several_pods();
     for (sandbox, result) in answering.iter().zip(results) {
         if !say_isolated(&mut text, sandbox, result) && exit == Exit::Done {
@@ -208,6 +216,15 @@ fn isolate_chosen(
     Ok(exit)
 }
 
+/// Has it collected, without waiting: the pod is cut off, and that is what was asked for.
+fn keep_evidence(state: &StateDir, container_id: &ContainerId, log: &[String]) {
+    if evidence::is_wanted()
+        && let Err(error) = evidence::start(state.path(), container_id, log, Says::ToNobody)
+    {
+        say_error(&format!("no evidence is collected of {container_id}: {error}"));
+    }
+}
+
 /// Says how it is; whether it is as it should be.
 fn say_isolated(text: &mut String, sandbox: &NodeSandbox, result: Result<Option<Enforced>, EnforceError>) -> bool {
     let NodeSandbox { container_id, pod, .. } = sandbox;
@@ -217,7 +234,7 @@ fn say_isolated(text: &mut String, sandbox: &NodeSandbox, result: Result<Option<
                 writeln!(text, "{container_id} ({pod}): deleted meanwhile; the mark stands for what comes after it");
             true
         }
-        Ok(Some(Enforced { desired: Desired::Isolated { policy, fault, .. }, report })) => {
+        Ok(Some(Enforced { desired: Desired::Isolated { policy, fault, .. }, report, .. })) => {
             let _ = writeln!(text, "{container_id} ({pod}): {}, policy {policy}", report.verdict.as_str());
             if let Some(fault) = fault {
                 let _ = writeln!(text, "  sealed: a mark cannot be understood: {}", fault.escape_debug());

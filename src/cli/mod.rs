@@ -4,6 +4,7 @@
 //! and read back is the business of `policy`, `enforce` and `sandbox`: a command only asks and says.
 
 mod arguments;
+mod evidence;
 mod inventory;
 mod isolate;
 mod manual;
@@ -20,13 +21,14 @@ use nix::errno::Errno;
 use nix::unistd::{User, geteuid};
 
 use crate::agent::{self, AgentError};
+use crate::evidence::{Collectors, EvidenceError, is_wanted};
 use crate::install::InstallError;
 use crate::kernel::netlink::NetlinkError;
 use crate::model::audit::chain;
 use crate::node::logging;
 use crate::node::state::StateError;
 
-use arguments::{Arguments, Command};
+use arguments::{Arguments, Command, Global};
 use selector::SelectError;
 
 /// How a command ended.
@@ -77,6 +79,12 @@ impl From<AgentError> for Failure {
             AgentError::Kernel(error) => error.into(),
             AgentError::System { .. } => Self::new(Exit::NotDone, chain(&error)),
         }
+    }
+}
+
+impl From<EvidenceError> for Failure {
+    fn from(error: EvidenceError) -> Self {
+        Self::new(Exit::NotDone, chain(&error))
     }
 }
 
@@ -132,18 +140,26 @@ fn dispatch(arguments: &Arguments) -> Result<Exit, Failure> {
         return Err(Failure::new(Exit::NotPermitted, message));
     }
     match &arguments.command {
-        Command::Isolate(arguments) => isolate::isolate(state_dir, arguments),
+        Command::Isolate(isolate) => isolate::isolate(state_dir, isolate, &arguments.global.log_arguments()),
         Command::Release(arguments) => isolate::release(state_dir, arguments),
         Command::Status(arguments) => status::status(state_dir, arguments),
         Command::List(arguments) => status::list(state_dir, arguments),
-        Command::Sync => sync::sync(state_dir),
+        Command::Evidence(arguments) => evidence::evidence(state_dir, arguments),
+        Command::Sync => sync::sync(state_dir, collectors(&arguments.global)?),
         Command::Agent { release_after } => {
-            agent::run(state_dir, *release_after).map(|()| Exit::Done).map_err(Failure::from)
+            let collectors = collectors(&arguments.global)?;
+            agent::run(state_dir, *release_after, collectors).map(|()| Exit::Done).map_err(Failure::from)
         }
         Command::Completions { .. } | Command::Man { .. } | Command::Install(_) | Command::Uninstall(_) => {
             Ok(Exit::Done)
         }
     }
+}
+
+/// Who collects evidence after the cut; nobody where it is not wanted.
+fn collectors(global: &Global) -> Result<Option<Collectors>, Failure> {
+    let start = || Collectors::new(global.state_dir.clone(), global.log_arguments());
+    is_wanted().then(start).transpose().map_err(|error| Failure::new(Exit::NotDone, error.to_string()))
 }
 
 /// Who asks: as said, else the name that somebody logged in with.

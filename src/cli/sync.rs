@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use crate::evidence::Collectors;
 use crate::model::audit::chain;
 use crate::model::names::ContainerId;
 use crate::node::enforce::{self, EnforceError, Enforced};
@@ -16,7 +17,7 @@ use crate::node::workers::on_each;
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 
 /// `quarantine sync`.
-pub(super) fn sync(state_dir: &Path) -> Result<Exit, Failure> {
+pub(super) fn sync(state_dir: &Path, collectors: Option<Collectors>) -> Result<Exit, Failure> {
     let state = StateDir::open(state_dir)?;
     let sandboxes = state.sandboxes()?;
     let scan = NodeScan::default();
@@ -30,7 +31,12 @@ pub(super) fn sync(state_dir: &Path) -> Result<Exit, Failure> {
     }
     for (container_id, result) in sandboxes.iter().zip(results) {
         match result {
-            Ok(_) => {}
+            Ok(outcome) => {
+                if let Some(collectors) = collectors.as_ref().filter(|_| outcome.is_some_and(|outcome| outcome.is_new))
+                {
+                    collectors.collect(container_id.clone());
+                }
+            }
             // Nothing is left of it to isolate; its record stays for the runtime's DEL or GC.
             Err(EnforceError::Sandbox(error)) if error.is_gone() => {
                 print(&format!("{container_id}: gone: {}\n", chain(&error)));
@@ -40,6 +46,10 @@ pub(super) fn sync(state_dir: &Path) -> Result<Exit, Failure> {
                 exit = Exit::NotDone;
             }
         }
+    }
+    // A service manager ends what is left of a service when its main process ends.
+    if let Some(collectors) = collectors {
+        collectors.finish();
     }
     Ok(exit)
 }

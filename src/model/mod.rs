@@ -2,6 +2,7 @@
 
 pub mod audit;
 pub mod difference;
+pub mod escaped;
 pub mod fingerprint;
 pub mod json;
 pub mod mark;

@@ -31,6 +31,8 @@ pub struct Enforced {
     pub desired: Desired,
     /// What was read back.
     pub report: Report,
+    /// Whether it was isolated just now, and not before.
+    pub is_new: bool,
 }
 
 /// What the marks want of a sandbox. The caller holds its lock, or does not mind that the answer may be old.
@@ -49,7 +51,8 @@ pub fn apply(
 ) -> Result<Enforced, EnforceError> {
     let desired = desired(state, records)?;
     let applied = apply_desired(host, records, &desired, Cause::Asked, scan)?;
-    Ok(Enforced { desired, report: applied.report })
+    let is_new = applied.is_new_isolation(&desired);
+    Ok(Enforced { desired, report: applied.report, is_new })
 }
 
 /// Like [`apply`], of a sandbox that is named alone: takes its lock, waiting no longer than `patience`, and reads its
@@ -138,12 +141,13 @@ fn log_failed(records: &SandboxRecords, desired: &Desired, error: &SandboxError)
 pub fn check(state: &StateDir, sandbox: &mut Sandbox<'_>) -> Result<Enforced, EnforceError> {
     let started = Instant::now();
     let desired = desired(state, sandbox.records())?;
-    let report = if is_released(sandbox, &desired)? {
-        sandbox.verify(&desired, Scan::Sandbox)?
-    } else {
-        carry_out(sandbox, &desired, Cause::Asked, Scan::Sandbox, started)?.report
-    };
-    Ok(Enforced { desired, report })
+    if is_released(sandbox, &desired)? {
+        let report = sandbox.verify(&desired, Scan::Sandbox)?;
+        return Ok(Enforced { desired, report, is_new: false });
+    }
+    let applied = carry_out(sandbox, &desired, Cause::Asked, Scan::Sandbox, started)?;
+    let is_new = applied.is_new_isolation(&desired);
+    Ok(Enforced { desired, report: applied.report, is_new })
 }
 
 /// Whether nothing of it is isolated, and nothing is to be.

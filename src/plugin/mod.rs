@@ -251,7 +251,7 @@ fn check(config: &Config, network: &Network, target: &Target) -> Result<(), Fail
     if record.netns_cookie != pod.links.netns_cookie() {
         return Err(altered(format!("{} is not the network namespace that {container_id} was added in", target.netns)));
     }
-    let Enforced { desired, report } = applied.map_err(|error| enforcement_failure(&error))?;
+    let Enforced { desired, report, .. } = applied.map_err(|error| enforcement_failure(&error))?;
     let links = pod.links.all().map_err(|error| failure(Code::Kernel, &error))?;
     for (name, sandbox) in previous.sandbox_interfaces() {
         let is_here = std::path::Path::new(sandbox) == target.netns.as_path();

@@ -6,6 +6,7 @@ mod agent;
 mod attacks;
 mod cnitool;
 mod commands;
+mod evidence;
 mod install;
 #[allow(dead_code, unused_imports)]
 mod lab;

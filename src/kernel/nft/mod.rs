@@ -7,6 +7,7 @@
 mod batch;
 mod events;
 mod expression;
+mod inventory;
 mod kernel;
 mod read;
 
@@ -18,6 +19,7 @@ use nix::sys::socket::SockProtocol;
 
 pub use batch::Batch;
 pub use events::{Committer, NftChange, NftEvents};
+pub use inventory::{ChainFound, RuleFound, SetFound, TableFound};
 pub use read::{ChainInFront, Element, LoadedTable};
 
 use crate::kernel::netlink::{NetlinkError, Socket, error_of, leave_to_kernel};

@@ -3,6 +3,7 @@
 //! Only questions; nothing here changes anything but what the kernel remembers of a neighbour.
 
 mod events;
+mod inventory;
 mod link;
 mod neighbour;
 mod route;
@@ -16,6 +17,7 @@ use nix::libc;
 use nix::sys::socket::SockProtocol;
 
 pub use events::{LinkEvents, NodeChange, NodeEvents};
+pub use inventory::{AddressFound, FilterFound, LinkFound, NeighbourFound, QdiscFound, RouteFound, RuleFound};
 pub use link::Link;
 pub use tc::Jump;
 

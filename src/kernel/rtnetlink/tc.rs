@@ -68,7 +68,7 @@ impl Links {
 
 /// Finds the actions of a filter that take packets elsewhere. Each kind of filter keeps its actions under another
 /// attribute, so all of them are looked through.
-fn find_actions(bytes: &[u8], depth: usize, found: &mut BTreeSet<Jump>) {
+pub(super) fn find_actions(bytes: &[u8], depth: usize, found: &mut BTreeSet<Jump>) {
     const DEPTH_MAX: usize = 5;
     for (_, value) in attributes(bytes) {
         match attribute(value, TCA_ACT_KIND).map(text) {

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 
 use crate::kernel::rtnetlink::NodeChange;
 use crate::model::difference::Difference;
+use crate::model::mark::Desired;
 use crate::model::verdict::{Reason, Verdict};
 use crate::rules::ruleset::{Family, Table};
 
@@ -94,4 +95,12 @@ pub struct Applied {
     pub altered: Vec<Deviation>,
     /// What was read back afterwards.
     pub report: Report,
+}
+
+impl Applied {
+    /// Whether this was the cut: nothing of an isolation was there before.
+    #[must_use]
+    pub fn is_new_isolation(&self, desired: &Desired) -> bool {
+        desired.is_isolated() && self.changed && !self.was_isolated
+    }
 }

@@ -73,7 +73,8 @@ impl Agent {
         let notifications = UnixDatagram::bind(&socket).unwrap();
         let mut words = before.iter().copied().chain([program()]);
         let mut command = netns.command(words.next().unwrap());
-        command.args(words).env_clear().env("NOTIFY_SOCKET", &socket).envs(variables.iter().copied());
+        command.args(words).env_clear().env("NOTIFY_SOCKET", &socket).env("QUARANTINE_EVIDENCE", "off");
+        command.envs(variables.iter().copied());
         command
             .args(["agent", "--log", "stderr", "--log-level", "debug", "--state-dir"])
             .arg(state_dir)

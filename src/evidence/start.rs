@@ -1,0 +1,130 @@
+//! The process that collects: started right after the cut, and waited for by nobody who cuts.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::model::audit::Line;
+use crate::model::names::ContainerId;
+
+/// Says that nothing is to be collected, where it is `off`.
+const SWITCH: &str = "QUARANTINE_EVIDENCE";
+/// The kernel ends a collector before that; one that is past ending is left alone.
+const PATIENCE_MILLISECONDS: u16 = 65_000;
+/// So many collect at a time: they are to leave the processors to whoever isolates.
+const AT_A_TIME: usize = 2;
+const STACK: usize = 64 * 1024;
+
+/// Whether evidence is to be collected: not where the environment says `QUARANTINE_EVIDENCE=off`.
+#[must_use]
+pub fn is_wanted() -> bool {
+    std::env::var_os(SWITCH).is_none_or(|value| value != "off")
+}
+
+/// Starts a process that collects the evidence of a sandbox. It is of the program that runs here, whatever is in its place by
+/// now. Its standard output is closed when it ends.
+///
+/// # Errors
+/// When no process can be started.
+pub fn start(state_dir: &Path, container_id: &ContainerId, log: &[String], says: Says) -> io::Result<Child> {
+    let (output, error) = match says {
+        Says::ToNobody => (Stdio::null(), Stdio::null()),
+        Says::ToLog => (Stdio::piped(), Stdio::inherit()),
+    };
+    Command::new("/proc/self/exe")
+        .args(["evidence", container_id.as_str(), "--collect", "--state-dir"])
+        .arg(state_dir)
+        .args(log)
+        .env_remove("CNI_COMMAND")
+        .env_remove("NOTIFY_SOCKET")
+        .env_remove("WATCHDOG_USEC")
+        .stdin(Stdio::null())
+        .stdout(output)
+        .stderr(error)
+        // What interrupts the one who isolates does not interrupt it.
+        .process_group(0)
+        .spawn()
+}
+
+/// Whom a collector speaks to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Says {
+    /// Syslog, where it is; whoever started it does not wait.
+    ToNobody,
+    /// Also this process' standard error; whoever started it waits.
+    ToLog,
+}
+
+/// Waits until it has ended, or is past ending.
+fn wait(mut child: Child) {
+    if let Some(output) = &child.stdout {
+        let mut ends = [PollFd::new(output.as_fd(), PollFlags::POLLHUP)];
+        // What it prints is little, and stays in the pipe.
+        while poll(&mut ends, PollTimeout::from(PATIENCE_MILLISECONDS)) == Err(nix::errno::Errno::EINTR) {}
+        let ended = ends[0].revents().is_some_and(|events| events.contains(PollFlags::POLLHUP));
+        if !ended {
+            let _ = child.kill();
+            let _ = child.try_wait();
+            return;
+        }
+    }
+    let _ = child.wait();
+}
+
+/// Collects in the background, a few sandboxes at a time.
+#[derive(Debug)]
+pub struct Collectors {
+    queue: Sender<ContainerId>,
+    threads: Vec<thread::JoinHandle<()>>,
+}
+
+impl Collectors {
+    /// Collectors for a state directory, which are given these options of the log.
+    ///
+    /// # Errors
+    /// When no thread can be started.
+    pub fn new(state_dir: PathBuf, log: Vec<String>) -> io::Result<Self> {
+        let (queue, due) = channel();
+        let due = Arc::new(Mutex::new(due));
+        let collector = |number| {
+            let (state_dir, log, due) = (state_dir.clone(), log.clone(), due.clone());
+            let thread = thread::Builder::new().name(format!("evidence-{number}")).stack_size(STACK);
+            thread.spawn(move || {
+                while let Some(container_id) = next(&due) {
+                    match start(&state_dir, &container_id, &log, Says::ToLog) {
+                        Ok(child) => wait(child),
+                        Err(error) => log::error!(
+                            "{}",
+                            Line::new("no-evidence").with("container", &container_id).with("error", error)
+                        ),
+                    }
+                }
+            })
+        };
+        Ok(Self { queue, threads: (0..AT_A_TIME).map(collector).collect::<io::Result<_>>()? })
+    }
+
+    /// Has the evidence of a sandbox collected; does not wait.
+    pub fn collect(&self, container_id: ContainerId) {
+        let _ = self.queue.send(container_id);
+    }
+
+    /// Waits until all of it is.
+    pub fn finish(self) {
+        drop(self.queue);
+        for thread in self.threads {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn next(due: &Mutex<Receiver<ContainerId>>) -> Option<ContainerId> {
+    due.lock().unwrap_or_else(PoisonError::into_inner).recv().ok()
+}
