@@ -28,7 +28,7 @@ pub struct Job {
 }
 
 /// What was found of a pod.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum Seen {
     /// Its sandbox, the worst of them where it has several.
     Sandbox(Box<SandboxStatus>),

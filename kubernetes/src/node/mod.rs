@@ -83,8 +83,8 @@ pub async fn run(arguments: NodeArguments, client: Client) -> anyhow::Result<()>
     Ok(())
 }
 
-/// What a round of work gave: what was found of each pod, and who is isolated on the node.
-type Done = (Vec<(PodUid, Seen)>, Vec<Isolated>);
+/// What a round of work gave: what was found of each pod, for the objects as they were then, and who is isolated on the node.
+type Done = (Vec<(Vec<PodQuarantine>, Seen)>, Vec<Isolated>);
 
 /// What the node was waiting for itself.
 enum Woken {
@@ -228,13 +228,16 @@ impl Node {
             return;
         }
         let now = Timestamp::now();
-        let jobs: Vec<Job> = std::mem::take(&mut self.dirty)
-            .into_iter()
-            .map(|uid| {
-                let order = order(&self.objects_of(&uid), now).or_else(|| self.departed.remove(&uid));
-                Job { uid, order }
-            })
-            .collect();
+        // The objects go along as they are now: what is found is said of these, and not of what is asked for meanwhile.
+        let mut about = Vec::new();
+        let mut jobs = Vec::new();
+        for uid in std::mem::take(&mut self.dirty) {
+            let objects = self.objects_of(&uid);
+            let order = order(&objects, now);
+            about.push(objects.into_iter().cloned().collect());
+            let order = order.or_else(|| self.departed.remove(&uid));
+            jobs.push(Job { uid, order });
+        }
         let look_at_isolated = std::mem::take(&mut self.look_at_isolated);
         let hands = self.hands.clone();
         self.work = Some(tokio::task::spawn_blocking(move || {
@@ -245,7 +248,7 @@ impl Node {
                 log::warn!("event=not-listed error={:?}", error.to_string());
                 Vec::new()
             });
-            (jobs.into_iter().map(|job| job.uid).zip(seen).collect(), isolated)
+            (about.into_iter().zip(seen).collect(), isolated)
         }));
     }
 
@@ -258,14 +261,9 @@ impl Node {
                 return;
             }
         };
-        for (uid, seen) in seen {
-            let mut objects = self.objects_of(&uid).into_iter().cloned().peekable();
-            let mut seen = Some(seen);
-            while let Some(object) = objects.next() {
-                let Some(seen) = (if objects.peek().is_some() { copy(seen.as_ref()) } else { seen.take() }) else {
-                    break;
-                };
-                let _ = self.messages.send(Message::Seen(Box::new(object), seen));
+        for (objects, seen) in seen {
+            for object in objects {
+                let _ = self.messages.send(Message::Seen(Box::new(object), seen.clone()));
             }
         }
         if self.synced {
@@ -286,14 +284,6 @@ impl Node {
     fn objects_of(&self, uid: &PodUid) -> Vec<&PodQuarantine> {
         self.objects.values().filter(|object| object.spec.pod.uid.as_deref() == Some(uid.as_str())).collect()
     }
-}
-
-fn copy(seen: Option<&Seen>) -> Option<Seen> {
-    Some(match seen? {
-        Seen::Sandbox(status) => Seen::Sandbox(status.clone()),
-        Seen::NoSandbox => Seen::NoSandbox,
-        Seen::Failed(why) => Seen::Failed(why.clone()),
-    })
 }
 
 fn uid_of(object: &PodQuarantine) -> Option<PodUid> {

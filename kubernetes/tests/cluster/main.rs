@@ -1,0 +1,11 @@
+//! What is claimed of the cluster parts, on a real cluster of two nodes. Run by `scripts/test-cluster`, which brings it up and has
+//! the tests run one after the other, in the network of its API server: from there every pod can be reached.
+
+mod absence;
+mod access;
+mod experiment;
+mod killed;
+mod lab;
+mod node_side;
+mod schema;
+mod workloads;

@@ -1,0 +1,76 @@
+//! What is done on the node by hand is shown in the cluster, and what the cluster did is not undone by it.
+
+use crate::lab::{Namespace, await_true, kubectl_as, machine, on};
+
+const QUARANTINE: &str = "/opt/cni/bin/quarantine";
+
+#[test]
+fn a_mark_that_was_made_on_the_node_is_shown_and_can_be_released_from_the_cluster() {
+    let namespace = Namespace::new("by-hand");
+    let pod = namespace.pod("web", "a");
+    on("a", &format!("{QUARANTINE} isolate by-hand/web --reason beacon --actor alice --probe-port 80"));
+    pod.assert_answers(false);
+    pod.await_reason(20, "Contained", "Contained");
+    let object = pod.object().unwrap();
+    assert_eq!(object["spec"]["origin"], "Node");
+    assert_eq!((&object["spec"]["actor"], &object["spec"]["reason"]), (&"alice".into(), &"beacon".into()));
+    assert_eq!(object["spec"]["policy"]["probePorts"], serde_json::json!([80]));
+    assert_eq!(object["status"]["policy"], "loopback+probes:80");
+    pod.release();
+    pod.assert_answers(true);
+    assert!(!on("a", "ls /var/lib/cni/quarantine/isolated").contains(&pod.uid));
+}
+
+#[test]
+fn a_mark_of_the_node_that_goes_on_the_node_is_said_to_be_gone() {
+    let namespace = Namespace::new("by-hand-released");
+    let pod = namespace.pod("web", "b");
+    on("b", &format!("{QUARANTINE} isolate by-hand-released/web"));
+    pod.await_reason(20, "Contained", "Contained");
+    on("b", &format!("{QUARANTINE} release by-hand-released/web"));
+    pod.assert_answers(true);
+    pod.await_reason(20, "Contained", "NoMarkOnNode");
+}
+
+#[test]
+fn the_cluster_s_own_mark_comes_back_and_one_of_the_node_outlives_the_cluster_s_release() {
+    let namespace = Namespace::new("both");
+    let pod = namespace.pod("web", "a");
+    pod.isolate("");
+    on("a", &format!("rm /var/lib/cni/quarantine/isolated/{}", pod.uid));
+    await_true(20, "the mark is back", || on("a", "ls /var/lib/cni/quarantine/isolated").contains(&pod.uid));
+    pod.await_reason(20, "Contained", "Contained");
+    pod.assert_answers(false);
+    on("a", "touch /var/lib/cni/quarantine/isolated/both_web");
+    let (code, said) = crate::lab::quarantine("-n both release web --wait");
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains("a mark on the node goes on to hold: both_web"), "{said}");
+    pod.assert_answers(false);
+    on("a", "rm /var/lib/cni/quarantine/isolated/both_web");
+    pod.await_reason(20, "Contained", "Released");
+    pod.assert_answers(true);
+}
+
+#[test]
+fn without_the_api_server_the_node_goes_on_and_catches_up() {
+    let namespace = Namespace::new("alone");
+    let (pod, other) = (namespace.pod("web", "a"), namespace.pod("other", "a"));
+    pod.isolate("");
+    machine(&["off", "plane"]).unwrap();
+    on("a", &format!("{QUARANTINE} isolate alone/other --actor alice"));
+    let verdict = |name: &str| on("a", &format!("{QUARANTINE} status alone/{name} -o json"));
+    assert!(verdict("web").contains("\"contained\"") && verdict("other").contains("\"contained\""));
+    machine(&["on", "plane"]).unwrap();
+    await_true(60, "the API server is back", || {
+        kubectl_as(&crate::lab::admin(), &["get", "--raw", "/readyz", "--request-timeout=2s"], "").is_ok()
+    });
+    other.await_reason(60, "Contained", "Contained");
+    assert_eq!(other.object().unwrap()["spec"]["origin"], "Node");
+    pod.await_reason(60, "Contained", "Contained");
+    pod.assert_answers(false);
+    other.assert_answers(false);
+    pod.release();
+    other.release();
+    pod.assert_answers(true);
+    other.assert_answers(true);
+}

@@ -1,0 +1,192 @@
+//! Owners of every kind, and probes of every kind that the image can answer.
+
+use std::thread;
+use std::time::Duration;
+
+use crate::lab::{Namespace, Pod, apply, await_true, get, quarantine, web_container};
+
+fn template(labels: &str) -> String {
+    format!(
+        "{{metadata: {{labels: {{{labels}}}}}, spec: {{terminationGracePeriodSeconds: 1, containers: [{}]}}}}",
+        web_container("")
+    )
+}
+
+fn first(namespace: &Namespace, selector: &str) -> Pod {
+    await_true(60, "a pod is ready", || namespace.pods(selector).iter().any(Pod::is_ready));
+    namespace.pods(selector).into_iter().find(Pod::is_ready).unwrap()
+}
+
+#[test]
+fn a_stateful_set_s_pod_is_detached_and_cannot_be_replaced() {
+    let namespace = Namespace::new("stateful");
+    namespace.apply(&format!(
+        "{{apiVersion: apps/v1, kind: StatefulSet, metadata: {{name: db}}, spec: {{serviceName: db, replicas: 1, \
+         selector: {{matchLabels: {{app: db}}}}, template: {}}}}}",
+        template("app: db")
+    ));
+    let pod = first(&namespace, "app=db");
+    pod.isolate("");
+    pod.await_reason(20, "Detached", "Detached");
+    pod.await_reason(20, "Replaced", "NameTaken");
+    assert_eq!(pod.again().uid, pod.uid, "it is still there");
+    pod.assert_answers(false);
+    pod.release();
+}
+
+#[test]
+fn a_daemon_set_s_and_a_job_s_pod_are_replaced() {
+    let namespace = Namespace::new("owners");
+    namespace.apply(&format!(
+        "{{apiVersion: apps/v1, kind: DaemonSet, metadata: {{name: log}}, spec: {{selector: {{matchLabels: {{app: log}}}}, \
+         template: {}}}}}",
+        template("app: log")
+    ));
+    let job = "{apiVersion: batch/v1, kind: Job, metadata: {name: once}, spec: {template: {spec: {restartPolicy: Never, \
+               terminationGracePeriodSeconds: 1, containers: [{name: web, image: 'local/box:1', imagePullPolicy: Never, \
+               command: [httpd, -f, -p, '80', -h, /www]}]}}}}";
+    namespace.apply(job);
+    for selector in ["app=log", "batch.kubernetes.io/job-name=once"] {
+        let pod = first(&namespace, selector);
+        pod.isolate("");
+        pod.await_reason(60, "Replaced", "ReplacementReady");
+        let others = namespace.pods(selector);
+        assert!(others.iter().all(|other| other.uid != pod.uid) && !others.is_empty(), "{selector}");
+        assert_eq!(pod.again().uid, pod.uid);
+        pod.release();
+    }
+}
+
+#[test]
+fn a_bare_pod_has_nobody_to_replace_it_and_one_that_is_not_to_be_detached_stays() {
+    let namespace = Namespace::new("bare");
+    let (bare, kept) = (namespace.pod("bare", "a"), namespace.pod("kept", "b"));
+    bare.isolate("");
+    bare.await_reason(20, "Replaced", "NoOwner");
+    kept.isolate("--no-detach");
+    kept.await_reason(20, "Detached", "NotWanted");
+    assert_eq!(kept.again().json["metadata"]["labels"]["app"], "kept");
+    bare.release();
+    kept.release();
+}
+
+#[test]
+fn a_pod_on_the_host_s_network_is_refused_and_an_object_for_it_says_so() {
+    let namespace = Namespace::new("hostnet");
+    namespace.apply(
+        "{apiVersion: v1, kind: Pod, metadata: {name: host}, spec: {nodeName: a, hostNetwork: true, \
+         terminationGracePeriodSeconds: 1, containers: [{name: web, image: 'local/box:1', imagePullPolicy: Never, \
+         command: [sleep, '100000']}]}}",
+    );
+    let pod = namespace.ready("host");
+    let (code, said) = quarantine("-n hostnet isolate host");
+    assert!(code == 1 && said.contains("on the host's network"), "{code} {said}");
+    apply(&format!(
+        "{{apiVersion: cni-quarantine.dev/v1alpha1, kind: PodQuarantine, metadata: {{name: {uid}}}, spec: {{detach: false, \
+         pod: {{namespace: hostnet, name: host, uid: {uid}, nodeName: a}}}}}}",
+        uid = pod.uid
+    ));
+    pod.await_reason(20, "Contained", "HostNetwork");
+    assert_eq!(pod.condition("Contained").0, "False");
+}
+
+#[test]
+fn an_object_that_names_its_pod_alone_is_filled_in_and_isolates() {
+    let namespace = Namespace::new("named");
+    let pod = namespace.pod("web", "b");
+    apply(
+        "{apiVersion: cni-quarantine.dev/v1alpha1, kind: PodQuarantine, metadata: {name: by-name}, \
+         spec: {detach: false, pod: {namespace: named, name: web}}}",
+    );
+    await_true(30, "it is contained", || {
+        let object = get("podquarantine by-name").unwrap();
+        object["status"]["verdict"] == "contained" && object["spec"]["pod"]["uid"] == pod.uid.as_str()
+    });
+    pod.assert_answers(false);
+    pod.release();
+    pod.assert_answers(true);
+}
+
+#[test]
+fn probes_of_every_kind_pass_for_a_minute_s_worth_of_them() {
+    let namespace = Namespace::new("probes");
+    let probe = |kind: &str| format!("{{{kind}, periodSeconds: 1, failureThreshold: 2}}");
+    let pods: Vec<(&str, String)> = vec![
+        ("http", format!("livenessProbe: {}", probe("httpGet: {port: 80, path: /index.html}"))),
+        ("tcp", format!("livenessProbe: {}", probe("tcpSocket: {port: 80}"))),
+        ("exec", format!("livenessProbe: {}", probe("exec: {command: [cat, /www/index.html]}"))),
+        (
+            "by-name",
+            format!(
+                "ports: [{{name: web, containerPort: 80}}], livenessProbe: {}, startupProbe: {}, readinessProbe: {}",
+                probe("httpGet: {port: web, path: /index.html}"),
+                probe("tcpSocket: {port: web}"),
+                probe("tcpSocket: {port: 80}")
+            ),
+        ),
+        (
+            "pre-stop",
+            format!(
+                "lifecycle: {{preStop: {{exec: {{command: [ls]}}}}}}, livenessProbe: {}",
+                probe("tcpSocket: {port: 80}")
+            ),
+        ),
+    ];
+    let mut isolated = Vec::new();
+    for (name, more) in &pods {
+        namespace.apply(&format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}}}, spec: {{nodeName: a, terminationGracePeriodSeconds: 1, \
+             containers: [{}]}}}}",
+            web_container(more)
+        ));
+    }
+    // The control: with probes to another port only, the same liveness probe fails and its container is restarted.
+    namespace.apply(&format!(
+        "{{apiVersion: v1, kind: Pod, metadata: {{name: control}}, spec: {{nodeName: a, terminationGracePeriodSeconds: 1, \
+         containers: [{}]}}}}",
+        web_container(&pods[0].1)
+    ));
+    for (name, _) in &pods {
+        let pod = namespace.ready(name);
+        pod.isolate("--no-detach");
+        isolated.push(pod);
+    }
+    let control = namespace.ready("control");
+    control.isolate("--no-detach --probe-port 81");
+    await_true(60, "the control is restarted", || control.restarts() > 0);
+    thread::sleep(Duration::from_secs(10));
+    for pod in &isolated {
+        assert_eq!(pod.restarts(), 0, "{}", pod.name);
+        pod.assert_answers(false);
+    }
+    for pod in isolated.iter().chain([&control]) {
+        pod.release();
+    }
+}
+
+#[test]
+fn a_selector_means_many_and_is_listed_before_it_is_done() {
+    let namespace = Namespace::new("many");
+    namespace.apply(&format!(
+        "{{apiVersion: apps/v1, kind: ReplicaSet, metadata: {{name: web}}, spec: {{replicas: 3, \
+         selector: {{matchLabels: {{app: web}}}}, template: {}}}}}",
+        template("app: web")
+    ));
+    await_true(60, "three are ready", || namespace.pods("app=web").iter().filter(|pod| pod.is_ready()).count() == 3);
+    let pods = namespace.pods("app=web");
+    let (code, said) = quarantine("-n many isolate -l app=web");
+    assert!(code == 2 && pods.iter().all(|pod| said.contains(&pod.name)), "{code} {said}");
+    assert!(pods.iter().all(|pod| pod.object().is_none()));
+    let (code, said) = quarantine("-n many isolate -l app=web --yes --dry-run=server");
+    assert!(code == 0 && pods.iter().all(|pod| pod.object().is_none()), "{said}");
+    let (code, said) = quarantine("-n many isolate -l app=web --yes --wait --no-detach");
+    assert_eq!(code, 0, "{said}");
+    for pod in &pods {
+        pod.assert_answers(false);
+    }
+    let (code, said) = quarantine("-n many release -l app=web --yes --wait");
+    assert_eq!(code, 0, "{said}");
+    for pod in &pods {
+        pod.assert_answers(true);
+    }
+}
