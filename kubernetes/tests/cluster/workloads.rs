@@ -51,7 +51,7 @@ fn a_daemon_set_s_and_a_job_s_pod_are_replaced() {
         pod.isolate("");
         pod.await_reason(60, "Replaced", "ReplacementReady");
         let others = namespace.pods(selector);
-        assert!(others.iter().all(|other| other.uid != pod.uid) && !others.is_empty(), "{selector}");
+        assert!(others.iter().any(|other| other.uid != pod.uid && other.is_ready()), "{selector}");
         assert_eq!(pod.again().uid, pod.uid);
         pod.release();
     }
