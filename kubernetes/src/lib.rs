@@ -4,18 +4,20 @@
 //! | --- | --- |
 //! | [`api`] | `PodQuarantine`, as Rust types; the definition in `conf/kubernetes/` is generated from them |
 //! | [`node`] | on each node: objects become marks, what is read back becomes their status |
+//! | [`keep`] | on each node: the plugin's entry in the network configuration, whoever rewrites that |
 //! | [`controller`] | one in the cluster: takes isolated pods out of their Services and from their owners |
 //! | [`kubectl`] | `kubectl quarantine` |
 //! | [`manifests`] | what is applied to a cluster: `manifests/`, put together |
 //!
 //! The plugin knows nothing of this crate. This crate knows of the plugin its state directory, what may be claimed of a sandbox,
-//! and the function that applies marks: `node::state`, `node::enforce`, `status` and `model` of the library.
+//! and the function that applies marks: the doors `state`, `apply`, `status`, and the values that these speak in.
 
 // The derive of schemas emits copies of the types, which nothing can reach.
 #![allow(unreachable_pub)]
 
 pub mod api;
 pub mod controller;
+pub mod keep;
 pub mod kubectl;
 pub mod manifests;
 pub mod node;

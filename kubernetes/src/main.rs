@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use quarantine_kube::controller::{self, ControllerArguments};
+use quarantine_kube::keep::{self, KeepArguments};
 use quarantine_kube::node::{self, NodeArguments};
 
 /// The parts of quarantine that run in a cluster.
@@ -22,6 +23,8 @@ enum Command {
     Node(NodeArguments),
     /// One in the cluster: resolves names, and takes isolated pods out of their Services and from their owners.
     Controller(ControllerArguments),
+    /// On each node: keeps the plugin in the network configuration, whoever rewrites it.
+    Keep(KeepArguments),
     /// Prints the definition of PodQuarantine.
     Crd,
     /// Prints all that a cluster needs, for `kubectl apply -f -`.
@@ -42,7 +45,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     let text = match arguments.command {
         Command::Crd => Some(quarantine_kube::api::definition_as_yaml()?),
         Command::Manifests => Some(quarantine_kube::manifests::all()?),
-        Command::Node(_) | Command::Controller(_) => None,
+        Command::Node(_) | Command::Controller(_) | Command::Keep(_) => None,
     };
     if let Some(text) = text {
         std::io::stdout().write_all(text.as_bytes())?;
@@ -53,10 +56,10 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     cni_quarantine::logging::start(log);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let client = kube::Client::try_default().await?;
         match arguments.command {
-            Command::Node(arguments) => node::run(arguments, client).await,
-            Command::Controller(arguments) => controller::run(arguments, client).await,
+            Command::Node(arguments) => node::run(arguments, kube::Client::try_default().await?).await,
+            Command::Controller(arguments) => controller::run(arguments, kube::Client::try_default().await?).await,
+            Command::Keep(arguments) => keep::run(arguments).await,
             Command::Crd | Command::Manifests => Ok(()),
         }
     })

@@ -1,4 +1,4 @@
-//! Tells when somebody changes the state directory, so that what a person does on the node is seen at once.
+//! Tells when somebody changes what is in a directory, so that what a person or a daemon does on the node is seen at once.
 
 use std::path::PathBuf;
 use std::thread;
@@ -10,26 +10,28 @@ use tokio::sync::mpsc;
 /// How long until the directories are watched again, where they cannot be.
 const PAUSE: Duration = Duration::from_secs(2);
 
-/// A message for each change of the state directory. Where it cannot be watched there are none, and the regular look has
-/// to do.
-pub fn watch(state_dir: PathBuf) -> mpsc::Receiver<()> {
+/// A message for each change of what is in these directories. Where they cannot be watched there are none, and a regular look
+/// has to do.
+pub fn watch(directories: Vec<PathBuf>) -> mpsc::Receiver<()> {
     // One is enough: what changed is looked up.
     let (changed, changes) = mpsc::channel(1);
     thread::spawn(move || {
         let mut said = false;
         while !changed.is_closed() {
-            if let Err(errno) = follow(&state_dir, &changed)
+            if let Err(errno) = follow(&directories, &changed)
                 && !std::mem::replace(&mut said, true)
             {
-                log::warn!("event=unwatched directory={} error={errno}", state_dir.display());
+                log::warn!("event=unwatched directories={directories:?} error={errno}");
             }
             thread::sleep(PAUSE);
+            // What happened while nobody looked.
+            let _ = changed.try_send(());
         }
     });
     changes
 }
 
-fn follow(state_dir: &std::path::Path, changed: &mpsc::Sender<()>) -> nix::Result<()> {
+fn follow(directories: &[PathBuf], changed: &mpsc::Sender<()>) -> nix::Result<()> {
     let inotify = Inotify::init(InitFlags::IN_CLOEXEC)?;
     let flags = AddWatchFlags::IN_CREATE
         | AddWatchFlags::IN_DELETE
@@ -37,8 +39,8 @@ fn follow(state_dir: &std::path::Path, changed: &mpsc::Sender<()>) -> nix::Resul
         | AddWatchFlags::IN_CLOSE_WRITE
         | AddWatchFlags::IN_DELETE_SELF
         | AddWatchFlags::IN_MOVE_SELF;
-    for directory in ["isolated", "attachments"] {
-        inotify.add_watch(&state_dir.join(directory), flags)?;
+    for directory in directories {
+        inotify.add_watch(directory, flags)?;
     }
     loop {
         let events = inotify.read_events()?;

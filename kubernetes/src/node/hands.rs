@@ -66,22 +66,24 @@ impl Hands {
 
     /// Brings pods to what is wanted of them, and says what they are then, in the same order.
     pub fn settle(&mut self, jobs: &[Job]) -> Vec<Seen> {
-        let host = Side::own();
-        let refreshed = self.refresh();
-        let (mut host, ()) = match (host, refreshed) {
-            (Ok(host), Ok(())) => (host, ()),
-            (Err(error), _) => return jobs.iter().map(|_| Seen::Failed(chain(&error))).collect(),
-            (_, Err(error)) => return jobs.iter().map(|_| Seen::Failed(chain(&error))).collect(),
-        };
-        let scan = NodeScan::default();
-        jobs.iter().map(|job| self.settle_one(&mut host, &scan, job).unwrap_or_else(Seen::Failed)).collect()
+        self.settle_all(jobs).unwrap_or_else(|why| jobs.iter().map(|_| Seen::Failed(why.clone())).collect())
     }
 
-    fn settle_one(&self, host: &mut Side, scan: &NodeScan, job: &Job) -> Result<Seen, String> {
+    fn settle_all(&mut self, jobs: &[Job]) -> Result<Vec<Seen>, String> {
+        let mut host = Side::own().map_err(|error| chain(&error))?;
+        self.refresh().map_err(|error| chain(&error))?;
+        // Each job changes its own pod's marks alone.
+        let marks = self.state.marks().map_err(|error| chain(&error))?;
+        let scan = NodeScan::default();
+        let settle = |job| self.settle_one(&mut host, &scan, &marks, job).unwrap_or_else(Seen::Failed);
+        Ok(jobs.iter().map(settle).collect())
+    }
+
+    fn settle_one(&self, host: &mut Side, scan: &NodeScan, marks: &BTreeSet<Key>, job: &Job) -> Result<Seen, String> {
         let own = Key::from(&job.uid);
         let sandboxes: Vec<&ContainerId> =
             self.pods.iter().filter(|(_, pod)| pod.uid.as_ref() == Some(&job.uid)).map(|(id, _)| id).collect();
-        let holding = self.marks(&own, &sandboxes).map_err(|error| chain(&error))?;
+        let holding = self.holding(marks, &own, &sandboxes);
         let steps = job.order.as_ref().map(|order| steps(order, &own, &holding)).unwrap_or_default();
         for step in &steps {
             self.take(&own, step).map_err(|error| chain(&error))?;
@@ -101,17 +103,16 @@ impl Hands {
     }
 
     /// The marks that hold for a pod, the most specific first.
-    fn marks(&self, own: &Key, sandboxes: &[&ContainerId]) -> Result<Vec<(Key, MarkContent)>, StateError> {
-        let marks = self.state.marks()?;
+    fn holding(&self, marks: &BTreeSet<Key>, own: &Key, sandboxes: &[&ContainerId]) -> Vec<(Key, MarkContent)> {
         let mut keys: Vec<Key> = Vec::new();
         for id in sandboxes {
             let pod = self.pods.get(id).cloned().unwrap_or_default();
-            keys.extend(answering_keys(id, &pod, &marks, |key| self.pod_of(key)));
+            keys.extend(answering_keys(id, &pod, marks, |key| self.pod_of(key)));
         }
         keys.extend(marks.get(own).cloned());
         let mut seen = BTreeSet::new();
         keys.retain(|key| seen.insert(key.clone()));
-        Ok(keys.into_iter().filter_map(|key| self.state.read_mark(&key).map(|mark| (key, mark))).collect())
+        keys.into_iter().filter_map(|key| self.state.read_mark(&key).map(|mark| (key, mark))).collect()
     }
 
     fn pod_of(&self, key: &Key) -> Option<Pod> {

@@ -3,7 +3,7 @@
 //! `plan` decides and `report` words it, both pure; `hands` does it through the library; `publisher` talks to the API server,
 //! which nothing here waits for: while it is away the marks stand, and what is done on the node goes on.
 
-mod changes;
+pub mod changes;
 mod hands;
 mod plan;
 mod publisher;
@@ -33,6 +33,8 @@ use publisher::Message;
 
 /// How often the kernel is read back for every object.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// How many are looked at in one go.
+const STALE_AT_ONCE: usize = 16;
 /// How long after a change of the state directory it is looked at: a record comes a moment after its directory.
 const SETTLED_AFTER: Duration = Duration::from_millis(20);
 
@@ -58,7 +60,7 @@ pub async fn run(arguments: NodeArguments, client: Client) -> anyhow::Result<()>
     let publisher = tokio::spawn(publisher::run(client.clone(), arguments.node_name.clone(), inbox));
     let config = watcher::Config::default().fields(&format!("spec.pod.nodeName={}", arguments.node_name));
     let mut events = Box::pin(watcher(Api::<PodQuarantine>::all(client), config).backoff(backoff()));
-    let mut changes = changes::watch(arguments.state_dir);
+    let mut changes = changes::watch(["isolated", "attachments"].map(|name| arguments.state_dir.join(name)).to_vec());
     let mut look = tokio::time::interval(LOOK_EVERY);
     let mut node = Node::new(arguments.node_name, hands, messages);
     let mut end = std::pin::pin!(crate::watching::ended());
@@ -104,10 +106,12 @@ struct Node {
     listed: Option<BTreeSet<String>>,
     /// Whether the objects were listed at least once.
     synced: bool,
+    /// What has changed: seen to at once.
     dirty: BTreeSet<PodUid>,
+    /// What is looked at regularly: a few at a time, so that nobody who is to be isolated waits for them.
+    stale: BTreeSet<PodUid>,
     /// What the last object of a pod asked for before it was deleted: a release that was set is carried out.
     departed: BTreeMap<PodUid, Order>,
-    shown: BTreeSet<String>,
     look_at_isolated: bool,
     settles_at: Option<tokio::time::Instant>,
     work: Option<JoinHandle<Done>>,
@@ -123,8 +127,8 @@ impl Node {
             listed: None,
             synced: false,
             dirty: BTreeSet::new(),
+            stale: BTreeSet::new(),
             departed: BTreeMap::new(),
-            shown: BTreeSet::new(),
             look_at_isolated: false,
             settles_at: None,
             work: None,
@@ -180,7 +184,6 @@ impl Node {
     fn lose(&mut self, name: &str) {
         let Some(object) = self.objects.remove(name) else { return };
         let Some(uid) = uid_of(&object) else { return };
-        self.shown.remove(name);
         self.look_at_isolated = true;
         let is_released = object.spec.is_released(Timestamp::now());
         if !is_released && object.spec.origin == Origin::Cluster {
@@ -194,7 +197,7 @@ impl Node {
 
     fn look_at_all(&mut self) {
         self.settles_at = None;
-        self.dirty.extend(self.objects.values().filter_map(uid_of));
+        self.stale.extend(self.objects.values().filter_map(uid_of));
         self.look_at_isolated = true;
     }
 
@@ -224,21 +227,30 @@ impl Node {
     }
 
     fn start_work(&mut self) {
-        if self.work.is_some() || (self.dirty.is_empty() && !self.look_at_isolated) {
+        if self.work.is_some() {
+            return;
+        }
+        let mut due = std::mem::take(&mut self.dirty);
+        if due.is_empty() {
+            due.extend(std::iter::from_fn(|| self.stale.pop_first()).take(STALE_AT_ONCE));
+        }
+        // Last, so that what was released meanwhile is not shown as isolated on the node.
+        let look_at_isolated = self.stale.is_empty() && std::mem::take(&mut self.look_at_isolated);
+        if due.is_empty() && !look_at_isolated {
             return;
         }
         let now = Timestamp::now();
         // The objects go along as they are now: what is found is said of these, and not of what is asked for meanwhile.
         let mut about = Vec::new();
         let mut jobs = Vec::new();
-        for uid in std::mem::take(&mut self.dirty) {
+        for uid in due {
+            self.stale.remove(&uid);
             let objects = self.objects_of(&uid);
             let order = order(&objects, now);
             about.push(objects.into_iter().cloned().collect());
             let order = order.or_else(|| self.departed.remove(&uid));
             jobs.push(Job { uid, order });
         }
-        let look_at_isolated = std::mem::take(&mut self.look_at_isolated);
         let hands = self.hands.clone();
         self.work = Some(tokio::task::spawn_blocking(move || {
             let mut hands = hands.lock().unwrap_or_else(PoisonError::into_inner);

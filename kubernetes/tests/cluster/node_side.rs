@@ -74,3 +74,42 @@ fn without_the_api_server_the_node_goes_on_and_catches_up() {
     pod.assert_answers(true);
     other.assert_answers(true);
 }
+
+#[test]
+fn a_configuration_that_the_network_s_daemon_writes_anew_gets_its_entry_back() {
+    let original = crate::lab::directory().join("run/b/10-pods.conflist");
+    let entry = || on("b", "cat /etc/cni/net.d/10-pods.conflist").contains("\"quarantine\"");
+    assert!(entry());
+    for way in [
+        "cp {} /etc/cni/net.d/10-pods.conflist",
+        "cp {} /etc/cni/net.d/.new && mv /etc/cni/net.d/.new /etc/cni/net.d/10-pods.conflist",
+    ] {
+        for _ in 0..3 {
+            on("b", &way.replace("{}", &original.display().to_string()));
+            let written = std::time::Instant::now();
+            await_true(20, "the entry is back", entry);
+            println!("the entry was back after {:?}", written.elapsed());
+        }
+    }
+    // And a pod that is made then is covered.
+    let namespace = Namespace::new("rewritten");
+    let pod = namespace.pod("web", "b");
+    pod.isolate("");
+    pod.assert_answers(false);
+    pod.release();
+}
+
+#[test]
+fn the_plugin_goes_out_of_the_configuration_byte_for_byte_and_comes_in_again() {
+    let original = std::fs::read_to_string(crate::lab::directory().join("run/a/10-pods.conflist")).unwrap();
+    let scratch = "d=$(mktemp -d); cp -r /etc/cni/net.d $d/net.d; mkdir $d/bin; cp /opt/cni/bin/* $d/bin/";
+    let flags = "--conf-dir $d/net.d --bin-dir $d/bin";
+    let conflist = on(
+        "a",
+        &format!(
+            "{scratch}; for i in 1 2; do {QUARANTINE} uninstall {flags} --yes >&2; {QUARANTINE} install {flags} >&2; done; \
+             {QUARANTINE} uninstall {flags} --yes >&2; cat $d/net.d/10-pods.conflist"
+        ),
+    );
+    assert_eq!(conflist, original);
+}
