@@ -14,7 +14,7 @@ pub struct PodQuarantineStatus {
     /// `contained`, `partial`, `open`, `gone` or `unknown`, as the kernel was read back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verdict: Option<String>,
-    /// Why the verdict is not another one.
+    /// Why the verdict is not another one, and what else is known.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reasons: Vec<WhyNot>,
     /// Which layers were found in place.

@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use kube::core::DynamicObject;
 
 use cni_quarantine::status::{Direction, Finding, SandboxStatus};
+use cni_quarantine::verdict::Note;
 
 use crate::api::{Attempt, Condition, Counts, Layers, PodQuarantine, PodQuarantineStatus, WhyNot, is_of_an_object};
 
@@ -178,6 +179,8 @@ fn describe(status: &mut PodQuarantineStatus, sandbox: &SandboxStatus) {
     let reason =
         |reason: &cni_quarantine::verdict::Reason| WhyNot { code: reason.code().to_owned(), text: reason.to_string() };
     status.reasons = reading.reasons.iter().map(reason).collect();
+    let note = |note: &Note| WhyNot { code: note.code().to_owned(), text: note.to_string() };
+    status.reasons.extend(reading.notes.iter().map(note));
     status.layers = Some(Layers { pod: reading.pod_layer, host: reading.host_layer });
     if sandbox.entry.marking.is_none() {
         return;
@@ -245,8 +248,14 @@ pub fn urgency(before: Option<&PodQuarantineStatus>, after: &PodQuarantineStatus
     if before == after {
         return Urgency::None;
     }
-    let without_counters =
-        |status: &PodQuarantineStatus| PodQuarantineStatus { drops: None, attempts: Vec::new(), ..status.clone() };
+    // The sentence of a note has a counter in it.
+    let codes = |reasons: &[WhyNot]| reasons.iter().map(|why| WhyNot { text: String::new(), ..why.clone() }).collect();
+    let without_counters = |status: &PodQuarantineStatus| PodQuarantineStatus {
+        drops: None,
+        attempts: Vec::new(),
+        reasons: codes(&status.reasons),
+        ..status.clone()
+    };
     if without_counters(before) == without_counters(after) { Urgency::Later } else { Urgency::Now }
 }
 
@@ -294,6 +303,7 @@ mod tests {
             guard_required: false,
             drops: vec![drop(Direction::In, 3), drop(Direction::Out, 4), drop(Direction::In, 1)],
             attempts: Vec::new(),
+            notes: vec![Note::ProbeSource { source: std::net::Ipv4Addr::LOCALHOST.into(), packets: 1 }],
         };
         let container_id = ContainerId::new("c1").unwrap();
         let entry = SandboxEntry { container_id, pod: Pod::default(), netns: None, marking };
@@ -348,7 +358,10 @@ mod tests {
         assert_eq!(urgency(Some(&first), &second), Urgency::None);
         let partial = sandbox(Some(object.mark()), Verdict::Partial, vec![Reason::NothingFound]);
         let partial = status(&object, "a", &partial, later);
-        assert_eq!(partial.reasons[0].code, "nothing-found");
+        assert_eq!(
+            partial.reasons.iter().map(|why| why.code.as_str()).collect::<Vec<_>>(),
+            ["nothing-found", "probe-source"]
+        );
         assert_eq!(partial.contained_at, Some(NOW));
         assert_eq!(partial.condition("Contained").unwrap().last_transition_time, later);
         assert_eq!(urgency(Some(&first), &partial), Urgency::Now);
