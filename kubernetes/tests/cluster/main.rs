@@ -8,6 +8,7 @@ mod access;
 mod experiment;
 mod killed;
 mod lab;
+mod measure;
 mod node_side;
 mod schema;
 mod workloads;
