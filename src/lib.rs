@@ -53,7 +53,7 @@ mod plugin;
 mod rules;
 pub mod status;
 
-pub use model::{audit, json, mark, names, policy, verdict};
+pub use model::{audit, fault, json, mark, names, policy, verdict};
 pub use node::{logging, state};
 
 /// Bringing the kernel to the marks of a sandbox, by its name, for whoever writes marks and wants to know what became of them.

@@ -53,6 +53,7 @@ const REOPEN: Duration = Duration::from_secs(1);
 const REWATCH: Duration = Duration::from_millis(50);
 const EVENT_BUFFER: usize = 64 * 1024;
 
+/// What wakes the loop, by the number that epoll is given for it.
 const WATCH: u64 = 0;
 const SIGNALS: u64 = 1;
 const FINISHED: u64 = 2;
@@ -145,6 +146,22 @@ struct Agent {
     buffer: Vec<u8>,
 }
 
+/// What is due at a time of its own, whatever happens.
+struct Clock {
+    /// How often systemd wants to hear that the loop runs.
+    watchdog: Option<Duration>,
+    ping: Option<Instant>,
+    resync: Instant,
+}
+
+impl Clock {
+    fn started(resync_pause: Duration) -> Self {
+        let now = Instant::now();
+        let watchdog = sd_notify::watchdog_enabled().map(|interval| interval / 2);
+        Self { watchdog, ping: watchdog.map(|interval| now + interval), resync: now + resync_pause }
+    }
+}
+
 impl Agent {
     fn start(
         state: StateDir,
@@ -202,61 +219,62 @@ impl Agent {
         Ok(agent)
     }
 
-    /// The one loop.
+    /// The one loop: what woke it, what that means, what is due.
     fn serve(&mut self) -> Result<(), AgentError> {
-        let watchdog = sd_notify::watchdog_enabled().map(|interval| interval / 2);
-        let mut next_ping = watchdog.map(|interval| Instant::now() + interval);
-        let mut next_resync = Instant::now() + self.resync_pause();
+        let mut clock = Clock::started(self.resync_pause());
         let mut events = [EpollEvent::empty(); 64];
         loop {
-            let now = Instant::now();
-            let deadlines = [Some(next_resync), next_ping, self.rewatch_due, self.due.first().map(|(when, _)| *when)];
-            let wait =
-                deadlines.into_iter().flatten().min().map_or(SLOW_TIMER, |when| when.saturating_duration_since(now));
-            // Rounded up: a deadline in half a millisecond is not polled for.
-            let milliseconds = u16::try_from(wait.as_micros().div_ceil(1000)).unwrap_or(u16::MAX);
-            let ready = match self.epoll.wait(&mut events, EpollTimeout::from(milliseconds)) {
-                Err(Errno::EINTR) => 0,
-                ready => ready.map_err(system("wait for events"))?,
-            };
-            for event in &events[..ready] {
+            for event in self.wait(&clock, &mut events)? {
                 match event.data() {
                     WATCH => self.state_changed(),
-                    SIGNALS => {
-                        if self.signalled() {
-                            return Ok(());
-                        }
-                    }
+                    SIGNALS if self.signalled() => return Ok(()),
+                    SIGNALS => {}
                     FINISHED => self.finished(),
                     HOST => self.host_touched(),
                     NODE => self.node_touched(),
                     number => self.sandbox_touched(number),
                 }
             }
-            let now = Instant::now();
-            while let Some((when, container_id)) = self.due.first().cloned()
-                && when <= now
-            {
-                self.due.pop_first();
-                if let Some(subscribed) = self.subscribed.get_mut(&container_id) {
-                    subscribed.is_due = false;
-                }
-                self.dispatch(&container_id);
+            self.do_what_is_due(&mut clock);
+        }
+    }
+
+    /// Waits for an event, no longer than until something is due.
+    fn wait<'a>(&self, clock: &Clock, events: &'a mut [EpollEvent]) -> Result<&'a [EpollEvent], AgentError> {
+        let due = self.due.first().map(|(when, _)| *when);
+        let next = [Some(clock.resync), clock.ping, self.rewatch_due, due].into_iter().flatten().min();
+        let wait = next.map_or(SLOW_TIMER, |when| when.saturating_duration_since(Instant::now()));
+        // Rounded up: a deadline in half a millisecond is not polled for.
+        let milliseconds = u16::try_from(wait.as_micros().div_ceil(1000)).unwrap_or(u16::MAX);
+        let ready = match self.epoll.wait(events, EpollTimeout::from(milliseconds)) {
+            Err(Errno::EINTR) => 0,
+            ready => ready.map_err(system("wait for events"))?,
+        };
+        Ok(&events[..ready])
+    }
+
+    fn do_what_is_due(&mut self, clock: &mut Clock) {
+        let now = Instant::now();
+        while let Some((when, container_id)) = self.due.first().cloned()
+            && when <= now
+        {
+            self.due.pop_first();
+            if let Some(subscribed) = self.subscribed.get_mut(&container_id) {
+                subscribed.is_due = false;
             }
-            if self.rewatch_due.take_if(|when| *when <= now).is_some() {
-                self.rewatch();
-            }
-            if next_resync <= now {
-                self.resync(Everyone::Isolated);
-                next_resync = now + SLOW_TIMER;
-            }
-            next_resync = next_resync.min(now + self.resync_pause());
-            if let (Some(interval), Some(ping)) = (watchdog, next_ping)
-                && ping <= now
-            {
-                let _ = sd_notify::notify(&[NotifyState::Watchdog]);
-                next_ping = Some(now + interval);
-            }
+            self.dispatch(&container_id);
+        }
+        if self.rewatch_due.take_if(|when| *when <= now).is_some() {
+            self.rewatch();
+        }
+        if clock.resync <= now {
+            self.resync(Everyone::Isolated);
+            clock.resync = now + SLOW_TIMER;
+        }
+        clock.resync = clock.resync.min(now + self.resync_pause());
+        if clock.ping.is_some_and(|when| when <= now) {
+            let _ = sd_notify::notify(&[NotifyState::Watchdog]);
+            clock.ping = clock.watchdog.map(|interval| now + interval);
         }
     }
 

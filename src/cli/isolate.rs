@@ -237,7 +237,7 @@ fn say_isolated(text: &mut String, sandbox: &NodeSandbox, result: Result<Option<
         Ok(Some(Enforced { desired: Desired::Isolated { policy, fault, .. }, report, .. })) => {
             let _ = writeln!(text, "{container_id} ({pod}): {}, policy {policy}", report.verdict.as_str());
             if let Some(fault) = fault {
-                let _ = writeln!(text, "  sealed: a mark cannot be understood: {}", fault.escape_debug());
+                let _ = writeln!(text, "  sealed: a mark cannot be understood: {}", fault.to_string().escape_debug());
             }
             for reason in &report.reasons {
                 let _ = writeln!(text, "  {reason}");

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value, json};
 
+use crate::model::fault::Fault;
 use crate::model::json::{At, Unexpected};
 use crate::model::names::{ContainerId, Key, Pod};
 use crate::model::policy::Policy;
@@ -28,12 +29,12 @@ impl Mark {
     ///
     /// # Errors
     /// Says what is wrong when it is not a JSON object of known keys; such a mark seals.
-    pub fn read(content: &[u8]) -> Result<Self, String> {
+    pub fn read(content: &[u8]) -> Result<Self, Fault> {
         if content.iter().all(u8::is_ascii_whitespace) {
             return Ok(Self::default());
         }
-        let value: Value = serde_json::from_slice(content).map_err(|error| format!("not JSON: {error}"))?;
-        Self::from_json(&At::new("", &value)).map_err(|error| error.to_string())
+        let value: Value = serde_json::from_slice(content).map_err(|error| Fault::NotJson(error.to_string()))?;
+        Ok(Self::from_json(&At::new("", &value))?)
     }
 
     fn from_json(at: &At<'_>) -> Result<Self, Unexpected> {
@@ -64,7 +65,7 @@ impl Mark {
 }
 
 /// What a file in `isolated/` says: its presence isolates, whatever it holds.
-pub type MarkContent = Result<Mark, String>;
+pub type MarkContent = Result<Mark, Fault>;
 
 /// What is wanted of a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,7 +79,7 @@ pub enum Desired {
         /// The mark that decided (reason, case, actor).
         mark: Box<Mark>,
         /// Why the sandbox is sealed although nobody asked for that: a mark that can't be read.
-        fault: Option<String>,
+        fault: Option<Fault>,
     },
 }
 
@@ -174,8 +175,8 @@ mod tests {
         assert_eq!(decide(&[Ok(silent.clone())]), Some(configured.clone()));
         assert_eq!(decide(&[Ok(own.clone()), Ok(silent.clone())]), own.policy);
         assert_eq!(decide(&[Ok(silent.clone()), Ok(own.clone())]), Some(configured.clone()));
-        assert_eq!(decide(&[Ok(own), Err("broken".to_owned())]), Some(Policy::sealed()));
-        assert_eq!(decide(&[Err("broken".to_owned()), Ok(silent)]), Some(Policy::sealed()));
+        assert_eq!(decide(&[Ok(own), Err(Fault::Unreadable("broken".to_owned()))]), Some(Policy::sealed()));
+        assert_eq!(decide(&[Err(Fault::Unreadable("broken".to_owned())), Ok(silent)]), Some(Policy::sealed()));
     }
 
     #[test]

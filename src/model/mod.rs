@@ -3,6 +3,7 @@
 pub mod audit;
 pub mod difference;
 pub mod escaped;
+pub mod fault;
 pub mod fingerprint;
 pub mod json;
 pub mod mark;

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 use serde_json::error::Category;
 
+use crate::model::fault::Fault;
 use crate::model::names::{
     AttachmentId, ContainerId, IfName, Mac, NetnsPath, NetworkName, Pod, Route, SandboxInterface,
 };
@@ -151,10 +152,10 @@ impl Record {
     ///
     /// # Errors
     /// At the first key that is missing or has a value that is not allowed.
-    pub fn read(content: &[u8]) -> Result<Self, String> {
+    pub fn read(content: &[u8]) -> Result<Self, Fault> {
         let file: RecordInFile = serde_json::from_slice(content).map_err(|error| match error.classify() {
-            Category::Data => error.to_string(),
-            Category::Syntax | Category::Eof | Category::Io => format!("not JSON: {error}"),
+            Category::Data => Fault::Incomplete(error.to_string()),
+            Category::Syntax | Category::Eof | Category::Io => Fault::NotJson(error.to_string()),
         })?;
         let interface = |InterfaceInFile { name, mac, addresses, routes, node, host_end }| PinnedInterface {
             interface: SandboxInterface { name, mac, addresses, routes },
@@ -271,7 +272,7 @@ mod tests {
 
     #[test]
     fn a_damaged_record_says_what_is_wrong() {
-        assert!(Record::read(b"").unwrap_err().starts_with("not JSON"));
-        assert!(Record::read(b"{}").unwrap_err().contains("missing field `network`"));
+        assert!(Record::read(b"").unwrap_err().to_string().starts_with("not JSON"));
+        assert!(Record::read(b"{}").unwrap_err().to_string().contains("missing field `network`"));
     }
 }

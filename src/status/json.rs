@@ -8,6 +8,7 @@ use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 
 use super::{Attempt, AttemptProtocol, Damaged, Drops, Finding, Marking, SandboxEntry, SandboxStatus, UnansweredMark};
+use crate::model::fault::Fault;
 use crate::model::mark::Mark;
 use crate::model::names::{ContainerId, Key, NetnsPath, Pod, PodName, PodUid};
 use crate::model::policy::Policy;
@@ -82,7 +83,7 @@ struct SaidJson<'a> {
     case: Option<&'a str>,
     actor: Option<&'a str>,
     since: Option<String>,
-    fault: Option<&'a str>,
+    fault: Option<&'a Fault>,
 }
 
 impl Serialize for SandboxStatus {
@@ -119,7 +120,7 @@ impl Serialize for SandboxEntry {
 
 impl Serialize for UnansweredMark {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        UnansweredJson { key: &self.key, said: SaidJson::of(&self.mark, self.fault.as_deref(), self.since) }
+        UnansweredJson { key: &self.key, said: SaidJson::of(&self.mark, self.fault.as_ref(), self.since) }
             .serialize(serializer)
     }
 }
@@ -141,14 +142,14 @@ impl<'a> EntryJson<'a> {
             policy: entry.marking.as_ref().map(|marking| &marking.policy),
             mark: entry.marking.as_ref().map(|Marking { keys, mark, fault, since, .. }| MarkingJson {
                 keys,
-                said: SaidJson::of(mark, fault.as_deref(), *since),
+                said: SaidJson::of(mark, fault.as_ref(), *since),
             }),
         }
     }
 }
 
 impl<'a> SaidJson<'a> {
-    fn of(mark: &'a Mark, fault: Option<&'a str>, since: Option<SystemTime>) -> Self {
+    fn of(mark: &'a Mark, fault: Option<&'a Fault>, since: Option<SystemTime>) -> Self {
         let Mark { policy: _, reason, case, actor } = mark;
         Self {
             reason: reason.as_deref(),

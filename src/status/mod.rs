@@ -13,6 +13,7 @@ use std::time::SystemTime;
 
 use serde::Serialize;
 
+use crate::model::fault::Fault;
 use crate::model::mark::Mark;
 use crate::model::names::{ContainerId, Key, NetnsPath, Pod};
 use crate::model::policy::Policy;
@@ -44,7 +45,7 @@ pub struct Marking {
     /// The one that decided.
     pub mark: Mark,
     /// What is wrong with one that cannot be read, and seals.
-    pub fault: Option<String>,
+    pub fault: Option<Fault>,
     /// When the first of them was written.
     pub since: Option<SystemTime>,
 }
@@ -57,7 +58,7 @@ pub struct UnansweredMark {
     /// What it says.
     pub mark: Mark,
     /// What is wrong with it, where it cannot be read.
-    pub fault: Option<String>,
+    pub fault: Option<Fault>,
     /// When it was written.
     pub since: Option<SystemTime>,
 }
@@ -69,7 +70,7 @@ pub struct Damaged {
     #[serde(serialize_with = "json::lossy")]
     pub path: PathBuf,
     /// What is wrong with it.
-    pub fault: String,
+    pub fault: Fault,
 }
 
 /// A sandbox and how the kernel was found.

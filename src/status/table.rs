@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
+use crate::model::fault::Fault;
 use crate::model::verdict::Verdict;
 
 use super::{Damaged, Direction, Finding, Marking, Reading, SandboxEntry, SandboxStatus, UnansweredMark, timestamp};
@@ -144,8 +145,8 @@ fn policy_since_by(marking: Option<&Marking>) -> [Cell; 3] {
     ]
 }
 
-fn sealed_by(fault: &str) -> String {
-    format!("sealed: a mark cannot be understood: {}", printable(fault))
+fn sealed_by(fault: &Fault) -> String {
+    format!("sealed: a mark cannot be understood: {}", printable(&fault.to_string()))
 }
 
 /// The table of `status`.
@@ -189,7 +190,7 @@ pub fn status_table(
     }
     write_sandboxes(&mut text, &rows);
     for (sandbox, id) in sandboxes.iter().zip(&ids) {
-        let fault = sandbox.entry.marking.as_ref().and_then(|marking| marking.fault.as_deref()).map(sealed_by);
+        let fault = sandbox.entry.marking.as_ref().and_then(|marking| marking.fault.as_ref()).map(sealed_by);
         for reason in fault.into_iter().chain(sandbox.reasons().iter().map(|reason| printable(reason))) {
             let _ = writeln!(text, "{id}: {reason}");
         }
@@ -343,7 +344,12 @@ fn write_rest(text: &mut String, unanswered: &[UnansweredMark], damaged: &[Damag
     if !damaged.is_empty() {
         text.push_str("\nRecords that cannot be read; what only they know of cannot be reached:\n");
         for record in damaged {
-            let _ = writeln!(text, "{}: {}", printable(&record.path.to_string_lossy()), printable(&record.fault));
+            let _ = writeln!(
+                text,
+                "{}: {}",
+                printable(&record.path.to_string_lossy()),
+                printable(&record.fault.to_string())
+            );
         }
     }
     text.push_str(NOT_REACHED);

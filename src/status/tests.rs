@@ -89,7 +89,7 @@ fn doubt(why: NoGuard, behind: Behind) -> Reason {
 
 /// A sandbox of every kind.
 fn sandboxes() -> Vec<SandboxStatus> {
-    let sealed = Marking { fault: Some("not JSON: expected value".to_owned()), ..marking(Policy::sealed()) };
+    let sealed = Marking { fault: Some(Fault::NotJson("expected value".to_owned())), ..marking(Policy::sealed()) };
     let partial = Reading {
         reasons: vec![doubt(NoGuard::NoPeer { kind: "macvlan".to_owned() }, Behind::Holds)],
         ..reading(Verdict::Partial)
@@ -127,14 +127,14 @@ fn unanswered() -> Vec<UnansweredMark> {
     let mark = |key: &str, fault: Option<&str>| UnansweredMark {
         key: Key::new(key).unwrap(),
         mark: Mark { reason: Some("told".to_owned()), ..Mark::default() },
-        fault: fault.map(str::to_owned),
+        fault: fault.map(|why| Fault::Incomplete(why.to_owned())),
         since: None,
     };
     vec![mark("shop_new", None), mark("uid-9", Some("not JSON"))]
 }
 
 fn damaged() -> Vec<Damaged> {
-    vec![Damaged { path: PathBuf::from("/s/attachments/x/eth0.json"), fault: "not JSON".to_owned() }]
+    vec![Damaged { path: PathBuf::from("/s/attachments/x/eth0.json"), fault: Fault::Incomplete("not JSON".to_owned()) }]
 }
 
 /// Compares with a file of testdata/, which `UPDATE_TESTDATA=1` writes anew.

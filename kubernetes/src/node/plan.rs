@@ -81,6 +81,7 @@ pub fn steps(order: &Order, own: &Key, marks: &[(Key, MarkContent)]) -> Vec<Step
 mod tests {
     use super::*;
     use crate::api::{Expiry, PodQuarantineSpec, PodRef, Release};
+    use cni_quarantine::fault::Fault;
 
     const NOW: Timestamp = Timestamp::constant(1_800_000_000, 0);
 
@@ -166,12 +167,12 @@ mod tests {
             (&hold, vec![(uid.clone(), Ok(wanted.clone()))], vec![]),
             (&hold, vec![(uid.clone(), Ok(old.clone()))], write()),
             (&hold, vec![(uid.clone(), Ok(by_hand.clone()))], vec![]),
-            (&hold, vec![(uid.clone(), Err("broken".to_owned()))], vec![]),
+            (&hold, vec![(uid.clone(), Err(Fault::Misplaced))], vec![]),
             (&hold, vec![(key("shop_web"), Ok(by_hand.clone()))], write()),
             (&Order::Release, vec![], vec![]),
             (&Order::Release, vec![(uid.clone(), Ok(old.clone()))], remove(&["uid-1"])),
             (&Order::Release, vec![(uid.clone(), Ok(by_hand.clone()))], vec![]),
-            (&Order::Release, vec![(uid.clone(), Err("broken".to_owned()))], vec![]),
+            (&Order::Release, vec![(uid.clone(), Err(Fault::Misplaced))], vec![]),
             (
                 &Order::Release,
                 vec![(key("shop_web"), Ok(by_hand.clone())), (uid.clone(), Ok(wanted.clone()))],
@@ -179,7 +180,7 @@ mod tests {
             ),
             (
                 &Order::ReleaseAll,
-                vec![(key("c1"), Err("broken".to_owned())), (uid.clone(), Ok(by_hand.clone()))],
+                vec![(key("c1"), Err(Fault::Misplaced)), (uid.clone(), Ok(by_hand.clone()))],
                 remove(&["c1", "uid-1"]),
             ),
             (&Order::Show, vec![(uid.clone(), Ok(by_hand))], vec![]),

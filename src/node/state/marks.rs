@@ -9,6 +9,7 @@ use std::time::SystemTime;
 
 use nix::unistd::gettid;
 
+use crate::model::fault::Fault;
 use crate::model::mark::{Mark, MarkContent, answering_keys};
 use crate::model::names::{ContainerId, Key, Pod};
 
@@ -38,7 +39,7 @@ impl StateDir {
         match read_regular(&path, FILE_MAX) {
             Ok(content) => Some(Mark::read(&content)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => Some(Err(format!("cannot be read: {error}"))),
+            Err(error) => Some(Err(Fault::Unreadable(error.to_string()))),
         }
     }
 

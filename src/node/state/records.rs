@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 use std::process;
 
+use crate::model::fault::Fault;
 use crate::model::names::{AttachmentId, ContainerId, IfName};
 use crate::model::record::Record;
 use crate::model::records::SandboxRecords;
@@ -18,7 +19,7 @@ pub struct DamagedRecord {
     /// The file.
     pub path: PathBuf,
     /// What is wrong.
-    pub fault: String,
+    pub fault: Fault,
 }
 
 impl StateDir {
@@ -43,12 +44,12 @@ impl StateDir {
             match read_regular(&path, FILE_MAX) {
                 Ok(content) => match Record::read(&content) {
                     Ok(record) if record.container_id() == container_id => records.push(record),
-                    Ok(_) => damaged.push(DamagedRecord { path, fault: "it is another sandbox's".to_owned() }),
+                    Ok(_) => damaged.push(DamagedRecord { path, fault: Fault::Misplaced }),
                     Err(fault) => damaged.push(DamagedRecord { path, fault }),
                 },
                 // Gone in between.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => damaged.push(DamagedRecord { path, fault: error.to_string() }),
+                Err(error) => damaged.push(DamagedRecord { path, fault: Fault::Unreadable(error.to_string()) }),
             }
         }
         (SandboxRecords::new(records), damaged)
