@@ -5,6 +5,7 @@
 //! and decides by `index`, which is pure; `worker` threads do what was decided. Nothing is polled. What is decided is
 //! only that a sandbox has to be looked at; what is wanted of it is read under its lock by whoever does.
 
+mod clock;
 mod directory;
 mod index;
 mod memory;
@@ -27,6 +28,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use sd_notify::NotifyState;
 use thiserror::Error;
 
+use crate::adopt::{Places, keep_adopting};
 use crate::evidence::Collectors;
 use crate::kernel::netlink::NetlinkError;
 use crate::kernel::rtnetlink::NodeEvents;
@@ -36,6 +38,7 @@ use crate::model::policy::Policy;
 use crate::node::state::{StateDir, StateError};
 use crate::node::workers;
 
+use clock::Clock;
 use directory::Everyone;
 use index::{Action, Answer, Index, plan};
 use memory::SeenMarks;
@@ -86,17 +89,26 @@ fn system(what: &'static str) -> impl FnOnce(Errno) -> AgentError {
     move |errno| AgentError::System { what, source: errno.into() }
 }
 
-/// Runs until SIGTERM or SIGINT; `collectors` keep the evidence of what it cuts off. A mark that is gone for less than `release_after` releases nobody: editors and
+/// Runs until SIGTERM or SIGINT; `collectors` keep the evidence of what it cuts off; pods are adopted
+/// by what is in `places`. A mark that is gone for less than `release_after` releases nobody: editors and
 /// configuration management replace a file by removing it and making it anew.
 ///
 /// # Errors
 /// [`AgentError`]; [`StateError::AgentRunning`] in it where another agent runs on this node.
-pub fn run(state_dir: &Path, release_after: Duration, collectors: Option<Collectors>) -> Result<(), AgentError> {
+pub fn run(
+    state_dir: &Path,
+    release_after: Duration,
+    collectors: Option<Collectors>,
+    places: Option<Places>,
+) -> Result<(), AgentError> {
     let state = StateDir::open_or_create(state_dir)?;
     let _only = state.lock_agent()?;
     subscribed::raise_descriptor_limit();
     let mut agent = Agent::start(state, state_dir, release_after, collectors)?;
     agent.resync(Everyone::Yes);
+    if let Some(places) = places {
+        keep_adopting(&agent.state, places);
+    }
     let _ = sd_notify::notify(&[NotifyState::Ready]);
     log::info!(
         "{}",
@@ -144,22 +156,6 @@ struct Agent {
     failures: BTreeMap<ContainerId, Retries>,
     due: BTreeSet<(Instant, ContainerId)>,
     buffer: Vec<u8>,
-}
-
-/// What is due at a time of its own, whatever happens.
-struct Clock {
-    /// How often systemd wants to hear that the loop runs.
-    watchdog: Option<Duration>,
-    ping: Option<Instant>,
-    resync: Instant,
-}
-
-impl Clock {
-    fn started(resync_pause: Duration) -> Self {
-        let now = Instant::now();
-        let watchdog = sd_notify::watchdog_enabled().map(|interval| interval / 2);
-        Self { watchdog, ping: watchdog.map(|interval| now + interval), resync: now + resync_pause }
-    }
 }
 
 impl Agent {

@@ -27,7 +27,7 @@ Exit codes:
 const SANDBOXES: &str = "\
 What <SANDBOX> may be:
   the container ID of the pod's sandbox, or a prefix that no other one has; the pod's UID; namespace/name.
-  Pods with hostNetwork, and pods that started before the plugin was in the conflist, cannot be reached.";
+  Pods with hostNetwork cannot be reached; pods that started before the plugin was in the conflist once they are adopted.";
 
 /// `quarantine …`.
 #[derive(Debug, Parser)]
@@ -99,7 +99,7 @@ pub(super) enum Command {
     Release(Release),
     /// Say what is isolated, read back from the kernel
     Status(Status),
-    /// List the sandboxes and marks of the node, without asking the kernel
+    /// List the sandboxes and marks of the node, and network namespaces that have no record, without asking what is enforced
     List(List),
     /// Bring every sandbox of the node to what its marks want
     ///
@@ -116,8 +116,14 @@ pub(super) enum Command {
         /// by removing and making them; as 200ms or 1s, 0 for no such wait. `quarantine release` never waits
         #[arg(long, value_name = "TIME", default_value = "200ms", value_parser = parse_time)]
         release_after: Duration,
+        /// Leave pods that were made without the plugin alone
+        #[arg(long)]
+        no_adopt: bool,
+        #[command(flatten)]
+        places: CniPlaces,
     },
     Evidence(Evidence),
+    Adopt(Adopt),
     Install(InstallArgs),
     Uninstall(UninstallArgs),
     /// Print a completion script for a shell
@@ -282,6 +288,34 @@ pub(super) struct Status {
     pub(super) watch: bool,
 }
 
+/// Where the runtime and libcni keep what is needed to adopt.
+#[derive(Debug, Clone, Args)]
+pub(super) struct CniPlaces {
+    /// libcni's cache
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/cni")]
+    pub(super) cni_cache: PathBuf,
+    /// The network configurations
+    #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
+    pub(super) cni_conf: PathBuf,
+}
+
+/// Take pods in that were made without the plugin
+///
+/// They get records of what libcni's cache says of them, checked against the kernel, and can be isolated from then on. The
+/// agent does that for every network that has the plugin's entry, when it starts and when the configurations change.
+#[derive(Debug, Args)]
+#[command(after_help = EXIT_CODES)]
+pub(super) struct Adopt {
+    /// Container ID or a unique prefix of one, pod UID, or namespace/name
+    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    pub(super) sandboxes: Vec<String>,
+    /// All of the node
+    #[arg(long)]
+    pub(super) all: bool,
+    #[command(flatten)]
+    pub(super) places: CniPlaces,
+}
+
 /// What a pod was doing when it was cut off: list it, verify it, hand it on, collect it again
 ///
 /// It is collected right after each isolation, by a process of its own, into evidence/ in the state directory. Without
@@ -323,6 +357,8 @@ pub(super) struct Evidence {
 #[derive(Debug, Args)]
 #[command(after_help = EXIT_CODES)]
 pub(super) struct List {
+    #[command(flatten)]
+    pub(super) places: CniPlaces,
     /// The form of the answer
     #[arg(short, long, value_name = "FORM", default_value = "table")]
     pub(super) output: Output,

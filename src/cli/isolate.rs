@@ -190,7 +190,8 @@ fn isolate_chosen(
                 let _ = writeln!(
                     text,
                     "marked, and waits: {key}: nothing on this node answers to it yet; when the pod starts here, it is isolated before its first packet.\n\
-                     A pod that runs here already with hostNetwork, or since before the plugin was in the conflist, has no record and is NOT reached."
+                     A pod that runs here already with hostNetwork, or since before the plugin was in the conflist, has no record and is NOT reached;\n\
+                     `quarantine adopt` takes the latter in."
                 );
                 if !may_wait && exit == Exit::Done {
                     exit = Exit::Waiting;

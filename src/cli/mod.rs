@@ -3,6 +3,7 @@
 //! Each is a module below; here they are told apart, and their ends turned into exit codes. What is decided, enforced
 //! and read back is the business of `policy`, `enforce` and `sandbox`: a command only asks and says.
 
+mod adopt;
 mod arguments;
 mod evidence;
 mod inventory;
@@ -146,9 +147,11 @@ fn dispatch(arguments: &Arguments) -> Result<Exit, Failure> {
         Command::List(arguments) => status::list(state_dir, arguments),
         Command::Evidence(arguments) => evidence::evidence(state_dir, arguments),
         Command::Sync => sync::sync(state_dir, collectors(&arguments.global)?),
-        Command::Agent { release_after } => {
+        Command::Adopt(arguments) => adopt::run(state_dir, arguments),
+        Command::Agent { release_after, no_adopt, places } => {
             let collectors = collectors(&arguments.global)?;
-            agent::run(state_dir, *release_after, collectors).map(|()| Exit::Done).map_err(Failure::from)
+            let places = (!no_adopt).then(|| places.places());
+            agent::run(state_dir, *release_after, collectors, places).map(|()| Exit::Done).map_err(Failure::from)
         }
         Command::Completions { .. } | Command::Man { .. } | Command::Install(_) | Command::Uninstall(_) => {
             Ok(Exit::Done)

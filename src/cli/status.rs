@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use crate::adopt::{Uncovered, uncovered};
 use crate::model::names::{Key, Pod};
 use crate::model::verdict::{Reason, Verdict};
 use crate::node::sandbox::{NodeScan, Side, standing_guards};
@@ -28,11 +29,37 @@ pub(super) fn list(state_dir: &Path, arguments: &List) -> Result<Exit, Failure> 
     let node = Inventory::read(&state)?;
     let sandboxes: Vec<_> = node.sandboxes.iter().map(|sandbox| node.entry_of(sandbox)).collect();
     let (unanswered, damaged) = (node.unanswered(), damaged(&node));
+    let records = node.sandboxes.iter().filter_map(|sandbox| sandbox.records.as_ref());
+    let uncovered = uncovered(&mut Side::own()?, records, &arguments.places.places())?;
     print(&match arguments.output {
-        Output::Table => list_table(&sandboxes, &unanswered, &damaged, style()),
-        Output::Json => pretty(&node_to_json(&sandboxes, &unanswered, &damaged)),
+        Output::Table => list_table(&sandboxes, &unanswered, &damaged, style()) + &uncovered_text(&uncovered),
+        Output::Json => {
+            let mut document = node_to_json(&sandboxes, &unanswered, &damaged);
+            document["uncovered"] = uncovered.iter().map(uncovered_to_json).collect();
+            pretty(&document)
+        }
     });
     Ok(Exit::Done)
+}
+
+/// Nothing where there is none.
+fn uncovered_text(uncovered: &[Uncovered]) -> String {
+    let mut text = String::new();
+    for found in uncovered {
+        let who = match &found.cached {
+            Some((container_id, pod)) => {
+                format!("{container_id} ({pod}); `quarantine adopt {container_id}` takes it in")
+            }
+            None => "libcni's cache says nothing of it".to_owned(),
+        };
+        text += &format!("uncovered: a network namespace behind {}: {who}\n", found.host_ends.join(", "));
+    }
+    text
+}
+
+fn uncovered_to_json(found: &Uncovered) -> Value {
+    let (container_id, pod) = found.cached.as_ref().map(|(container_id, pod)| (container_id.as_str(), pod)).unzip();
+    json!({ "hostEnds": found.host_ends, "netns": found.netns, "containerID": container_id, "pod": pod })
 }
 
 /// `quarantine status`.

@@ -219,7 +219,8 @@ impl Collection<'_> {
 
     /// What does not fade, so that the collection can be read without the node.
     fn rest(&mut self, state: &StateDir, of_process: OfProcess) -> io::Result<()> {
-        let records: Vec<_> = self.records.iter().map(crate::model::record::Record::to_json).collect();
+        let records = self.records.iter().filter_map(|record| serde_json::from_str::<Value>(&record.to_json()).ok());
+        let records: Vec<_> = records.collect();
         let marks = state.marks_of(self.records.container_id(), self.records.pod()).unwrap_or_default();
         let marks: Vec<_> = marks
             .into_iter()

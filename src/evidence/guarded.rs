@@ -4,14 +4,18 @@
 //! never answer. A process that closes such a file in an `execve` keeps whoever reads a link of its `/proc` waiting too
 //! (seen on Linux 6.18). The thread that waits is left behind; it ends with this process, or with the pod.
 
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::Duration;
+
+use nix::unistd::{Pid, gettid};
 
 /// So many threads are left behind at most; then nothing of this sort is tried any more.
 pub(super) const LOST_MAX: usize = 200;
 /// After so many each further one is waited for a tenth as long.
 const LOST_PATIENTLY: usize = 8;
+/// One that runs and waits for nobody is waited for so many times as long.
+pub(super) const WAITS_MAX: usize = 20;
 const STACK: usize = 128 * 1024;
 
 type Work = Box<dyn FnOnce() + Send>;
@@ -19,8 +23,14 @@ type Work = Box<dyn FnOnce() + Send>;
 /// A thread that does one thing after the other, and another one after each that did not end.
 #[derive(Debug, Default)]
 pub(super) struct Guarded {
-    worker: Option<Sender<Work>>,
+    worker: Option<Worker>,
     lost: usize,
+}
+
+#[derive(Debug)]
+struct Worker {
+    work: Sender<Work>,
+    thread: Pid,
 }
 
 /// Why there is no result.
@@ -53,37 +63,43 @@ impl Guarded {
         }
         let (done, result) = channel();
         let work: Work = Box::new(move || drop(done.send(work())));
-        let sent = match self.worker.take() {
-            Some(worker) => worker.send(work).map(|()| worker).map_err(|returned| returned.0),
-            None => Err(work),
+        let worker = match self.worker.take() {
+            Some(worker) => worker,
+            None => start().ok_or(NoResult::NotTried)?,
         };
-        let worker = match sent {
-            Ok(worker) => worker,
-            Err(work) => {
-                let worker = start().ok_or(NoResult::NotTried)?;
-                worker.send(work).map_err(|_| NoResult::NotTried)?;
-                worker
-            }
-        };
+        worker.work.send(work).map_err(|_| NoResult::NotTried)?;
         let patience = if self.lost < LOST_PATIENTLY { patience } else { patience / 10 };
-        match result.recv_timeout(patience) {
-            Ok(result) => {
-                self.worker = Some(worker);
-                Ok(result)
-            }
-            Err(_) => {
-                self.lost += 1;
-                Err(NoResult::NoAnswer)
+        for _ in 0..WAITS_MAX {
+            match result.recv_timeout(patience) {
+                Ok(result) => {
+                    self.worker = Some(worker);
+                    return Ok(result);
+                }
+                Err(RecvTimeoutError::Timeout) if runs(worker.thread) => {}
+                Err(_) => break,
             }
         }
+        self.lost += 1;
+        Err(NoResult::NoAnswer)
     }
 }
 
-fn start() -> Option<Sender<Work>> {
+/// Whether a thread of this process runs, or would if it had a processor: then it waits for nobody, and the node is busy.
+pub(super) fn runs(thread: Pid) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/self/task/{thread}/status")).unwrap_or_default();
+    status.lines().find_map(|line| line.strip_prefix("State:")).is_some_and(|state| state.trim_start().starts_with('R'))
+}
+
+fn start() -> Option<Worker> {
     let (sender, work): (Sender<Work>, Receiver<Work>) = channel();
+    let (tell, told) = channel();
     let thread = thread::Builder::new().name("guarded".to_owned()).stack_size(STACK);
-    thread.spawn(move || work.into_iter().for_each(|work| work())).ok()?;
-    Some(sender)
+    let doing = move || {
+        let _ = tell.send(gettid());
+        work.into_iter().for_each(|work| work());
+    };
+    thread.spawn(doing).ok()?;
+    Some(Worker { work: sender, thread: told.recv().ok()? })
 }
 
 #[cfg(test)]

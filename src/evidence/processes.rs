@@ -13,10 +13,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 
+use nix::unistd::{Pid, gettid};
 use serde::Serialize;
 
 use super::executables::{Executable, Executables};
-use super::guarded::{Guarded, LOST_MAX, NoResult};
+use super::guarded::{Guarded, LOST_MAX, NoResult, WAITS_MAX, runs};
 use super::limits;
 use super::proc::{
     Credentials, MappedFile, Maps, Mount, Stat, is_cgroup_of, read_cgroup, read_maps, read_mountinfo, read_stat,
@@ -58,11 +59,13 @@ pub(super) fn find_members(netns_inode: u64, uid: Option<&str>, is_over: impl Fn
     let mut next = 0;
     while next < pids.len() && members.processes.len() < limits::PROCESSES && !is_over() {
         let with_links = members.unanswering.len() < LOST_MAX / 2;
-        let Some(found) = look(&pids, next, netns_inode, uid, with_links) else { break };
+        let Some((found, thread)) = look(&pids, next, netns_inode, uid, with_links) else { break };
+        let mut waits = 0;
         loop {
             match found.recv_timeout(limits::LINK_PATIENCE) {
+                Err(RecvTimeoutError::Timeout) if waits < WAITS_MAX && runs(thread) => waits += 1,
                 Ok(Look::Belongs(pid, belongs)) => drop(members.processes.insert(pid, belongs)),
-                Ok(Look::Done(number)) => next = number + 1,
+                Ok(Look::Done(number)) => (next, waits) = (number + 1, 0),
                 Err(RecvTimeoutError::Timeout) => {
                     members.unanswering.extend(pids.get(next));
                     next += 1;
@@ -115,10 +118,12 @@ fn look(
     netns_inode: u64,
     uid: Option<&str>,
     with_links: bool,
-) -> Option<Receiver<Look>> {
+) -> Option<(Receiver<Look>, Pid)> {
     let (found, looks) = channel();
+    let (tell, told) = channel();
     let (pids, uid, netns) = (pids.clone(), uid.map(str::to_owned), format!("net:[{netns_inode}]"));
     let work = move || {
+        let _ = tell.send(gettid());
         for (number, pid) in pids.iter().copied().enumerate().skip(from) {
             let is_of_pod = |uid: &String| {
                 let cgroup = read_file(&format!("/proc/{pid}/cgroup")).ok().and_then(|(text, _)| read_cgroup(&text));
@@ -138,7 +143,7 @@ fn look(
         }
     };
     std::thread::Builder::new().name("looking".to_owned()).stack_size(128 * 1024).spawn(work).ok()?;
-    Some(looks)
+    Some((looks, told.recv().ok()?))
 }
 
 /// A process, as it is written down.

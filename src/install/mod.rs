@@ -117,7 +117,8 @@ pub fn plan_install(options: &InstallOptions) -> Result<Plan, InstallError> {
     }
     if !plan.is_empty() {
         plan.note(
-            "Pods that run already are not covered: the plugin is called when a pod's sandbox is made. Recreate them \
+            "Pods that run already are not covered: the plugin is called when a pod's sandbox is made. `quarantine adopt --all` \
+             takes them in, and so does the agent when it starts; what no cache speaks of, and hostNetwork, has to be recreated \
              (kubectl drain and uncordon, or a rollout restart).",
         );
     }

@@ -34,6 +34,8 @@ pub struct Record {
     pub host_guard: HostGuard,
     /// The interfaces that were there.
     pub interfaces: Vec<PinnedInterface>,
+    /// Whether it was made of what the runtime's cache says, after the pod had run: no ADD has seen it.
+    pub adopted: bool,
 }
 
 /// An interface of a sandbox as its ADD found it.
@@ -143,6 +145,7 @@ impl Record {
             policy: self.policy.clone(),
             host_guard: self.host_guard,
             interfaces: self.interfaces.iter().map(interface).collect(),
+            adopted: self.adopted,
         };
         // Only a map whose keys are no text, or an error of `Serialize` itself, could make it fail: there is neither.
         serde_json::to_string(&file).unwrap_or_default()
@@ -171,6 +174,7 @@ impl Record {
             policy: file.policy,
             host_guard: file.host_guard,
             interfaces: file.interfaces.into_iter().map(interface).collect(),
+            adopted: file.adopted,
         })
     }
 }
@@ -189,6 +193,9 @@ struct RecordInFile {
     policy: Policy,
     host_guard: HostGuard,
     interfaces: Vec<InterfaceInFile>,
+    /// Older versions do not know it, and pass it over.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    adopted: bool,
 }
 
 /// An interface as the file has it. What may be null must be there all the same: a record that lacks it is damaged.
@@ -237,6 +244,7 @@ mod tests {
                     mac: Mac::parse("02:00:00:00:00:07"),
                 }),
             }],
+            adopted: true,
         };
         assert_eq!(Record::read(record.to_json().as_bytes()), Ok(record));
     }

@@ -92,6 +92,12 @@ impl SandboxRecords {
         self.iter().map(|record| &record.pod).find(|pod| pod.uid.is_some()).unwrap_or(&self.first.pod)
     }
 
+    /// Whether one of its records was made after its pod had run.
+    #[must_use]
+    pub fn is_adopted(&self) -> bool {
+        self.iter().any(|record| record.adopted)
+    }
+
     /// The policy of its conflist, which holds where a mark gives none.
     #[must_use]
     pub fn policy(&self) -> &Policy {

@@ -263,6 +263,8 @@ pub enum Reason {
     },
     /// A host guard of which no record says whose it is.
     NoRecord,
+    /// Its record was made after its pod had run. This alone makes no verdict worse.
+    Adopted,
 }
 
 /// What is wrong with a host guard.
@@ -321,6 +323,7 @@ impl Reason {
             Self::NothingFound => "nothing-found",
             Self::NotReleased { .. } => "not-released",
             Self::NoRecord => "no-record",
+            Self::Adopted => "adopted",
         }
     }
 }
@@ -370,6 +373,9 @@ impl fmt::Display for Reason {
                 let layer = if *pod_side { "the pod-side rules are awake" } else { "the host guard is in place" };
                 write!(f, "no mark holds for it, but {layer}; `quarantine sync` releases it")
             }
+            Self::Adopted => f.write_str(
+                "it was adopted: the pod had run before the plugin knew it, so its interfaces and addresses are those that the runtime's cache says, and what was moved out of it before cannot be told",
+            ),
             Self::NoRecord => f.write_str(
                 "a host guard stands for it, but no record says what it was: it is left in place; once its pod has ended, `quarantine release` of this container ID removes it",
             ),

@@ -188,7 +188,10 @@ fn log_applied(records: &SandboxRecords, desired: &Desired, applied: &Applied, c
                     "changed",
                     (event != "isolated" && !applied.altered.is_empty()).then(|| joined(&applied.altered)),
                 )
-                .with_some("open", (!applied.report.reasons.is_empty()).then(|| sentences(&applied.report.reasons)))
+                .with_some(
+                    "open",
+                    (applied.report.verdict != Verdict::Contained).then(|| sentences(&applied.report.reasons)),
+                )
                 .with("ms", milliseconds);
             if applied.report.verdict == Verdict::Contained && event != "repaired" {
                 log::info!("{line}")

@@ -195,6 +195,7 @@ fn add(config: &Config, network: &Network, target: &Target) -> Result<Value, Fai
         policy: config.policy.clone(),
         host_guard: config.host_guard,
         interfaces,
+        adopted: false,
     };
     let is_first = earlier.is_none() && repeated.is_none();
     // The record first, then the marks: an operator's mark is seen here, or the record is seen by whoever handles the

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 // What it offers is used module by module.
+mod adopt;
 mod agent;
 mod attacks;
 mod cnitool;

@@ -16,7 +16,7 @@ use thiserror::Error;
 pub use guards::{remove_guard, remove_guards_of_nothing, remove_stale_guards, standing_guards};
 pub use report::{Applied, Dependence, Deviation, Layer, Report};
 pub use side::Side;
-pub use survey::{NodeScan, Scan, pin_interfaces};
+pub use survey::{NodeScan, Scan, pin_interfaces, pin_said};
 
 use crate::kernel::netlink::NetlinkError;
 use crate::kernel::netns::{Netns, NetnsError};
@@ -27,7 +27,7 @@ use crate::model::mark::Desired;
 use crate::model::names::{ContainerId, IfName};
 use crate::model::record::HostGuard;
 use crate::model::records::SandboxRecords;
-use crate::model::verdict::{Exposure, Guard, NoGuard, PodSide, Verdict, judge};
+use crate::model::verdict::{Exposure, Guard, NoGuard, PodSide, Reason, Verdict, judge};
 use crate::rules::containment::{EgressHook, GuardedInterface, TABLE, frame, guard_table, pod_tables};
 use crate::rules::ruleset::{Family, Table};
 
@@ -376,6 +376,7 @@ impl<'a> Sandbox<'a> {
             host_guard =
                 !exposures.is_empty() && exposures.iter().all(|exposure| matches!(exposure.guard, Guard::Holds { .. }));
             (verdict, reasons) = judge(pod_side, &exposures);
+            reasons.extend(self.records.is_adopted().then_some(Reason::Adopted));
         }
         let at = |difference| Deviation { layer: Layer::Host, family: Family::Netdev, difference };
         differences.extend(guard_differences.into_iter().map(at));

@@ -223,6 +223,53 @@ pub fn pin_interfaces(
     Ok(pinned)
 }
 
+/// Pins interfaces as somebody says that they were made, in a sandbox that has run since. The kernel is asked for the host's
+/// end of each alone, from both sides: whoever is root in the sandbox may have changed the rest. One that is not there any
+/// more is pinned all the same, and speaks against every verdict.
+///
+/// # Errors
+/// [`SandboxError`].
+pub fn pin_said(
+    host: &mut Side,
+    pod: &mut Side,
+    netns: &Netns,
+    said: &[SandboxInterface],
+) -> Result<Vec<PinnedInterface>, SandboxError> {
+    let host_in_pod = pod.links.id_of(&Netns::own()?)?;
+    let links = pod.links.all()?;
+    let mut pinned = Vec::new();
+    for said in said {
+        let link = links.iter().find(|link| link.name == said.name);
+        let end = match link {
+            Some(link) => other_end(&mut host.links, link, host_in_pod)?,
+            None => None,
+        };
+        let pod_in_host = if end.is_some() { host.links.id_of(netns)? } else { None };
+        let index = link.map(|link| link.index);
+        let host_end = end
+            .filter(|end| end.other == index && end.other_netns.is_some() && end.other_netns == pod_in_host)
+            .map(|end| HostEnd { index: end.index, name: Some(end.name), mac: end.mac });
+        let mac = said.mac.or_else(|| link.and_then(|link| link.mac));
+        let mut interface = SandboxInterface { mac, ..said.clone() };
+        if interface.routes.iter().all(|route| route.gateway.is_none()) {
+            // Calico's result says no next hop: it is a link-local address, which nobody but the other end of the pair has.
+            let of_link = pod.links.routes()?.into_iter().filter(|(of, _)| Some(*of) == index).map(|(_, route)| route);
+            interface.routes.extend(of_link.filter(|route| route.gateway.is_some_and(is_of_link)));
+        }
+        let node = node_seen_from(&mut host.links, &interface, &Policy::default(), &mut BTreeSet::new())?;
+        pinned.push(PinnedInterface { interface, node, host_end });
+    }
+    Ok(pinned)
+}
+
+/// Whether an address means nothing beyond its link, of either family.
+fn is_of_link(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    }
+}
+
 /// The link on the host that the kernel's own data of a link in the pod names as its other end. Whether that one points
 /// back is for the caller to see.
 fn other_end(host: &mut Links, link: &Link, host_in_pod: Option<i32>) -> Result<Option<Link>, NetlinkError> {

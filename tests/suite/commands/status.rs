@@ -69,7 +69,7 @@ fn the_json_has_the_documented_shape() {
     assert_eq!(keys(&node), ["sandboxes", "unanswered", "damaged"]);
     assert_eq!(keys(&node["sandboxes"][0]), object);
     let list = exits(lab.run(&["list", "-o", "json"]), 0).json();
-    assert_eq!(keys(&list), ["sandboxes", "unanswered", "damaged"]);
+    assert_eq!(keys(&list), ["sandboxes", "unanswered", "damaged", "uncovered"]);
     assert_eq!(keys(&list["sandboxes"][0]), object[..6]);
 }
 
