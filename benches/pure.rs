@@ -98,7 +98,7 @@ fn read_record(bencher: Bencher<'_, '_>) {
         pod: Pod { uid: Some(PodUid::new("00000000-0000-4000-8000-000000000000").unwrap()), ..Pod::default() },
         policy: Policy::default(),
         host_guard: HostGuard::Auto,
-        interfaces: vec![PinnedInterface { interface: interface(), node: node(), host_end: None }],
+        interfaces: vec![PinnedInterface { interface: interface(), node: node(), host_end: None, led_outside: false }],
         adopted: false,
     };
     let written = record.to_json();

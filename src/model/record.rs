@@ -47,6 +47,8 @@ pub struct PinnedInterface {
     pub node: NodeOnLink,
     /// Its other end, where that was on the host. It stays there, wherever root in the pod moves the pod's end.
     pub host_end: Option<HostEnd>,
+    /// Whether frames left the sandbox by it; not known, and so not said, of the records of version 0.1.
+    pub led_outside: bool,
 }
 
 /// An interface on the host. Nobody can change its index; but once it is deleted another may have it: an interface that is
@@ -131,9 +133,9 @@ impl Record {
     #[must_use]
     pub fn to_json(&self) -> String {
         let interface = |pinned: &PinnedInterface| {
-            let PinnedInterface { interface, node, host_end } = pinned.clone();
+            let PinnedInterface { interface, node, host_end, led_outside } = pinned.clone();
             let SandboxInterface { name, mac, addresses, routes } = interface;
-            InterfaceInFile { name, mac, addresses, routes, node, host_end }
+            InterfaceInFile { name, mac, addresses, routes, node, host_end, led_outside }
         };
         let file = RecordInFile {
             network: self.network.clone(),
@@ -160,11 +162,13 @@ impl Record {
             Category::Data => Fault::Incomplete(error.to_string()),
             Category::Syntax | Category::Eof | Category::Io => Fault::NotJson(error.to_string()),
         })?;
-        let interface = |InterfaceInFile { name, mac, addresses, routes, node, host_end }| PinnedInterface {
-            interface: SandboxInterface { name, mac, addresses, routes },
-            node,
-            host_end,
-        };
+        let interface =
+            |InterfaceInFile { name, mac, addresses, routes, node, host_end, led_outside }| PinnedInterface {
+                interface: SandboxInterface { name, mac, addresses, routes },
+                node,
+                host_end,
+                led_outside,
+            };
         Ok(Self {
             id: AttachmentId { container_id: file.container_id, ifname: file.ifname },
             network: file.network,
@@ -210,6 +214,8 @@ struct InterfaceInFile {
     node: NodeOnLink,
     #[serde(deserialize_with = "Option::deserialize")]
     host_end: Option<HostEnd>,
+    #[serde(default)]
+    led_outside: bool,
 }
 
 #[cfg(test)]
@@ -243,6 +249,7 @@ mod tests {
                     name: IfName::new("veth7").ok(),
                     mac: Mac::parse("02:00:00:00:00:07"),
                 }),
+                led_outside: true,
             }],
             adopted: true,
         };

@@ -31,7 +31,7 @@ use crate::model::verdict::{Exposure, Guard, NoGuard, PodSide, Reason, Verdict, 
 use crate::rules::containment::{EgressHook, GuardedInterface, TABLE, frame, guard_table, pod_tables};
 use crate::rules::ruleset::{Family, Table};
 
-use survey::{End, Strayed, Survey, jumps_past_guard, jumps_past_pod_side, survey};
+use survey::{End, Strayed, Survey, Surveyed, jumps_past_guard, jumps_past_pod_side, survey};
 use transition::{Compared, Transition, reconcile, reconcile_compared};
 
 const POD_FAMILIES: [Family; 2] = [Family::Netdev, Family::Inet];
@@ -434,7 +434,12 @@ impl<'a> Sandbox<'a> {
         for Strayed { interface, now, .. } in &wanted.survey.strayed {
             exposures.push(self.exposure(interface, Guard::IndexTaken { device: now.to_string() }, None)?);
         }
-        let is_inside = |name: &IfName| wanted.survey.interfaces.iter().any(|interface| interface.link.name == *name);
+        // One of that name in the sandbox speaks for it where it leads out, with a guard on the end that it has now or said
+        // above to have none. By any other nothing leaves: root in the pod may have given it the name.
+        let is_inside = |name: &IfName| {
+            let inside = |interface: &Surveyed| interface.link.name == *name && interface.link.leads_outside();
+            wanted.survey.interfaces.iter().any(inside)
+        };
         for (name, instead) in wanted.survey.lost.iter().filter(|(name, _)| !is_inside(name)) {
             let guard = match instead {
                 None => Guard::PairGone,

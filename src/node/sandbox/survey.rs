@@ -103,7 +103,9 @@ pub(super) fn survey(
     for pinned in &pinned {
         let name = &pinned.interface.name;
         let Some(end) = &pinned.host_end else {
-            if !links.iter().any(|link| link.name == *name) {
+            // Whoever is root in the pod can give its name to another one, by which nothing leaves.
+            let is_it = |link: &Link| link.name == *name && (!pinned.led_outside || link.leads_outside());
+            if !links.iter().any(is_it) {
                 survey.missing.push(name.clone());
             }
             continue;
@@ -207,9 +209,10 @@ pub fn pin_interfaces(
         let host_end = end
             .filter(|end| end.other == Some(link.index) && end.other_netns.is_some() && end.other_netns == pod_in_host)
             .map(|end| HostEnd { index: end.index, name: Some(end.name), mac: end.mac });
+        let led_outside = link.leads_outside();
         let interface = SandboxInterface { name: link.name, mac: link.mac, addresses, routes };
         let node = node_seen_from(&mut host.links, &interface, &Policy::default(), &mut BTreeSet::new())?;
-        pinned.push(PinnedInterface { interface, node, host_end });
+        pinned.push(PinnedInterface { interface, node, host_end, led_outside });
     }
     for before in repeated {
         let Some(end) = &before.host_end else { continue };
@@ -257,7 +260,9 @@ pub fn pin_said(
             interface.routes.extend(of_link.filter(|route| route.gateway.is_some_and(is_of_link)));
         }
         let node = node_seen_from(&mut host.links, &interface, &Policy::default(), &mut BTreeSet::new())?;
-        pinned.push(PinnedInterface { interface, node, host_end });
+        // One that is not there any more is missing, whatever it was.
+        let led_outside = link.is_none_or(Link::leads_outside);
+        pinned.push(PinnedInterface { interface, node, host_end, led_outside });
     }
     Ok(pinned)
 }

@@ -158,3 +158,11 @@ Node(MORE), Act::Isolate, Pod(MORE_BELOW),
 Node("ip link set veth-more down; ip link set veth-more name other; ip link set other up
       ip link add veth-more type veth peer name peer-more; ip link set veth-more up"), Act::Sync, Act::Sync;
 last "partial" }
+
+// Its name and its address are new, its other end is below, and a decoy in the pod has its name: the one that is guarded is another.
+sequence! { a_decoy_has_the_name_of_an_interface_below:
+Node("ip link set veth-pod down address 02:00:00:00:77:77; ip link set veth-pod name other; ip link set other up"),
+Pod("ip link set eth0 netns BELOW; ip -n BELOW link set eth0 up
+     ip link add eth0 type veth peer name decoy; ip link set eth0 up; ip link set decoy up"),
+Act::Isolate, Node(MORE), Act::Sync, Act::Sync;
+last "partial" }
