@@ -79,6 +79,10 @@ impl Agent {
             .args(["agent", "--log", "stderr", "--log-level", "debug", "--state-dir"])
             .arg(state_dir)
             .args(arguments);
+        if !arguments.contains(&"--cni-conf") {
+            // What this machine's own runtime has is no business of a test's.
+            command.arg("--no-adopt");
+        }
         let mut process = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let stderr = BufReader::new(process.stderr.take().unwrap());
         let log = Arc::new(Log::default());
