@@ -121,6 +121,13 @@ impl Collection<'_> {
         let uid = self.records.pod().uid.as_ref().map(PodUid::as_str);
         let deadline = self.deadline;
         let members = find_members(self.netns.id().inode, uid, || deadline.is_over()).map_err(failed)?;
+        if members.processes.is_empty() {
+            gap(
+                self.gaps,
+                "processes",
+                "none was found; in a container this takes the node's own processes in /proc (hostPID)",
+            );
+        }
         let mut reader = Reader::new(Executables::on(&own_mounts(), with_executables));
         self.write_processes(&members, &mut reader).map_err(failed)?;
         self.write_sockets(&sockets, sockets_cut, &reader).map_err(failed)?;
