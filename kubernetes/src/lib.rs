@@ -7,6 +7,7 @@
 //! | [`keep`] | on each node: the plugin's entry in the network configuration, whoever rewrites that |
 //! | [`controller`] | one in the cluster: takes isolated pods out of their Services and from their owners |
 //! | [`kubectl`] | `kubectl quarantine` |
+//! | [`metrics`] | what a node counts |
 //! | [`manifests`] | what is applied to a cluster: `manifests/`, put together |
 //!
 //! The plugin knows nothing of this crate. This crate knows of the plugin its state directory, what may be claimed of a sandbox,
@@ -20,5 +21,6 @@ pub mod controller;
 pub mod keep;
 pub mod kubectl;
 pub mod manifests;
+pub mod metrics;
 pub mod node;
 pub mod watching;

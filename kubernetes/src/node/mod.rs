@@ -8,8 +8,10 @@ mod hands;
 mod plan;
 mod publisher;
 mod report;
+mod tally;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -30,6 +32,7 @@ use crate::watching::backoff;
 use hands::{Hands, Isolated, Job, Seen};
 use plan::{Order, order};
 use publisher::Message;
+use tally::Tally;
 
 /// How often the kernel is read back for every object.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -47,6 +50,9 @@ pub struct NodeArguments {
     /// The plugin's state directory.
     #[arg(long, default_value = cni_quarantine::state::DEFAULT_STATE_DIR)]
     state_dir: PathBuf,
+    /// Where metrics are served.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9469")]
+    metrics: SocketAddr,
 }
 
 /// Runs until it is told to end.
@@ -63,6 +69,7 @@ pub async fn run(arguments: NodeArguments, client: Client) -> anyhow::Result<()>
     let mut changes = changes::watch(["isolated", "attachments"].map(|name| arguments.state_dir.join(name)).to_vec());
     let mut look = tokio::time::interval(LOOK_EVERY);
     let mut node = Node::new(arguments.node_name, hands, messages);
+    tokio::spawn(crate::metrics::serve(arguments.metrics, node.tally.counted()));
     let mut end = std::pin::pin!(crate::watching::ended());
     log::info!("event=started node={}", node.name);
     loop {
@@ -86,7 +93,8 @@ pub async fn run(arguments: NodeArguments, client: Client) -> anyhow::Result<()>
 }
 
 /// What a round of work gave: what was found of each pod, for the objects as they were then, and who is isolated on the node.
-type Done = (Vec<(Vec<PodQuarantine>, Seen)>, Vec<Isolated>);
+/// The second is none where it was not looked for.
+type Done = (Vec<(PodUid, Vec<PodQuarantine>, Seen)>, Option<Vec<Isolated>>);
 
 /// What the node was waiting for itself.
 enum Woken {
@@ -112,6 +120,7 @@ struct Node {
     stale: BTreeSet<PodUid>,
     /// What the last object of a pod asked for before it was deleted: a release that was set is carried out.
     departed: BTreeMap<PodUid, Order>,
+    tally: Tally,
     look_at_isolated: bool,
     settles_at: Option<tokio::time::Instant>,
     work: Option<JoinHandle<Done>>,
@@ -129,6 +138,7 @@ impl Node {
             dirty: BTreeSet::new(),
             stale: BTreeSet::new(),
             departed: BTreeMap::new(),
+            tally: Tally::default(),
             look_at_isolated: false,
             settles_at: None,
             work: None,
@@ -174,6 +184,11 @@ impl Node {
             known.metadata.uid == object.metadata.uid && known.metadata.generation == object.metadata.generation
         });
         if !same && let Some(uid) = uid_of(&object) {
+            if object.spec.origin == Origin::Cluster && !object.spec.is_released(Timestamp::now()) {
+                self.tally.asked(&uid);
+            } else {
+                self.tally.dropped(&uid);
+            }
             self.departed.remove(&uid);
             self.dirty.insert(uid);
         }
@@ -184,6 +199,7 @@ impl Node {
     fn lose(&mut self, name: &str) {
         let Some(object) = self.objects.remove(name) else { return };
         let Some(uid) = uid_of(&object) else { return };
+        self.tally.dropped(&uid);
         self.look_at_isolated = true;
         let is_released = object.spec.is_released(Timestamp::now());
         if !is_released && object.spec.origin == Origin::Cluster {
@@ -255,12 +271,11 @@ impl Node {
         self.work = Some(tokio::task::spawn_blocking(move || {
             let mut hands = hands.lock().unwrap_or_else(PoisonError::into_inner);
             let seen = hands.settle(&jobs);
-            let isolated = if look_at_isolated { hands.isolated() } else { Ok(Vec::new()) };
-            let isolated = isolated.unwrap_or_else(|error| {
-                log::warn!("event=not-listed error={:?}", error.to_string());
-                Vec::new()
+            let isolated = look_at_isolated.then(|| hands.isolated()).and_then(|isolated| {
+                isolated.map_err(|error| log::warn!("event=not-listed error={:?}", error.to_string())).ok()
             });
-            (about.into_iter().zip(seen).collect(), isolated)
+            let uids = jobs.into_iter().map(|job| job.uid);
+            (uids.zip(about).zip(seen).map(|((uid, about), seen)| (uid, about, seen)).collect(), isolated)
         }));
     }
 
@@ -273,12 +288,15 @@ impl Node {
                 return;
             }
         };
-        for (objects, seen) in seen {
+        for (uid, objects, seen) in seen {
+            self.tally.seen(&uid, &seen);
             for object in objects {
                 let _ = self.messages.send(Message::Seen(Box::new(object), seen.clone()));
             }
         }
-        if self.synced {
+        if let Some(isolated) = isolated.filter(|_| self.synced) {
+            let wants = |object: &&PodQuarantine| object.spec.origin == Origin::Cluster;
+            self.tally.on_the_node(&isolated, |uid| self.objects_of(uid).iter().any(wants));
             for isolated in isolated {
                 self.show(&isolated);
             }

@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::Duration;
 
-use crate::lab::{Knocking, Namespace, admin, await_true, get, kubectl, kubectl_as, quarantine};
+use crate::lab::{Knocking, Namespace, admin, await_true, get, kubectl, kubectl_as, on, quarantine};
 
 #[test]
 fn an_object_that_is_deleted_releases_nobody_and_is_shown_again() {
@@ -19,6 +19,12 @@ fn an_object_that_is_deleted_releases_nobody_and_is_shown_again() {
     pod.await_reason(20, "Contained", "Contained");
     assert_eq!(pod.object().unwrap()["spec"]["reason"], "beacon");
     await_true(10, "an event says so", || pod.has_event("QuarantineOrphaned"));
+    let scraped =
+        || on("a", "exec 3<>/dev/tcp/127.0.0.1/9469; printf 'GET /metrics HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3");
+    await_true(20, "a metric says so", || scraped().contains("\nquarantine_orphan_marks 1\n"));
+    let metrics = scraped();
+    assert!(metrics.contains("\nquarantine_active 1\n") && metrics.ends_with("# EOF\n"), "{metrics}");
+    assert!(!metrics.contains("quarantine_contain_seconds_count{stage=\"node\"} 0"), "{metrics}");
     thread::sleep(Duration::from_secs(3));
     knocking.assert_never_answered();
     // Release is an act, also of what was shown.

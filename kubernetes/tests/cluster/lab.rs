@@ -89,7 +89,7 @@ pub(crate) fn machine(words: &[&str]) -> Result<String, String> {
 
 /// Runs a shell's line on a node.
 pub(crate) fn on(node: &str, line: &str) -> String {
-    machine(&["exec", node, "/bin/sh", "-c", line]).unwrap_or_else(|error| panic!("{line} on {node}: {error}"))
+    machine(&["exec", node, "/bin/bash", "-c", line]).unwrap_or_else(|error| panic!("{line} on {node}: {error}"))
 }
 
 /// Waits until something is so.

@@ -1,0 +1,87 @@
+//! What the node counts of what it does and finds.
+
+use std::collections::BTreeMap;
+use std::sync::PoisonError;
+use std::time::Instant;
+
+use cni_quarantine::names::PodUid;
+use cni_quarantine::status::Finding;
+
+use crate::api::is_of_an_object;
+use crate::metrics::{Counted, Shared};
+
+use super::hands::{Isolated, Seen};
+
+/// The counters, and what they are counted from.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    counted: Shared,
+    /// Of each pod that is isolated, the codes of what speaks against it.
+    isolated: BTreeMap<PodUid, Vec<String>>,
+    /// When an object came in whose pod was not found contained yet.
+    waiting: BTreeMap<PodUid, Instant>,
+}
+
+impl Tally {
+    pub(super) fn counted(&self) -> Shared {
+        self.counted.clone()
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Counted)) {
+        change(&mut self.counted.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// An object came in, or changed: its pod is to be isolated.
+    pub(super) fn asked(&mut self, uid: &PodUid) {
+        if !self.isolated.contains_key(uid) {
+            self.waiting.entry(uid.clone()).or_insert_with(Instant::now);
+        }
+    }
+
+    /// Nothing speaks of the pod any more, or it is to be released.
+    pub(super) fn dropped(&mut self, uid: &PodUid) {
+        self.waiting.remove(uid);
+    }
+
+    pub(super) fn seen(&mut self, uid: &PodUid, seen: &Seen) {
+        let codes = match seen {
+            Seen::Sandbox(status) if status.listed.marking.is_some() => match &status.finding {
+                Finding::Read(reading) if ["contained", "partial"].contains(&status.verdict()) => {
+                    Some(reading.reasons.iter().map(|reason| reason.code().to_owned()).collect())
+                }
+                Finding::Read(_) | Finding::Gone(_) | Finding::Unknown(_) => None,
+            },
+            Seen::Failed(_) => {
+                self.change(|counted| counted.failures += 1);
+                return;
+            }
+            Seen::Sandbox(_) | Seen::NoSandbox => None,
+        };
+        match codes {
+            Some(codes) => {
+                if let Some(since) = self.waiting.remove(uid) {
+                    self.change(|counted| counted.contained_after(since.elapsed()));
+                }
+                self.isolated.insert(uid.clone(), codes);
+            }
+            None => drop(self.isolated.remove(uid)),
+        }
+        let mut partial: BTreeMap<String, usize> = BTreeMap::new();
+        for code in self.isolated.values().flatten() {
+            *partial.entry(code.clone()).or_default() += 1;
+        }
+        self.change(|counted| {
+            counted.active = self.isolated.len();
+            counted.partial = partial;
+        });
+    }
+
+    /// All that is isolated on the node; `is_spoken_of` says whether an object of the cluster's wants it.
+    pub(super) fn on_the_node(&self, isolated: &[Isolated], is_spoken_of: impl Fn(&PodUid) -> bool) {
+        let is_orphan = |isolated: &&Isolated| {
+            is_of_an_object(&isolated.marking.mark) && isolated.pod.uid.as_ref().is_some_and(|uid| !is_spoken_of(uid))
+        };
+        let orphans = isolated.iter().filter(is_orphan).count();
+        self.change(|counted| counted.orphans = orphans);
+    }
+}
