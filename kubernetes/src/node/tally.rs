@@ -45,7 +45,7 @@ impl Tally {
 
     pub(super) fn seen(&mut self, uid: &PodUid, seen: &Seen) {
         let codes = match seen {
-            Seen::Sandbox(status) if status.listed.marking.is_some() => match &status.finding {
+            Seen::Sandbox(status) if status.entry.marking.is_some() => match &status.finding {
                 Finding::Read(reading) if ["contained", "partial"].contains(&status.verdict()) => {
                     Some(reading.reasons.iter().map(|reason| reason.code().to_owned()).collect())
                 }
