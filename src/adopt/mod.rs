@@ -124,6 +124,8 @@ pub fn cached(places: &Places) -> Result<Cache, AdoptError> {
         let path = directory.join(name);
         match read_regular(&path, FILE_MAX).map_err(|error| error.to_string()).and_then(|content| cache::read(&content))
         {
+            // containerd has a network of its own for `lo`, out of which nothing leads.
+            Ok(cached) if cached.id.ifname.as_bytes() == b"lo" => {}
             Ok(cached) => found.attachments.push(cached),
             Err(why) => found.unusable.push((path, why)),
         }

@@ -1,6 +1,6 @@
 //! Evidence: what a pod was doing when it was cut off, before that fades.
 //!
-//! A process of its own ([`start`]) collects it right after the cut, which waits for nothing of it. Bounded in time, memory
+//! A process of its own ([`start()`]) collects it right after the cut, which waits for nothing of it. Bounded in time, memory
 //! and length, whatever the pod does ([`limits`]): what was left out is said. What is kept is a directory of JSON files with
 //! a manifest, chained on the node, so that what is changed, removed or added later is found ([`store`]).
 

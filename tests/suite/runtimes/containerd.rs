@@ -3,7 +3,7 @@
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::cri::{Cri, Pod};
 use super::{Cgroup, HTTPD, IMAGE, assert_probed, conflist, make_image, need};
@@ -34,10 +34,14 @@ struct Containerd {
 
 impl Containerd {
     fn start(label: &str) -> Self {
+        Self::start_with(label, &conflist())
+    }
+
+    fn start_with(label: &str, conflist: &Value) -> Self {
         need(&["containerd", "ctr", "runc", "busybox"]);
         let mut node = RuntimeNode::new(label);
         let cgroup = Cgroup::of(&node.netns);
-        node.configure(&conflist());
+        node.configure(conflist);
         make_image(&node);
         std::fs::write(node.path("/run/containerd.toml"), CONFIG).unwrap();
         node.start("containerd --config /run/containerd.toml", "/run/containerd.log");
@@ -132,6 +136,61 @@ fn pod_recreated_before_del_stays_isolated() {
     drop(scene);
 
     cri.stop(&again);
+    cri.stop(&neighbour);
+    node.assert_nothing_remains();
+}
+
+/// Made without the plugin, which comes to the node later: taken in by the cache that the runtime left, and isolated; what is kept
+/// names the process that holds a connection.
+#[test]
+fn pods_that_are_older_than_the_plugin_are_adopted() {
+    let mut without = conflist();
+    without["plugins"].as_array_mut().unwrap().retain(|plugin| plugin["type"] != "quarantine");
+    let containerd = Containerd::start_with("older", &without);
+    let (node, cri) = (&containerd.node, containerd.cri());
+    let web = cri.run_pod("web", "5f0c1f9e-0001", 0);
+    let neighbour = cri.run_pod("neighbour", "5f0c1f9e-0002", 0);
+    let scene = Scene::new(cri.netns(&web), cri.netns(&neighbour));
+    let server = cri.addresses(&neighbour).into_iter().find(|address| address.is_ipv4()).unwrap();
+    // Nothing of the call's own is left open, or it does not return.
+    let beacon = format!("(sleep 1000 | nc {server} 8080) </dev/null >/dev/null 2>&1 &");
+    assert!(cri.exec(&web, &["sh", "-c", &beacon]));
+
+    node.configure(&conflist());
+    let said = node.quarantine(&["adopt", "--all"]);
+    assert!(said.ends_with("2 adopted\n") && !said.contains("default policy"), "{said}");
+    let listed: Value = serde_json::from_str(&node.quarantine(&["list", "-o", "json"])).unwrap();
+    assert_eq!(listed["uncovered"], json!([]));
+    scene.assert_open();
+
+    let said = node.quarantine(&["isolate", "lab/web"]);
+    assert!(said.contains("contained"), "{said}");
+    scene.assert_cut();
+    assert_probed(node, &cri.addresses(&web));
+    let said = node.quarantine(&["evidence", "lab/web", "--collect"]);
+    let kept = node.path(said.lines().next().unwrap());
+    let items = |name: &str| -> Vec<Value> {
+        let document: Value = serde_json::from_slice(&std::fs::read(kept.join(name)).unwrap()).unwrap();
+        document["items"].as_array().unwrap().clone()
+    };
+    let sockets = items("sockets.json");
+    let is_beacon = |socket: &&Value| {
+        socket["remoteAddress"] == json!(server) && socket["remotePort"] == 8080 && socket["state"] == "established"
+    };
+    let socket = sockets.iter().find(is_beacon).unwrap_or_else(|| panic!("{sockets:#?}"));
+    let processes = items("processes.json");
+    let holder = processes.iter().find(|process| process["pid"] == socket["owners"][0]["pid"]);
+    let holder = holder.unwrap_or_else(|| panic!("whose is {socket:#}"));
+    assert_eq!((&holder["name"], &holder["arguments"]), (&json!("nc"), &json!(["nc", server, "8080"])));
+    assert!(holder["executable"]["sha256"].is_string(), "{holder:#}");
+    let cgroup = holder["controlGroup"].as_str().unwrap();
+    assert!(cgroup.contains(&cri.cgroup), "{cgroup}");
+
+    node.quarantine(&["release", "lab/web"]);
+    scene.assert_open();
+    drop(scene);
+    node.sh("rm -r /var/lib/cni/quarantine/evidence");
+    cri.stop(&web);
     cri.stop(&neighbour);
     node.assert_nothing_remains();
 }
