@@ -118,38 +118,13 @@ fn commands_and_the_agent_agree() {
     assert_eq!(agent.count(&["event=repaired"]), 0, "{:#?}", agent.lines());
 }
 
-/// How often its threads have been woken.
-fn wakeups(agent: &Agent) -> u64 {
-    let tasks = fs::read_dir(format!("/proc/{}/task", agent.pid())).unwrap();
-    tasks
-        .map(|task| {
-            let status = fs::read_to_string(task.unwrap().path().join("status")).unwrap();
-            let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")).unwrap();
-            line.trim().parse::<u64>().unwrap()
-        })
-        .sum()
-}
-
-/// Waits until it has not run for a while.
-fn await_rest(agent: &Agent) {
-    let mut woken = wakeups(agent);
-    let rests = || {
-        std::thread::sleep(Duration::from_millis(200));
-        let before = std::mem::replace(&mut woken, wakeups(agent));
-        before == woken
-    };
-    assert!(await_kernel(rests), "it does not come to rest");
-}
-
 /// Nothing is polled: while nothing happens it does not run at all, and what it opened for isolated pods it closes.
 #[test]
 fn it_rests_and_keeps_nothing() {
     let node = Node::new();
     // Before there is anything to look at.
     let agent = Agent::on(&node);
-    // It opens some to look around at its start.
-    await_rest(&agent);
-    let before = agent.descriptors();
+    let before = agent.descriptors_at_rest();
     let pods: Vec<_> = (0..10).map(|_| added(&node)).collect();
     let all_are = |wanted| pods.iter().for_each(|pod| await_tables(pod, wanted, "all"));
     for round in 0..3 {
@@ -159,9 +134,9 @@ fn it_rests_and_keeps_nothing() {
         if round == 2 {
             // Quiet is what is measured, so there is nothing to wait for.
             std::thread::sleep(Duration::from_millis(500));
-            let woken = wakeups(&agent);
+            let woken = agent.wakeups();
             std::thread::sleep(Duration::from_secs(3));
-            let woken = wakeups(&agent) - woken;
+            let woken = agent.wakeups() - woken;
             assert!(woken <= 2, "woken {woken} times while nothing happened");
         }
         pods.iter().for_each(|pod| fs::remove_file(node.mark_path(&pod.id)).unwrap());

@@ -22,7 +22,7 @@ fn isolating_needs_no_descriptors_to_listen_with() {
     let crowd = Crowd::new(SANDBOXES);
     let agent = Agent::start_below(&crowd.node, crowd.state_dir(), &[ONE_PROCESSOR, &["prlimit", LIMIT]].concat());
     // With some of the workers at work, perhaps.
-    let before = agent.descriptors();
+    let before = agent.descriptors_at_rest();
     for number in 0..SANDBOXES {
         fs::write(crowd.mark(number), "").unwrap();
     }

@@ -9,7 +9,7 @@ use crate::lab::{Node, Pod, Tables, eventually, ruleset};
 
 /// A pod that is isolated and whose netns the agent therefore listens to.
 fn listened(node: &Node, agent: &Agent) -> Pod {
-    let before = agent.descriptors();
+    let before = agent.descriptors_at_rest();
     let pod = added(node);
     node.mark(&pod.id, "");
     await_tables(&pod, Tables::Isolated, "listened");
@@ -31,7 +31,7 @@ fn is_alive(node: &Node) -> bool {
 fn a_netns_that_is_deleted_after_del_dies() {
     let node = Node::new();
     let agent = Agent::on(&node);
-    let before = agent.descriptors();
+    let before = agent.descriptors_at_rest();
     let pod = listened(&node, &agent);
     call(&node, "DEL", &pod, "uid-1");
     assert!(is_alive(&node) && host_end_is_there(&node, &pod), "the control");
@@ -47,7 +47,7 @@ fn a_netns_that_is_deleted_after_del_dies() {
 fn a_netns_that_lost_its_last_interface_dies() {
     let node = Node::new();
     let agent = Agent::on(&node);
-    let before = agent.descriptors();
+    let before = agent.descriptors_at_rest();
     let pod = listened(&node, &agent);
     node.netns.ip(&format!("link del {}", pod.host_end()));
     pod.netns.delete();
@@ -60,7 +60,7 @@ fn a_netns_that_lost_its_last_interface_dies() {
 fn a_netns_that_is_deleted_without_a_word_dies_at_the_next_look() {
     let node = Node::new();
     let agent = Agent::on(&node);
-    let before = agent.descriptors();
+    let before = agent.descriptors_at_rest();
     let pod = listened(&node, &agent);
     pod.netns.delete();
     agent.signal(Signal::SIGHUP);
@@ -74,7 +74,7 @@ fn a_netns_that_is_deleted_without_a_word_dies_at_the_next_look() {
 fn a_release_stops_the_listening() {
     let node = Node::new();
     let agent = Agent::on(&node);
-    let before = agent.descriptors();
+    let before = agent.descriptors_at_rest();
     let pod = listened(&node, &agent);
     fs::remove_file(node.mark_path(&pod.id)).unwrap();
     await_tables(&pod, Tables::Released, "released");

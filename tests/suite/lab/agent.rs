@@ -172,6 +172,30 @@ impl Agent {
         self.lines()
     }
 
+    /// The same once it rests: at its start it opens some to look around.
+    pub(crate) fn descriptors_at_rest(&self) -> usize {
+        let mut woken = self.wakeups();
+        let rests = || {
+            std::thread::sleep(Duration::from_millis(200));
+            let before = std::mem::replace(&mut woken, self.wakeups());
+            before == woken
+        };
+        assert!(eventually(PATIENCE, rests), "it does not come to rest");
+        self.descriptors()
+    }
+
+    /// How often its threads have been woken.
+    pub(crate) fn wakeups(&self) -> u64 {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap();
+        tasks
+            .map(|task| {
+                let status = std::fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+                let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")).unwrap();
+                line.trim().parse::<u64>().unwrap()
+            })
+            .sum()
+    }
+
     /// How many files it holds open.
     pub(crate) fn descriptors(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
