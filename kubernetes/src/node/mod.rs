@@ -76,10 +76,10 @@ pub async fn run(arguments: NodeArguments, client: Client) -> anyhow::Result<()>
         node.start_work();
         tokio::select! {
             Some(event) = events.next() => node.take_event(event),
-            Some(()) = changes.recv() => node.look_at_all_after(SETTLED_AFTER),
+            Some(()) = changes.recv() => node.look_after(SETTLED_AFTER),
             _ = look.tick() => node.look_at_all(),
             woken = node.woken() => match woken {
-                Woken::Settled => node.look_at_all(),
+                Woken::Settled => node.look_at_those_here(),
                 Woken::Done(done) => node.take_done(done),
             },
             () = &mut end => break,
@@ -120,6 +120,8 @@ struct Node {
     stale: BTreeSet<PodUid>,
     /// What the last object of a pod asked for before it was deleted: a release that was set is carried out.
     departed: BTreeMap<PodUid, Order>,
+    /// The pods of objects that have a sandbox on this node.
+    here: BTreeSet<PodUid>,
     tally: Tally,
     look_at_isolated: bool,
     settles_at: Option<tokio::time::Instant>,
@@ -138,6 +140,7 @@ impl Node {
             dirty: BTreeSet::new(),
             stale: BTreeSet::new(),
             departed: BTreeMap::new(),
+            here: BTreeSet::new(),
             tally: Tally::default(),
             look_at_isolated: false,
             settles_at: None,
@@ -211,13 +214,19 @@ impl Node {
         self.dirty.insert(uid);
     }
 
-    fn look_at_all(&mut self) {
+    /// After a change of the state directory: objects of pods that are long gone can be many, and wait for the regular look.
+    fn look_at_those_here(&mut self) {
         self.settles_at = None;
+        self.stale.extend(self.here.iter().cloned());
+        self.look_at_isolated = true;
+    }
+
+    fn look_at_all(&mut self) {
         self.stale.extend(self.objects.values().filter_map(uid_of));
         self.look_at_isolated = true;
     }
 
-    fn look_at_all_after(&mut self, pause: Duration) {
+    fn look_after(&mut self, pause: Duration) {
         self.settles_at.get_or_insert_with(|| tokio::time::Instant::now() + pause);
     }
 
@@ -290,6 +299,15 @@ impl Node {
         };
         for (uid, objects, seen) in seen {
             self.tally.seen(&uid, &seen);
+            match &seen {
+                Seen::Sandbox(_) if !objects.is_empty() => {
+                    self.here.insert(uid);
+                }
+                Seen::Sandbox(_) | Seen::NoSandbox => {
+                    self.here.remove(&uid);
+                }
+                Seen::Failed(_) => {}
+            }
             for object in objects {
                 let _ = self.messages.send(Message::Seen(Box::new(object), seen.clone()));
             }
