@@ -50,11 +50,22 @@ fn ten_thousand_sockets_and_a_thousand_processes_are_kept() {
         with_evidence(&topology, &sandbox, &["release", sandbox.id()]).ok();
         taken
     };
+    let without = || {
+        let started = Instant::now();
+        sandbox.quarantine(&["isolate", sandbox.id()]).ok();
+        let taken = started.elapsed();
+        sandbox.quarantine(&["release", sandbox.id()]).ok();
+        taken
+    };
+    let without: Vec<_> = (0..5).map(|_| without()).collect();
     let with = cut(&["isolate", sandbox.id()]);
     let collection = Collection(await_collections(&sandbox, 1).remove(0));
     let manifest = collection.document("manifest.json");
     let bytes: u64 = manifest["files"].as_array().unwrap().iter().map(|file| file["bytes"].as_u64().unwrap()).sum();
-    eprintln!("isolate: {with:?}; collected in {} ms, {bytes} bytes", manifest["milliseconds"]);
+    eprintln!(
+        "isolate: {with:?}, and {without:?} without evidence; collected in {} ms, {bytes} bytes",
+        manifest["milliseconds"]
+    );
 
     let sockets = collection.items("sockets.json");
     let owned = sockets.iter().filter(|socket| {
