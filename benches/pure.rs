@@ -99,6 +99,7 @@ fn read_record(bencher: Bencher<'_, '_>) {
         policy: Policy::default(),
         host_guard: HostGuard::Auto,
         interfaces: vec![PinnedInterface { interface: interface(), node: node(), host_end: None, led_outside: false }],
+        lacks_interface: false,
         adopted: false,
     };
     let written = record.to_json();

@@ -34,6 +34,8 @@ pub struct Record {
     pub host_guard: HostGuard,
     /// The interfaces that were there.
     pub interfaces: Vec<PinnedInterface>,
+    /// Whether its ADD did not find the interface that it was called for: nobody knows then where that leads.
+    pub lacks_interface: bool,
     /// Whether it was made of what the runtime's cache says, after the pod had run: no ADD has seen it.
     pub adopted: bool,
 }
@@ -147,6 +149,7 @@ impl Record {
             policy: self.policy.clone(),
             host_guard: self.host_guard,
             interfaces: self.interfaces.iter().map(interface).collect(),
+            lacks_interface: self.lacks_interface,
             adopted: self.adopted,
         };
         // Only a map whose keys are no text, or an error of `Serialize` itself, could make it fail: there is neither.
@@ -178,6 +181,7 @@ impl Record {
             policy: file.policy,
             host_guard: file.host_guard,
             interfaces: file.interfaces.into_iter().map(interface).collect(),
+            lacks_interface: file.lacks_interface,
             adopted: file.adopted,
         })
     }
@@ -197,7 +201,9 @@ struct RecordInFile {
     policy: Policy,
     host_guard: HostGuard,
     interfaces: Vec<InterfaceInFile>,
-    /// Older versions do not know it, and pass it over.
+    /// Older versions do not know this and the next, and pass them over.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    lacks_interface: bool,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     adopted: bool,
 }
@@ -251,6 +257,7 @@ mod tests {
                 }),
                 led_outside: true,
             }],
+            lacks_interface: true,
             adopted: true,
         };
         assert_eq!(Record::read(record.to_json().as_bytes()), Ok(record));

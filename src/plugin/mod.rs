@@ -19,7 +19,7 @@ use self::cni::{Call, Code, Failure, Network, Target, VERSIONS, versions};
 use crate::kernel::netns::{Netns, NetnsError};
 use crate::model::audit::{Line, chain};
 use crate::model::difference::joined;
-use crate::model::names::{AttachmentId, ContainerId, NetnsPath, Pod};
+use crate::model::names::{AttachmentId, ContainerId, IfName, NetnsPath, Pod};
 use crate::model::record::Record;
 use crate::model::records::SandboxRecords;
 use crate::model::verdict::Verdict;
@@ -186,6 +186,9 @@ fn add(config: &Config, network: &Network, target: &Target) -> Result<Value, Fai
     remove_stale_guards(&mut host, container_id, &ends, |host, other| is_gone(&state, host, other))
         .or_else(|error| if error.is_without_subsystem() { Ok(()) } else { Err(error) })
         .map_err(|error| failure(Code::Kernel, &error))?;
+    let found = earlier.iter().flat_map(SandboxRecords::pinned_interfaces).chain(&interfaces);
+    let own = &target.attachment.ifname;
+    let lacks_interface = *own != IfName::lo() && !found.map(|pinned| &pinned.interface.name).any(|name| name == own);
     let record = Record {
         id: target.attachment.clone(),
         network: network.name.clone(),
@@ -195,6 +198,7 @@ fn add(config: &Config, network: &Network, target: &Target) -> Result<Value, Fai
         policy: config.policy.clone(),
         host_guard: config.host_guard,
         interfaces,
+        lacks_interface,
         adopted: false,
     };
     let is_first = earlier.is_none() && repeated.is_none();

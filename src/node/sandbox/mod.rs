@@ -434,13 +434,17 @@ impl<'a> Sandbox<'a> {
         for Strayed { interface, now, .. } in &wanted.survey.strayed {
             exposures.push(self.exposure(interface, Guard::IndexTaken { device: now.to_string() }, None)?);
         }
-        // One of that name in the sandbox speaks for it where it leads out, with a guard on the end that it has now or said
-        // above to have none. By any other nothing leaves: root in the pod may have given it the name.
-        let is_inside = |name: &IfName| {
-            let inside = |interface: &Surveyed| interface.link.name == *name && interface.link.leads_outside();
-            wanted.survey.interfaces.iter().any(inside)
+        // One of that name in the sandbox speaks for it where it leads out and was said above to have no guard, or has one and
+        // the recorded end is no more. By any other nothing leaves: root in the pod may have given it the name.
+        let is_said = |(name, instead): &&(IfName, Option<IfName>)| {
+            let speaks = |inside: &Surveyed| {
+                inside.link.name == *name
+                    && inside.link.leads_outside()
+                    && (inside.host_end.is_none() || instead.is_none())
+            };
+            wanted.survey.interfaces.iter().any(speaks)
         };
-        for (name, instead) in wanted.survey.lost.iter().filter(|(name, _)| !is_inside(name)) {
+        for (name, instead) in wanted.survey.lost.iter().filter(|lost| !is_said(lost)) {
             let guard = match instead {
                 None => Guard::PairGone,
                 Some(device) => Guard::IndexTaken { device: device.to_string() },

@@ -125,6 +125,12 @@ pub(super) fn survey(
         let known = Some((pinned.interface.clone(), node));
         survey.ends.push(End { link, guarded: GuardedInterface { name: name.clone(), known } });
     }
+    // An ADD that did not find the interface that it was called for: root in the pod may have moved it before.
+    for name in records.iter().filter(|record| record.lacks_interface).map(|record| &record.id.ifname) {
+        if !links.iter().any(|link| link.name == *name && link.leads_outside()) {
+            survey.missing.push(name.clone());
+        }
+    }
     // Asked after the links were read: reading a link gives the netns of its other end an ID.
     let mut pod_in_host = None;
     for link in links.into_iter().filter(|link| !link.is_loopback) {
@@ -215,13 +221,25 @@ pub fn pin_interfaces(
         pinned.push(PinnedInterface { interface, node, host_end, led_outside });
     }
     for before in repeated {
-        let Some(end) = &before.host_end else { continue };
-        let is_pinned = pinned.iter().any(|now| now.host_end.as_ref().is_some_and(|now| now.index == end.index));
-        let link = host.links.by_index(end.index)?.filter(Link::is_pair);
-        if !is_pinned && link.is_some_and(|link| end.resembles(&link.name, link.mac)) {
-            pinned.retain(|now| now.interface.name != before.interface.name);
-            pinned.push(before.clone());
+        let of_name = |now: &PinnedInterface| now.interface.name == before.interface.name;
+        let is_made_anew = match &before.host_end {
+            Some(_) => pinned.iter().any(|now| of_name(now) && now.host_end.is_some()),
+            None => !before.led_outside || pinned.iter().any(|now| of_name(now) && now.led_outside),
+        };
+        let may_be_gone = match &before.host_end {
+            Some(end) if pinned.iter().any(|now| now.host_end.as_ref().is_some_and(|now| now.index == end.index)) => {
+                true
+            }
+            // Whatever it is called by now: it may be the same one, and then what it leads to is below.
+            Some(end) => is_made_anew && host.links.by_index(end.index)?.filter(Link::is_pair).is_none(),
+            None => is_made_anew,
+        };
+        if may_be_gone {
+            continue;
         }
+        // What has its name now may have been put there by root in the pod; its end, if it has one, is guarded all the same.
+        pinned.retain(|now| !of_name(now));
+        pinned.push(before.clone());
     }
     Ok(pinned)
 }
