@@ -210,11 +210,7 @@ pub fn pin_interfaces(
             }
         }
         let routes = routes.iter().filter(|(index, _)| *index == link.index).map(|(_, route)| route.clone()).collect();
-        let end = other_end(&mut host.links, &link, host_in_pod)?;
-        let pod_in_host = if end.is_some() { host.links.id_of(netns)? } else { None };
-        let host_end = end
-            .filter(|end| end.other == Some(link.index) && end.other_netns.is_some() && end.other_netns == pod_in_host)
-            .map(|end| HostEnd { index: end.index, name: Some(end.name), mac: end.mac });
+        let host_end = host_end_of(&mut host.links, &link, netns, host_in_pod)?;
         let led_outside = link.leads_outside();
         let interface = SandboxInterface { name: link.name, mac: link.mac, addresses, routes };
         let node = node_seen_from(&mut host.links, &interface, &Policy::default(), &mut BTreeSet::new())?;
@@ -261,15 +257,11 @@ pub fn pin_said(
     let mut pinned = Vec::new();
     for said in said {
         let link = links.iter().find(|link| link.name == said.name);
-        let end = match link {
-            Some(link) => other_end(&mut host.links, link, host_in_pod)?,
+        let host_end = match link {
+            Some(link) => host_end_of(&mut host.links, link, netns, host_in_pod)?,
             None => None,
         };
-        let pod_in_host = if end.is_some() { host.links.id_of(netns)? } else { None };
         let index = link.map(|link| link.index);
-        let host_end = end
-            .filter(|end| end.other == index && end.other_netns.is_some() && end.other_netns == pod_in_host)
-            .map(|end| HostEnd { index: end.index, name: Some(end.name), mac: end.mac });
         let mac = said.mac.or_else(|| link.and_then(|link| link.mac));
         let mut interface = SandboxInterface { mac, ..said.clone() };
         if interface.routes.iter().all(|route| route.gateway.is_none()) {
@@ -291,6 +283,19 @@ fn is_of_link(address: IpAddr) -> bool {
         IpAddr::V4(address) => address.is_link_local(),
         IpAddr::V6(address) => address.is_unicast_link_local(),
     }
+}
+
+/// The host's end of a link in the pod, where both sides name each other.
+fn host_end_of(
+    host: &mut Links,
+    link: &Link,
+    netns: &Netns,
+    host_in_pod: Option<i32>,
+) -> Result<Option<HostEnd>, SandboxError> {
+    let Some(end) = other_end(host, link, host_in_pod)? else { return Ok(None) };
+    let points_back =
+        end.other == Some(link.index) && end.other_netns.is_some() && end.other_netns == host.id_of(netns)?;
+    Ok(points_back.then_some(HostEnd { index: end.index, name: Some(end.name), mac: end.mac }))
 }
 
 /// The link on the host that the kernel's own data of a link in the pod names as its other end. Whether that one points

@@ -61,18 +61,23 @@ fn with_a_route_that_names_a_source(kind: Kind) -> Topology {
     topology
 }
 
+/// Probes pass from a released pod, and go on to when it is isolated.
+fn pass_before_and_while_isolated(topology: &Topology, kind: Kind) {
+    let sandbox = Sandbox::add(topology);
+    let server = Server::start(&topology.pod, 8080);
+    probes_pass(topology, &server, &POD, "the control");
+    sandbox.isolate("");
+    probes_pass(topology, &server, &POD, &format!("{kind:?}"));
+    assert_eq!(sandbox.verdict(), "contained");
+}
+
 /// `arp_announce=2`: the node asks for the pod by the link's address, whatever the route says to speak from.
 #[test]
 fn the_node_asks_on_the_link_by_the_links_own_address() {
     for kind in [Kind::Bridge, Kind::Ptp, Kind::Calico] {
         let topology = with_a_route_that_names_a_source(kind);
         topology.node.sysctl("net.ipv4.conf.all.arp_announce", "2");
-        let sandbox = Sandbox::add(&topology);
-        let server = Server::start(&topology.pod, 8080);
-        probes_pass(&topology, &server, &POD, "the control");
-        sandbox.isolate("");
-        probes_pass(&topology, &server, &POD, &format!("{kind:?}"));
-        assert_eq!(sandbox.verdict(), "contained");
+        pass_before_and_while_isolated(&topology, kind);
     }
 }
 
@@ -82,12 +87,7 @@ fn masqueraded_probes_pass() {
     for kind in [Kind::Bridge, Kind::Ptp, Kind::Calico] {
         let topology = with_a_route_that_names_a_source(kind);
         translate(&topology, "masquerade", "masquerade");
-        let sandbox = Sandbox::add(&topology);
-        let server = Server::start(&topology.pod, 8080);
-        probes_pass(&topology, &server, &POD, "the control");
-        sandbox.isolate("");
-        probes_pass(&topology, &server, &POD, &format!("{kind:?}"));
-        assert_eq!(sandbox.verdict(), "contained");
+        pass_before_and_while_isolated(&topology, kind);
     }
 }
 
