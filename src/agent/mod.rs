@@ -9,6 +9,7 @@ mod clock;
 mod directory;
 mod index;
 mod memory;
+mod node_changes;
 mod pacing;
 mod subscribed;
 mod subscription;
@@ -42,6 +43,7 @@ use clock::Clock;
 use directory::Everyone;
 use index::{Action, Answer, Index, plan};
 use memory::SeenMarks;
+use node_changes::{AtWork, NodeChanges};
 use pacing::Retries;
 use subscribed::Subscribed;
 use subscription::{HostEvents, own_thread};
@@ -144,8 +146,8 @@ struct Agent {
     seen: SeenMarks,
     rewatch_due: Option<Instant>,
     applied: BTreeMap<ContainerId, Answer>,
-    /// At work; those that are to be looked at again afterwards are `true`.
-    at_work: BTreeMap<ContainerId, bool>,
+    at_work: BTreeMap<ContainerId, AtWork>,
+    node_changes: NodeChanges,
     subscribed: BTreeMap<ContainerId, Subscribed>,
     /// How many can be listened to; the descriptors that are left are for the work.
     subscribed_max: usize,
@@ -201,6 +203,7 @@ impl Agent {
             rewatch_due: None,
             applied: BTreeMap::new(),
             at_work: BTreeMap::new(),
+            node_changes: NodeChanges::default(),
             subscribed: BTreeMap::new(),
             subscribed_max: 0,
             unheard: BTreeSet::new(),
@@ -302,29 +305,29 @@ impl Agent {
 
     /// Has a worker look at a sandbox, once at a time.
     fn dispatch(&mut self, container_id: &ContainerId) {
-        if let Some(again) = self.at_work.get_mut(container_id) {
-            *again = true;
+        if let Some(at_work) = self.at_work.get_mut(container_id) {
+            at_work.again = true;
             return;
         }
         // Each that is at work may come back listened to.
         let may_listen = self.subscribed.len() + self.at_work.len() < self.subscribed_max;
-        let subscribed = self.subscribed.get_mut(container_id);
+        let subscribed = self.subscribed.get(container_id);
         let may_release =
             self.release_after.is_zero() || self.waiting.get(container_id).is_some_and(|&when| when <= Instant::now());
-        self.at_work.insert(container_id.clone(), false);
+        self.at_work.insert(container_id.clone(), AtWork { again: false, since: self.node_changes.heard() });
         self.workers.submit(Job {
             may_release,
             container_id: container_id.clone(),
             answer: self.index.answer_of(container_id),
             is_subscribed: subscribed.is_some(),
             may_listen,
-            enforced: subscribed.and_then(Subscribed::enforced),
+            enforced: subscribed.map(Subscribed::enforced),
         });
     }
 
     fn finished(&mut self) {
         for Done { container_id, answer, outcome } in self.workers.take_done() {
-            let again = self.at_work.remove(&container_id).unwrap_or(false);
+            let AtWork { mut again, since } = self.at_work.remove(&container_id).unwrap_or_default();
             let mut is_settled = true;
             if !matches!(outcome, Outcome::Waiting | Outcome::Failed) {
                 self.waiting.remove(&container_id);
@@ -337,6 +340,8 @@ impl Agent {
                         None if !self.subscribed.contains_key(&container_id) => self.look_again_later(&container_id),
                         None => self.looked_at(&container_id, policy, was_altered, again),
                     }
+                    // What was heard while it was looked at was not known to concern it.
+                    again |= self.node_changes.concern(&depends, since);
                     if let Some(subscribed) = self.subscribed.get_mut(&container_id) {
                         subscribed.depends = depends;
                     }
@@ -441,30 +446,6 @@ impl Agent {
         } else {
             subscribed.is_due = true;
             self.due.insert((when, container_id));
-        }
-    }
-
-    /// The node's links, addresses, routes or rules changed: the holes for its probes may lead elsewhere by now.
-    fn node_touched(&mut self) {
-        let mut changes = Vec::new();
-        let lost = self.node.drain(&mut self.buffer, |change| {
-            if changes.last() != Some(&change) {
-                changes.push(change);
-            }
-        });
-        let is_concerned =
-            |subscribed: &Subscribed| lost || changes.iter().any(|&change| subscribed.depends.is_concerned_by(change));
-        let concerned: Vec<_> = self
-            .subscribed
-            .iter()
-            .filter(|(_, subscribed)| is_concerned(subscribed))
-            .map(|(id, _)| id.clone())
-            .collect();
-        for container_id in concerned {
-            if let Some(subscribed) = self.subscribed.get_mut(&container_id) {
-                subscribed.node_changed = true;
-            }
-            self.look_soon(container_id);
         }
     }
 

@@ -13,6 +13,7 @@ use crate::node::sandbox::Dependence;
 use super::Agent;
 use super::pacing::{LOOKS_FORGOTTEN, Looks};
 use super::subscription::PodEvents;
+use super::worker::Enforced;
 
 /// Of those who were seen changing rules, so many are named.
 const STRANGERS_MAX: usize = 4;
@@ -55,8 +56,6 @@ pub(super) struct Subscribed {
     pub(super) is_due: bool,
     /// What of the node its rules were computed from.
     pub(super) depends: Dependence,
-    /// Whether that changed since: what the next look finds to differ is then nobody's tampering.
-    pub(super) node_changed: bool,
 }
 
 impl Subscribed {
@@ -70,7 +69,6 @@ impl Subscribed {
             looks: Looks::default(),
             is_due: false,
             depends: Dependence::default(),
-            node_changed: false,
         }
     }
 
@@ -80,9 +78,9 @@ impl Subscribed {
         }
     }
 
-    /// The policy that it should be found with, where nothing but tampering can have changed that.
-    pub(super) fn enforced(&mut self) -> Option<Policy> {
-        (!std::mem::take(&mut self.node_changed)).then(|| self.policy.clone())
+    /// How it should be found, where nothing but tampering can have changed that.
+    pub(super) fn enforced(&self) -> Enforced {
+        Enforced { policy: self.policy.clone(), node: self.depends.seen.clone() }
     }
 
     /// It was looked at; gives those who are to be named for what was found altered, now or before.

@@ -13,6 +13,7 @@ use crate::model::audit::Line;
 use crate::model::mark::Desired;
 use crate::model::names::{ContainerId, Key};
 use crate::model::policy::Policy;
+use crate::model::record::NodeOnLink;
 use crate::model::records::SandboxRecords;
 use crate::node::enforce::{self, Cause, EnforceError};
 use crate::node::sandbox::{Dependence, Sandbox, SandboxError, Scan, Side};
@@ -39,8 +40,16 @@ pub(super) struct Job {
     pub(super) may_listen: bool,
     /// Whether it may be released: not before its mark has been gone for as long as replacing one may take.
     pub(super) may_release: bool,
-    /// The policy that it was isolated with when it was last looked at.
-    pub(super) enforced: Option<Policy>,
+    /// How it was isolated when it was last looked at.
+    pub(super) enforced: Option<Enforced>,
+}
+
+/// How a sandbox was isolated: what differs though this is the same was changed by somebody.
+#[derive(Debug, Clone)]
+pub(super) struct Enforced {
+    pub(super) policy: Policy,
+    /// What the node looked like from each of its interfaces.
+    pub(super) node: Vec<NodeOnLink>,
 }
 
 /// What became of a job.
@@ -178,7 +187,10 @@ fn apply(
     // Before the rules: what happens to them from now on is heard. That it cannot be is no reason not to isolate.
     let mut events = if policy.is_some() && !job.is_subscribed && job.may_listen { subscribe(&records) } else { None };
     // What is not as it was, although the same is wanted, was changed by somebody, whatever had it looked at.
-    let cause = if policy.is_some() && job.enforced.as_ref() == policy { Cause::Disturbed } else { Cause::Asked };
+    let cause = match &job.enforced {
+        Some(enforced) if Some(&enforced.policy) == policy => Cause::Disturbed(&enforced.node),
+        _ => Cause::Asked,
+    };
     let mut apply = || enforce::apply_desired(host, &records, &desired, cause, Scan::Sandbox);
     let applied = match apply() {
         // What was taken to listen may be what is missing.
@@ -192,9 +204,9 @@ fn apply(
     Ok(Outcome::Isolated {
         events,
         has_interfaces: applied.report.interfaces > 0,
+        was_altered: cause.is_repair(&applied),
         depends: applied.report.depends,
         policy: policy.clone(),
-        was_altered: cause == Cause::Disturbed && applied.changed,
     })
 }
 

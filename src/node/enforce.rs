@@ -8,6 +8,7 @@ use crate::model::audit::Line;
 use crate::model::difference::joined;
 use crate::model::mark::Desired;
 use crate::model::names::ContainerId;
+use crate::model::record::NodeOnLink;
 use crate::model::records::SandboxRecords;
 use crate::model::verdict::{Reason, Verdict};
 use crate::node::sandbox::{Applied, Report, Sandbox, SandboxError, Scan, Side};
@@ -74,12 +75,21 @@ pub fn apply_locked(
 }
 
 /// Why a sandbox is looked at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cause {
+#[derive(Debug, Clone, Copy)]
+pub enum Cause<'a> {
     /// A runtime, a person or a mark asked for it.
     Asked,
-    /// It was seen to be as it is wanted: what is found to differ was changed by somebody.
-    Disturbed,
+    /// It was seen to be as it is wanted, when the node looked like this from each of its interfaces: what is found to
+    /// differ was changed by somebody, unless the node has changed.
+    Disturbed(&'a [NodeOnLink]),
+}
+
+impl Cause<'_> {
+    /// Whether what applying changed was put back after somebody.
+    #[must_use]
+    pub fn is_repair(self, applied: &Applied) -> bool {
+        matches!(self, Self::Disturbed(seen) if applied.changed && applied.report.depends.seen == seen)
+    }
 }
 
 /// Brings the kernel to what is wanted of a sandbox, reads it back, and says so in the log. The caller holds the
@@ -88,7 +98,7 @@ pub fn apply_desired(
     host: &mut Side,
     records: &SandboxRecords,
     desired: &Desired,
-    cause: Cause,
+    cause: Cause<'_>,
     scan: Scan<'_>,
 ) -> Result<Applied, SandboxError> {
     let started = Instant::now();
@@ -117,7 +127,7 @@ pub fn install(state: &StateDir, sandbox: &mut Sandbox<'_>) -> Result<(), Enforc
 fn carry_out(
     sandbox: &mut Sandbox<'_>,
     desired: &Desired,
-    cause: Cause,
+    cause: Cause<'_>,
     scan: Scan<'_>,
     started: Instant,
 ) -> Result<Applied, SandboxError> {
@@ -167,15 +177,15 @@ fn subject(event: &str, records: &SandboxRecords) -> Line {
     Line::new(event).with("container", records.container_id()).with("pod", pod).with_some("uid", pod.uid.as_ref())
 }
 
-fn log_applied(records: &SandboxRecords, desired: &Desired, applied: &Applied, cause: Cause, started: Instant) {
+fn log_applied(records: &SandboxRecords, desired: &Desired, applied: &Applied, cause: Cause<'_>, started: Instant) {
     let milliseconds = format!("{:.3}", started.elapsed().as_secs_f64() * 1000.0);
     match desired {
         Desired::Isolated { policy, mark, fault } if applied.changed => {
-            let event = match (applied.was_isolated, cause) {
-                (false, Cause::Asked) => "isolated",
-                (true, Cause::Asked) => "updated",
+            let event = match applied.was_isolated {
                 // Whether anything was left of the isolation or not.
-                (_, Cause::Disturbed) => "repaired",
+                _ if cause.is_repair(applied) => "repaired",
+                false => "isolated",
+                true => "updated",
             };
             let line = subject(event, records)
                 .with("verdict", applied.report.verdict.as_str())

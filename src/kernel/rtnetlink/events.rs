@@ -16,7 +16,7 @@ const ROUTE_HEADER: usize = 12;
 const QUEUE: usize = 4 * 1024 * 1024;
 
 /// One thing that changed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum NodeChange {
     /// A link: its name, address, state.
     Link(u32),
@@ -26,6 +26,8 @@ pub enum NodeChange {
     Route(IpNetwork),
     /// A rule that chooses between routing tables.
     Rule,
+    /// Anything: events were lost.
+    Unknown,
 }
 
 /// The events of rtnetlink in one netns that could change how the node reaches a pod.

@@ -24,8 +24,8 @@ use crate::kernel::rtnetlink::Link;
 use crate::model::audit::Line;
 use crate::model::difference::Difference;
 use crate::model::mark::Desired;
-use crate::model::names::{ContainerId, IfName};
-use crate::model::record::HostGuard;
+use crate::model::names::{ContainerId, IfName, SandboxInterface};
+use crate::model::record::{HostGuard, NodeOnLink};
 use crate::model::records::SandboxRecords;
 use crate::model::verdict::{Exposure, Guard, NoGuard, PodSide, Reason, Verdict, judge};
 use crate::rules::containment::{EgressHook, GuardedInterface, TABLE, frame, guard_table, pod_tables};
@@ -381,7 +381,9 @@ impl<'a> Sandbox<'a> {
         let at = |difference| Deviation { layer: Layer::Host, family: Family::Netdev, difference };
         differences.extend(guard_differences.into_iter().map(at));
         let interfaces = wanted.survey.interfaces.len();
+        let seen = |(_, node): &(SandboxInterface, NodeOnLink)| node.clone();
         let depends = Dependence {
+            seen: wanted.survey.ends.iter().filter_map(|end| end.guarded.known.as_ref().map(seen)).collect(),
             links: wanted.survey.links,
             addresses: self
                 .records

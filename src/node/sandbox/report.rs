@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use crate::kernel::rtnetlink::NodeChange;
 use crate::model::difference::Difference;
 use crate::model::mark::Desired;
+use crate::model::record::NodeOnLink;
 use crate::model::verdict::{Reason, Verdict};
 use crate::rules::ruleset::{Family, Table};
 
@@ -68,6 +69,8 @@ pub struct Dependence {
     pub links: BTreeSet<u32>,
     /// The sandbox's addresses, which routes lead to.
     pub addresses: Vec<IpAddr>,
+    /// What the node looked like from each interface.
+    pub seen: Vec<NodeOnLink>,
 }
 
 impl Dependence {
@@ -79,7 +82,7 @@ impl Dependence {
             // An address of `lo`, which has index 1 in every netns, can be one that the node speaks from.
             NodeChange::Address(index) => index == 1 || self.links.contains(&index),
             NodeChange::Route(destination) => self.addresses.iter().any(|&address| destination.contains(address)),
-            NodeChange::Rule => true,
+            NodeChange::Rule | NodeChange::Unknown => true,
         }
     }
 }
