@@ -118,6 +118,7 @@ pub fn run(
             .with("sandboxes", agent.index.sandboxes().count())
             .with("marks", agent.index.marks().len())
     );
+    agent.state.tidy_index();
     directory::remove_guards_of_the_past(&agent.state);
     let result = agent.serve();
     let _ = sd_notify::notify(&[NotifyState::Stopping]);

@@ -12,7 +12,7 @@ use crate::model::names::{ContainerId, Key};
 use crate::model::verdict::Verdict;
 use crate::node::enforce::{EnforceError, Enforced};
 use crate::node::sandbox::{NodeScan, Sandbox, SandboxError, Side, remove_guard, standing_guards};
-use crate::node::state::StateDir;
+use crate::node::state::{StateDir, StateError};
 
 use super::arguments::{Attribution, Isolate, Release, Target};
 use super::inventory::{Inventory, NodeSandbox};
@@ -31,7 +31,7 @@ pub(super) fn isolate(state_dir: &Path, arguments: &Isolate, log: &[String]) -> 
         actor: Some(actor.clone()),
     };
     let done = StateDir::open(state_dir).map_err(Failure::from).and_then(|state| {
-        let node = Inventory::read(&state)?;
+        let node = Chosen::inventory(&state, &arguments.target)?;
         let chosen = Chosen::of(&node, &arguments.target, arguments.dry_run)?;
         if arguments.dry_run {
             show_rules(&state, &node, &chosen, &mark)
@@ -46,7 +46,7 @@ pub(super) fn isolate(state_dir: &Path, arguments: &Isolate, log: &[String]) -> 
 pub(super) fn release(state_dir: &Path, arguments: &Release) -> Result<Exit, Failure> {
     let by = Attribution { actor: Some(actor(arguments.by.actor.as_deref())), ..arguments.by.clone() };
     let done = StateDir::open(state_dir).map_err(Failure::from).and_then(|state| {
-        let node = Inventory::read(&state)?;
+        let node = Chosen::inventory(&state, &arguments.target)?;
         let chosen = Chosen::of(&node, &arguments.target, false)?;
         release_chosen(&state, &node, &chosen, &by)
     });
@@ -74,7 +74,23 @@ struct Chosen<'a> {
     all: bool,
 }
 
+fn meant(node: &Inventory<'_>, word: &str, is_uid: bool) -> Result<Selection, Failure> {
+    if is_uid {
+        let uid = Key::new(word).map_err(|error| Failure::new(Exit::Usage, error.to_string()))?;
+        return Ok(select_uid(uid, node.names()));
+    }
+    Ok(select(word, node.names(), |key| node.has_mark(key))?)
+}
+
 impl<'a> Chosen<'a> {
+    /// As much of the node as it takes to find out what is meant.
+    fn inventory(state: &'a StateDir, target: &Target) -> Result<Inventory<'a>, StateError> {
+        match &target.sandbox {
+            None => Inventory::read(state),
+            Some(word) => Inventory::read_to_find(state, |node| meant(node, word, target.uid).ok()?.here()),
+        }
+    }
+
     fn of(node: &'a Inventory<'_>, target: &Target, harmless: bool) -> Result<Self, Failure> {
         let Some(word) = &target.sandbox else {
             if !target.yes && !harmless {
@@ -83,13 +99,7 @@ impl<'a> Chosen<'a> {
             }
             return Ok(Self { sandboxes: node.sandboxes.iter().map(AsRef::as_ref).collect(), absent: None, all: true });
         };
-        let selection = if target.uid {
-            let uid = Key::new(word).map_err(|error| Failure::new(Exit::Usage, error.to_string()))?;
-            select_uid(uid, node.names())
-        } else {
-            select(word, node.names(), |key| node.has_mark(key))?
-        };
-        Ok(match selection {
+        Ok(match meant(node, word, target.uid)? {
             Selection::Here(ids) => {
                 let sandboxes = ids.iter().filter_map(|id| node.sandbox(id)).collect();
                 Self { sandboxes, absent: None, all: false }

@@ -16,6 +16,16 @@ pub(super) enum Selection {
     Absent(Key),
 }
 
+impl Selection {
+    /// Those that are on the node.
+    pub(super) fn here(self) -> Option<Vec<ContainerId>> {
+        match self {
+            Self::Here(ids) => Some(ids),
+            Self::Absent(_) => None,
+        }
+    }
+}
+
 /// Why a word means nothing, or too much.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum SelectError {

@@ -9,7 +9,7 @@ use crate::adopt::{Uncovered, uncovered};
 use crate::model::names::{Key, Pod};
 use crate::model::verdict::{Reason, Verdict};
 use crate::node::sandbox::{NodeScan, Side, standing_guards};
-use crate::node::state::StateDir;
+use crate::node::state::{DamagedRecord, StateDir};
 use crate::status::read::read_back;
 use crate::status::{
     Damaged, Finding, Reading, SandboxEntry, SandboxStatus, Style, UnansweredMark, list_table, node_to_json,
@@ -29,7 +29,7 @@ pub(super) fn list(state_dir: &Path, arguments: &List) -> Result<Exit, Failure> 
     let node = Inventory::read(&state)?;
     let sandboxes: Vec<_> = node.sandboxes.iter().map(|sandbox| node.entry_of(sandbox)).collect();
     let (unanswered, damaged) = (node.unanswered(), damaged(&node));
-    let records = node.sandboxes.iter().filter_map(|sandbox| sandbox.records.as_ref());
+    let records = node.sandboxes.iter().filter_map(|sandbox| sandbox.records());
     let uncovered = uncovered(&mut Side::own()?, records, &arguments.places.places())?;
     print(&match arguments.output {
         Output::Table => list_table(&sandboxes, &unanswered, &damaged, style()) + &uncovered_text(&uncovered),
@@ -93,21 +93,20 @@ struct View {
 
 impl View {
     fn of(state: &StateDir, word: Option<&str>) -> Result<Self, Failure> {
-        let node = Inventory::read(state)?;
         let Some(word) = word else {
+            let node = Inventory::read(state)?;
             let chosen: Vec<_> = node.sandboxes.iter().map(AsRef::as_ref).collect();
             let (unanswered, damaged) = (node.unanswered(), damaged(&node));
             let mut sandboxes = read_all(state, &node, &chosen)?;
             sandboxes.extend(without_record(&node)?);
             return Ok(Self { single: false, sandboxes, unanswered, damaged });
         };
-        match select(word, node.names(), |key| node.has_mark(key))? {
+        let meant = |node: &Inventory<'_>| select(word, node.names(), |key| node.has_mark(key));
+        let node = Inventory::read_to_find(state, |node| meant(node).ok()?.here())?;
+        match meant(&node)? {
             Selection::Here(ids) => {
                 let chosen: Vec<_> = ids.iter().filter_map(|id| node.sandbox(id)).collect();
-                let mut damaged = damaged(&node);
-                damaged.retain(|record| {
-                    ids.iter().any(|id| record.path.parent() == Some(&state.attachments().join(id.as_str())))
-                });
+                let damaged = chosen.iter().flat_map(|sandbox| sandbox.damaged()).map(damaged_record).collect();
                 let sandboxes = read_all(state, &node, &chosen)?;
                 Ok(Self { single: ids.len() == 1, sandboxes, unanswered: Vec::new(), damaged })
             }
@@ -148,7 +147,11 @@ impl View {
 }
 
 fn damaged(node: &Inventory<'_>) -> Vec<Damaged> {
-    node.damaged.iter().map(|record| Damaged { path: record.path.clone(), fault: record.fault.clone() }).collect()
+    node.damaged().map(damaged_record).collect()
+}
+
+fn damaged_record(record: &DamagedRecord) -> Damaged {
+    Damaged { path: record.path.clone(), fault: record.fault.clone() }
 }
 
 /// Host guards that stand although no record says for whom.
@@ -180,7 +183,7 @@ fn without_record_of(node: &Inventory<'_>, key: &Key) -> Result<Option<SandboxSt
 fn read_all(state: &StateDir, node: &Inventory<'_>, chosen: &[&NodeSandbox]) -> Result<Vec<SandboxStatus>, Failure> {
     let scan = NodeScan::default();
     let read = |host: &mut Side, sandbox: &&NodeSandbox| {
-        read_back(state, host, &sandbox.container_id, sandbox.records.as_ref(), node.entry_of(sandbox), &scan)
+        read_back(state, host, &sandbox.container_id, sandbox.records(), node.entry_of(sandbox), &scan)
     };
     Ok(on_each(chosen, read)?.into_iter().flatten().collect())
 }

@@ -391,6 +391,7 @@ fn gc(config: &Config, network: &Network) -> Result<(), Failure> {
             failures.push(format!("{container_id}: {}", chain(&*error)));
         }
     }
+    state.tidy_index();
     // After the records: what is added meanwhile has its own by now.
     let recorded = state.sandboxes().map_err(|error| failure(Code::State, &error))?;
     let cleaned = Side::own()

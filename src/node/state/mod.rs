@@ -3,6 +3,7 @@
 //! ```text
 //! isolated/<key>                              marks, written by operators; presence isolates
 //! attachments/<container ID>/<ifname>.json    records, written by ADD
+//! index/<container ID>                        which pod that is, for finding by name; may be lost
 //! .lock                                       one byte of it is locked for each sandbox at work
 //! .agent.lock                                 held by the agent while it runs
 //! ```
@@ -10,6 +11,7 @@
 //! Whoever can write here can release pods, so a directory that others than root can write is refused. Marks are
 //! durable where this program writes them; records outlive nothing that their pod does not, and are not.
 
+mod index;
 mod locks;
 mod marks;
 mod records;
@@ -131,7 +133,7 @@ impl StateDir {
     pub fn open(path: &Path) -> Result<Self, StateError> {
         let state = Self { path: path.to_owned() };
         require_sound(&state.path)?;
-        for directory in [state.isolated(), state.attachments()] {
+        for directory in [state.isolated(), state.attachments(), state.index()] {
             match require_sound(&directory) {
                 Ok(()) | Err(StateError::Absent { .. }) => {}
                 Err(error) => return Err(error),

@@ -65,7 +65,9 @@ impl StateDir {
         let path = directory.join(record_name(&record.id.ifname));
         let temporary = directory.join(format!(".{}.{}", record.id.ifname, process::id()));
         replace(&path, &temporary, record.to_json().as_bytes(), Durability::UntilReboot, |_| Ok(()))
-            .map_err(failed("write the record", &path))
+            .map_err(failed("write the record", &path))?;
+        self.index_pod(record.container_id(), &record.pod);
+        Ok(())
     }
 
     /// Removes the record of an attachment, and the sandbox's directory with its last one.
@@ -89,7 +91,11 @@ impl StateDir {
             Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => {
                 Err(failed("remove", &directory)(error))
             }
-            _ => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
+            _ => {
+                self.unindex(&attachment.container_id);
+                Ok(())
+            }
         }
     }
 }

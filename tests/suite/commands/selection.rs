@@ -31,6 +31,48 @@ fn a_sandbox_without_a_uid_is_marked_by_its_container_id() {
     assert_eq!(lab.marks(), ["abc123"]);
 }
 
+/// The index is for speed: neither a lie in it, nor a gap, nor that it is gone, has the wrong pod isolated, or none.
+#[test]
+fn an_index_that_lies_or_is_lost_misleads_nobody() {
+    let topology = Topology::bridge();
+    let lab = Lab::new(&topology);
+    lab.add("abc123", &pod("web", UID));
+    lab.invoke("ADD", Place::Peer, "abc456", &pod("db", OTHER_UID), &json!({})).ok();
+    let index = lab.state.path().join("index");
+    let link = |id: &str| index.join(id);
+    let target = |id: &str| std::fs::read_link(link(id)).unwrap();
+    let put = |id: &str, target: &std::path::Path| {
+        let _ = std::fs::remove_file(link(id));
+        std::os::unix::fs::symlink(target, link(id)).unwrap();
+    };
+    let (web, db) = (target("abc123"), target("abc456"));
+    assert_eq!(web.to_str(), Some(format!("shop/web/{UID}").as_str()));
+    let only_web_is_isolated_by = |word: &str, what: &str| {
+        says(&exits(lab.run(&["isolate", word]), 0).stdout, &["abc123", "shop/web", "contained"]);
+        assert_eq!(lab.marks(), [UID], "{what}");
+        assert_eq!(lab.status("abc456")["state"], "released", "{what}");
+        exits(lab.run(&["release", word]), 0);
+        assert_eq!(lab.status("abc123")["state"], "released", "{what}");
+    };
+    for word in [UID, "shop/web", "abc1"] {
+        only_web_is_isolated_by(word, "a true index");
+        put("abc123", &db);
+        put("abc456", &web);
+        only_web_is_isolated_by(word, "an index that names each for the other");
+        put("abc123", &web);
+        put("abc456", &db);
+        std::fs::remove_file(link("abc123")).unwrap();
+        only_web_is_isolated_by(word, "one without it");
+        assert_eq!(target("abc123"), web, "whoever read the record has put it back");
+        std::fs::remove_dir_all(&index).unwrap();
+        only_web_is_isolated_by(word, "none");
+        exits(lab.run(&["status"]), 0);
+        assert_eq!(target("abc456"), db);
+    }
+    lab.invoke("DEL", Place::Peer, "abc456", &pod("db", OTHER_UID), &json!({})).ok();
+    assert!(!link("abc456").exists() && link("abc456").symlink_metadata().is_err(), "it goes with the last record");
+}
+
 #[test]
 fn an_ambiguous_beginning_lists_the_candidates_and_changes_nothing() {
     let topology = Topology::bridge();
