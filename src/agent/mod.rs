@@ -36,6 +36,7 @@ use crate::kernel::rtnetlink::NodeEvents;
 use crate::model::audit::Line;
 use crate::model::names::ContainerId;
 use crate::model::policy::Policy;
+use crate::node::sandbox::Before;
 use crate::node::state::{StateDir, StateError};
 use crate::node::workers;
 
@@ -321,6 +322,7 @@ impl Agent {
             container_id: container_id.clone(),
             answer: self.index.answer_of(container_id),
             is_subscribed: subscribed.is_some(),
+            before: Before::Unknown,
             may_listen,
             enforced: subscribed.map(Subscribed::enforced),
         });

@@ -1,5 +1,6 @@
 //! What the agent's threads do: bring one sandbox to its marks, at a time each.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -16,7 +17,7 @@ use crate::model::policy::Policy;
 use crate::model::record::NodeOnLink;
 use crate::model::records::SandboxRecords;
 use crate::node::enforce::{self, Cause, EnforceError};
-use crate::node::sandbox::{Dependence, Sandbox, SandboxError, Scan, Side};
+use crate::node::sandbox::{Before, Dependence, Sandbox, SandboxError, Scan, Side};
 use crate::node::state::StateDir;
 use crate::node::workers::{Queue, hold};
 
@@ -40,6 +41,8 @@ pub(super) struct Job {
     pub(super) may_listen: bool,
     /// Whether it may be released: not before its mark has been gone for as long as replacing one may take.
     pub(super) may_release: bool,
+    /// What is known of it.
+    pub(super) before: Before,
     /// How it was isolated when it was last looked at.
     pub(super) enforced: Option<Enforced>,
 }
@@ -117,9 +120,8 @@ impl Workers {
             let (state, started, collectors) = (state.clone(), started.clone(), collectors.clone());
             thread::Builder::new().name(format!("worker-{number}")).stack_size(STACK).spawn(move || {
                 let _ = started.send(own_thread());
-                queue.serve(|task| match task {
-                    Task::Close(events) => drop(events),
-                    Task::Apply(job) => {
+                queue.serve_many(enforce::CUT_AT_ONCE, |tasks| {
+                    for job in cut_off_first(&state, &mut host, &queue, tasks) {
                         let outcome = work(&state, &mut host, &job, collectors.as_ref().as_ref());
                         hold(&done).push(Done { container_id: job.container_id, answer: job.answer, outcome });
                         let _ = finished.write(1);
@@ -146,6 +148,26 @@ impl Workers {
         let _ = self.finished.read();
         std::mem::take(&mut hold(&self.done))
     }
+}
+
+/// Of many that wait, has all cut off that are to be, and puts those off for what is left to be done; gives the others.
+fn cut_off_first(state: &StateDir, host: &mut Side, queue: &Queue<Task>, tasks: Vec<Task>) -> Vec<Job> {
+    let mut jobs = Vec::with_capacity(tasks.len());
+    for task in tasks {
+        match task {
+            Task::Close(events) => drop(events),
+            Task::Apply(job) => jobs.push(job),
+        }
+    }
+    if jobs.len() < 2 {
+        return jobs;
+    }
+    let wanted = |job: &Job, records: &SandboxRecords| desired(state, &job.answer, records).ok();
+    let cut = enforce::cut_off(state, host, &jobs, |job| &job.container_id, wanted);
+    let cut: BTreeSet<ContainerId> = cut.into_iter().cloned().collect();
+    let (cut, others): (Vec<Job>, Vec<Job>) = jobs.into_iter().partition(|job| cut.contains(&job.container_id));
+    cut.into_iter().for_each(|job| queue.put_off(Task::Apply(Job { before: Before::Cut, ..job })));
+    others
 }
 
 fn work(state: &StateDir, host: &mut Side, job: &Job, collectors: Option<&Collectors>) -> Outcome {
@@ -191,7 +213,7 @@ fn apply(
         Some(enforced) if Some(&enforced.policy) == policy => Cause::Disturbed(&enforced.node),
         _ => Cause::Asked,
     };
-    let mut apply = || enforce::apply_desired(host, &records, &desired, cause, Scan::Sandbox);
+    let mut apply = || enforce::apply_desired(host, &records, &desired, cause, job.before, Scan::Sandbox);
     let applied = match apply() {
         // What was taken to listen may be what is missing.
         Err(error) if error.is_shortage() && events.take().is_some() => apply()?,

@@ -11,13 +11,13 @@ use crate::model::mark::{Desired, Mark};
 use crate::model::names::{ContainerId, Key};
 use crate::model::verdict::Verdict;
 use crate::node::enforce::{EnforceError, Enforced};
-use crate::node::sandbox::{NodeScan, Sandbox, SandboxError, Side, remove_guard, standing_guards};
+use crate::node::sandbox::{Before, NodeScan, Sandbox, SandboxError, Side, remove_guard, standing_guards};
 use crate::node::state::{StateDir, StateError};
 
 use super::arguments::{Attribution, Isolate, Release, Target};
 use super::inventory::{Inventory, NodeSandbox};
 use super::selector::{Selection, select, select_uid};
-use super::sync::sync_one;
+use super::sync::{sync_all, sync_one};
 use super::{Exit, Failure, actor, print, say_error};
 use crate::node::workers::on_each;
 
@@ -181,10 +181,11 @@ fn isolate_chosen(
         }
     };
     let scan = NodeScan::default();
-    let results = on_each(&answering, |host, sandbox| {
-        let applied = sync_one(state, host, &sandbox.container_id, &scan);
+    let answering_ids: Vec<ContainerId> = answering.iter().map(|sandbox| sandbox.container_id.clone()).collect();
+    let results = sync_all(state, &answering_ids, |host, container_id, before| {
+        let applied = sync_one(state, host, container_id, before, &scan);
         if let Ok(Some(Enforced { is_new: true, .. })) = &applied {
-            keep_evidence(state, &sandbox.container_id, log);
+            keep_evidence(state, container_id, log);
         }
         applied
     })?;
@@ -353,7 +354,7 @@ fn release_one(
     container_id: &ContainerId,
     scan: &NodeScan,
 ) -> Result<String, String> {
-    match sync_one(state, host, container_id, scan) {
+    match sync_one(state, host, container_id, Before::Unknown, scan) {
         Ok(None) => return Ok("gone".to_owned()),
         Ok(Some(Enforced { desired: Desired::Isolated { .. }, .. })) => {
             return Err("isolated: a mark holds for it".to_owned());

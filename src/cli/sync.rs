@@ -1,13 +1,16 @@
 //! `sync`: brings every sandbox of the node to what its marks want, once.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
 use crate::evidence::Collectors;
+use crate::kernel::netlink::NetlinkError;
 use crate::model::audit::chain;
 use crate::model::names::ContainerId;
-use crate::node::enforce::{self, EnforceError, Enforced};
-use crate::node::sandbox::{NodeScan, Scan, Side, remove_guards_of_nothing};
+use crate::model::records::SandboxRecords;
+use crate::node::enforce::{self, CUT_AT_ONCE, EnforceError, Enforced};
+use crate::node::sandbox::{Before, NodeScan, Scan, Side, remove_guards_of_nothing};
 use crate::node::state::StateDir;
 
 use super::{Exit, Failure, print, say_error};
@@ -21,7 +24,8 @@ pub(super) fn sync(state_dir: &Path, collectors: Option<Collectors>) -> Result<E
     let state = StateDir::open(state_dir)?;
     let sandboxes = state.sandboxes()?;
     let scan = NodeScan::default();
-    let results = on_each(&sandboxes, |host, container_id| sync_one(&state, host, container_id, &scan))?;
+    let results =
+        sync_all(&state, &sandboxes, |host, container_id, before| sync_one(&state, host, container_id, before, &scan))?;
     let mut exit = Exit::Done;
     let cleaned = Side::own()
         .and_then(|mut host| remove_guards_of_nothing(&mut host, |container_id| sandboxes.contains(container_id)));
@@ -54,12 +58,28 @@ pub(super) fn sync(state_dir: &Path, collectors: Option<Collectors>) -> Result<E
     Ok(exit)
 }
 
+/// Has `sync` bring each of these to what its marks want; where they are many, all that are to be isolated are cut off first.
+pub(super) fn sync_all<R: Send>(
+    state: &StateDir,
+    sandboxes: &[ContainerId],
+    sync: impl Fn(&mut Side, &ContainerId, Before) -> R + Sync,
+) -> Result<Vec<R>, NetlinkError> {
+    let wanted = |_: &ContainerId, records: &SandboxRecords| enforce::desired(state, records).ok();
+    let chunks: Vec<_> = sandboxes.chunks(CUT_AT_ONCE).filter(|_| sandboxes.len() > 1).collect();
+    let cut = on_each(&chunks, |host, chunk| enforce::cut_off(state, host, chunk, |id| id, wanted))?;
+    let cut: BTreeSet<&ContainerId> = cut.into_iter().flatten().collect();
+    on_each(sandboxes, |host, container_id| {
+        sync(host, container_id, if cut.contains(container_id) { Before::Cut } else { Before::Unknown })
+    })
+}
+
 /// Brings one sandbox to what its marks want. `None` where it was deleted meanwhile.
 pub(super) fn sync_one(
     state: &StateDir,
     host: &mut Side,
     container_id: &ContainerId,
+    before: Before,
     scan: &NodeScan,
 ) -> Result<Option<Enforced>, EnforceError> {
-    enforce::apply_locked(state, host, container_id, Scan::Node(scan), LOCK_PATIENCE)
+    enforce::apply_locked(state, host, container_id, before, Scan::Node(scan), LOCK_PATIENCE)
 }

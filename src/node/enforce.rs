@@ -1,5 +1,6 @@
 //! Marks to kernel for one sandbox: what ADD, CHECK, the agent and the commands all do, under the sandbox's lock.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
@@ -11,7 +12,7 @@ use crate::model::names::ContainerId;
 use crate::model::record::NodeOnLink;
 use crate::model::records::SandboxRecords;
 use crate::model::verdict::{Reason, Verdict};
-use crate::node::sandbox::{Applied, Report, Sandbox, SandboxError, Scan, Side};
+use crate::node::sandbox::{Applied, Before, Report, Sandbox, SandboxError, Scan, Side, load_guards};
 use crate::node::state::{StateDir, StateError};
 
 /// Why the marks could not be enforced.
@@ -48,10 +49,11 @@ pub fn apply(
     state: &StateDir,
     host: &mut Side,
     records: &SandboxRecords,
+    before: Before,
     scan: Scan<'_>,
 ) -> Result<Enforced, EnforceError> {
     let desired = desired(state, records)?;
-    let applied = apply_desired(host, records, &desired, Cause::Asked, scan)?;
+    let applied = apply_desired(host, records, &desired, Cause::Asked, before, scan)?;
     let is_new = applied.is_new_isolation(&desired);
     Ok(Enforced { desired, report: applied.report, is_new })
 }
@@ -62,16 +64,55 @@ pub fn apply_locked(
     state: &StateDir,
     host: &mut Side,
     container_id: &ContainerId,
+    before: Before,
     scan: Scan<'_>,
     patience: Duration,
 ) -> Result<Option<Enforced>, EnforceError> {
     let _lock = state.lock(container_id, patience)?;
     let (records, damaged) = state.records_of(container_id);
     match records {
-        Some(records) => apply(state, host, &records, scan).map(Some),
+        Some(records) => apply(state, host, &records, before, scan).map(Some),
         None if damaged.is_empty() => Ok(None),
         None => Err(SandboxError::Unknown { container_id: container_id.clone() }.into()),
     }
+}
+
+/// How many sandboxes have their guards loaded in one transaction: their locks are held for it.
+pub const CUT_AT_ONCE: usize = 32;
+
+/// Cuts off those of many sandboxes that are to be isolated and are not, so that the last of them need not wait for what the
+/// policies of the others let through: that is for [`apply_locked`] or [`apply_desired`], which are told by [`Before::Cut`].
+/// Gives those that were cut off. Nothing is waited for, and nothing fails here: the others are left to whoever applies.
+pub fn cut_off<'a, T>(
+    state: &StateDir,
+    host: &mut Side,
+    sandboxes: &'a [T],
+    container_id: impl Fn(&T) -> &ContainerId,
+    desired: impl Fn(&T, &SandboxRecords) -> Option<Desired>,
+) -> BTreeSet<&'a ContainerId>
+where
+    T: 'a,
+{
+    let (mut locks, mut guards, mut cut) = (Vec::new(), Vec::new(), BTreeSet::new());
+    for sandbox in sandboxes {
+        let id = container_id(sandbox);
+        let Ok(Some(lock)) = state.lock_within(id, Duration::ZERO) else { continue };
+        let Some(records) = state.records_of(id).0 else { continue };
+        if !desired(sandbox, &records).is_some_and(|desired| desired.is_isolated()) {
+            continue;
+        }
+        let Ok(mut sandbox) = Sandbox::open(host, &records) else { continue };
+        if !matches!(sandbox.is_isolated_in_part(), Ok(false)) {
+            continue;
+        }
+        if let Some(guard) = sandbox.cut() {
+            guards.push(guard);
+            locks.push(lock);
+            cut.insert(id);
+        }
+    }
+    load_guards(host, &guards);
+    cut
 }
 
 /// Why a sandbox is looked at.
@@ -99,11 +140,12 @@ pub fn apply_desired(
     records: &SandboxRecords,
     desired: &Desired,
     cause: Cause<'_>,
+    before: Before,
     scan: Scan<'_>,
 ) -> Result<Applied, SandboxError> {
     let started = Instant::now();
     match Sandbox::open(host, records) {
-        Ok(mut sandbox) => carry_out(&mut sandbox, desired, cause, scan, started),
+        Ok(mut sandbox) => carry_out(&mut sandbox, desired, cause, before, scan, started),
         Err(error) => {
             log_failed(records, desired, &error);
             Err(error)
@@ -119,7 +161,7 @@ pub fn install(state: &StateDir, sandbox: &mut Sandbox<'_>) -> Result<(), Enforc
     if is_released(sandbox, &desired)? {
         sandbox.install()?;
     } else {
-        carry_out(sandbox, &desired, Cause::Asked, Scan::Sandbox, started)?;
+        carry_out(sandbox, &desired, Cause::Asked, Before::Unknown, Scan::Sandbox, started)?;
     }
     Ok(())
 }
@@ -128,10 +170,11 @@ fn carry_out(
     sandbox: &mut Sandbox<'_>,
     desired: &Desired,
     cause: Cause<'_>,
+    before: Before,
     scan: Scan<'_>,
     started: Instant,
 ) -> Result<Applied, SandboxError> {
-    let applied = sandbox.apply(desired, scan);
+    let applied = sandbox.apply(desired, before, scan);
     let records = sandbox.records();
     match &applied {
         Ok(applied) => log_applied(records, desired, applied, cause, started),
@@ -155,7 +198,7 @@ pub fn check(state: &StateDir, sandbox: &mut Sandbox<'_>) -> Result<Enforced, En
         let report = sandbox.verify(&desired, Scan::Sandbox)?;
         return Ok(Enforced { desired, report, is_new: false });
     }
-    let applied = carry_out(sandbox, &desired, Cause::Asked, Scan::Sandbox, started)?;
+    let applied = carry_out(sandbox, &desired, Cause::Asked, Before::Unknown, Scan::Sandbox, started)?;
     let is_new = applied.is_new_isolation(&desired);
     Ok(Enforced { desired, report: applied.report, is_new })
 }

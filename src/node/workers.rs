@@ -20,7 +20,7 @@ pub fn hold<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Work that waits for a thread.
+/// Work that waits for a thread. What was put off is done when nothing else waits.
 #[derive(Debug)]
 pub struct Queue<T> {
     state: Mutex<Waiting<T>>,
@@ -30,6 +30,7 @@ pub struct Queue<T> {
 #[derive(Debug)]
 struct Waiting<T> {
     work: VecDeque<T>,
+    put_off: VecDeque<T>,
     /// Whether more may come.
     is_open: bool,
 }
@@ -38,12 +39,15 @@ impl<T> Queue<T> {
     /// One that work can be put into for as long as it is there.
     #[must_use]
     pub fn open() -> Self {
-        Self { state: Mutex::new(Waiting { work: VecDeque::new(), is_open: true }), changed: Condvar::new() }
+        Self {
+            state: Mutex::new(Waiting { work: VecDeque::new(), put_off: VecDeque::new(), is_open: true }),
+            changed: Condvar::new(),
+        }
     }
 
     /// One that has all of its work.
     pub fn of(work: impl IntoIterator<Item = T>) -> Self {
-        let waiting = Waiting { work: work.into_iter().collect(), is_open: false };
+        let waiting = Waiting { work: work.into_iter().collect(), put_off: VecDeque::new(), is_open: false };
         Self { state: Mutex::new(waiting), changed: Condvar::new() }
     }
 
@@ -53,19 +57,34 @@ impl<T> Queue<T> {
         self.changed.notify_one();
     }
 
+    /// Puts work behind all that is not put off.
+    pub fn put_off(&self, work: T) {
+        hold(&self.state).put_off.push_back(work);
+        self.changed.notify_one();
+    }
+
     /// Does what is in it, piece by piece, in the calling thread; ends when nothing is left and nothing more can come.
     pub fn serve(&self, mut work: impl FnMut(T)) {
-        while let Some(next) = self.next() {
+        self.serve_many(1, |next| next.into_iter().for_each(&mut work));
+    }
+
+    /// The same with so many pieces at a time, where more than one waits; of those that were put off, one.
+    pub fn serve_many(&self, most: usize, mut work: impl FnMut(Vec<T>)) {
+        while let Some(next) = self.next(most) {
             work(next);
         }
     }
 
-    fn next(&self) -> Option<T> {
+    fn next(&self, most: usize) -> Option<Vec<T>> {
         let mut state = hold(&self.state);
         loop {
-            match state.work.pop_front() {
+            let count = state.work.len().min(most);
+            if count > 0 {
+                return Some(state.work.drain(..count).collect());
+            }
+            match state.put_off.pop_front() {
                 None if state.is_open => state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
-                next => return next,
+                next => return next.map(|next| vec![next]),
             }
         }
     }
@@ -110,6 +129,21 @@ mod tests {
         queue.serve(|number| done.push(number));
         assert_eq!(done, [1, 2, 3, 4]);
         queue.serve(|_| panic!("it was done before"));
+    }
+
+    #[test]
+    fn what_was_put_off_is_done_last_and_one_at_a_time() {
+        let queue = Queue::of([1, 2, 3]);
+        queue.put_off(8);
+        queue.put_off(9);
+        let mut done = Vec::new();
+        queue.serve_many(2, |some| {
+            if some == [1, 2] {
+                queue.push(4);
+            }
+            done.push(some);
+        });
+        assert_eq!(done, [vec![1, 2], vec![3, 4], vec![8], vec![9]]);
     }
 
     #[test]

@@ -26,7 +26,8 @@ use crate::model::verdict::Verdict;
 use crate::node::enforce::{self, EnforceError, Enforced, sentences};
 use crate::node::logging;
 use crate::node::sandbox::{
-    Sandbox, SandboxError, Scan, Side, pin_interfaces, remove_guard, remove_guards_of_nothing, remove_stale_guards,
+    Before, Sandbox, SandboxError, Scan, Side, pin_interfaces, remove_guard, remove_guards_of_nothing,
+    remove_stale_guards,
 };
 use crate::node::state::{StateDir, StateError};
 use crate::rules::containment::TABLE;
@@ -371,7 +372,7 @@ fn detach(state: &StateDir, attachment: &AttachmentId, said: &Pod) -> Result<(),
     };
     state.remove_record(attachment)?;
     let Some(mut host) = host else { return Ok(()) };
-    match enforce::apply(state, &mut host, &others.with_leaving(leaving), Scan::Sandbox) {
+    match enforce::apply(state, &mut host, &others.with_leaving(leaving), Before::Unknown, Scan::Sandbox) {
         Err(EnforceError::Sandbox(error)) if error.is_gone() => Ok(()),
         result => result.map(drop).map_err(Into::into),
     }

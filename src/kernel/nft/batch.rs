@@ -3,7 +3,7 @@
 use nix::errno::Errno;
 
 use crate::kernel::netlink::{NetlinkError, append_message, nest, put, put_text};
-use crate::rules::ruleset::{Chain, Family, Hook, Set, Table};
+use crate::rules::ruleset::{Chain, Family, Hook, Rule, Set, Table};
 
 use super::expression::{compile, encode};
 use super::{header, kernel};
@@ -140,21 +140,32 @@ impl Batch {
     /// Appends the rules of `chain` to it.
     pub fn add_rules(&mut self, table: &Table, chain: &Chain) {
         for rule in &chain.rules {
-            self.push(kernel::MSG_NEWRULE, CREATE | APPEND, "add a rule", table.family, |body| {
-                put_text(body, kernel::RULE_TABLE, table.name.as_bytes());
-                put_text(body, kernel::RULE_CHAIN, chain.name.as_bytes());
-                nest(body, kernel::RULE_EXPRESSIONS, |body| {
-                    for expression in compile(rule) {
-                        encode(body, &expression);
-                    }
-                });
-                if let Some(comment) = rule.comment {
-                    // nft's own form: type 0, length, text with its NUL.
-                    let length = u8::try_from(comment.len() + 1).unwrap_or_default();
-                    put(body, kernel::RULE_USERDATA, &[&[0, length][..], comment.as_bytes(), &[0]].concat());
+            self.push_rule(APPEND, table, chain, rule);
+        }
+    }
+
+    /// Puts rules, in this order, in front of all that a chain has.
+    pub fn insert_rules(&mut self, table: &Table, chain: &Chain, rules: &[Rule]) {
+        for rule in rules.iter().rev() {
+            self.push_rule(0, table, chain, rule);
+        }
+    }
+
+    fn push_rule(&mut self, place: u16, table: &Table, chain: &Chain, rule: &Rule) {
+        self.push(kernel::MSG_NEWRULE, CREATE | place, "add a rule", table.family, |body| {
+            put_text(body, kernel::RULE_TABLE, table.name.as_bytes());
+            put_text(body, kernel::RULE_CHAIN, chain.name.as_bytes());
+            nest(body, kernel::RULE_EXPRESSIONS, |body| {
+                for expression in compile(rule) {
+                    encode(body, &expression);
                 }
             });
-        }
+            if let Some(comment) = rule.comment {
+                // nft's own form: type 0, length, text with its NUL.
+                let length = u8::try_from(comment.len() + 1).unwrap_or_default();
+                put(body, kernel::RULE_USERDATA, &[&[0, length][..], comment.as_bytes(), &[0]].concat());
+            }
+        });
     }
 
     fn push(&mut self, kind: u16, flags: u16, what: &'static str, family: Family, write: impl FnOnce(&mut Vec<u8>)) {

@@ -282,6 +282,12 @@ impl LoadedTable {
         self.sets.iter().map(|set| &set.name[..])
     }
 
+    /// Whether these rules are all that a chain has.
+    #[must_use]
+    pub fn has_only(&self, chain: &str, rules: &[Rule]) -> bool {
+        self.chains.get(chain).is_some_and(|chain| chain.has_rules(rules))
+    }
+
     /// What the last rule of a chain, the drop, has seen.
     #[must_use]
     pub fn dropped(&self, chain: &str) -> Count {

@@ -4,6 +4,7 @@
 //! caller holds the sandbox's lock. The host guard comes before the pod-side rules when a sandbox is isolated, and goes
 //! after them when it is released: each stops everything by itself, so there is no half state in between.
 
+mod cut;
 mod guards;
 mod report;
 mod side;
@@ -13,6 +14,7 @@ mod transition;
 use nix::errno::Errno;
 use thiserror::Error;
 
+pub use cut::{Before, load_guards};
 pub use guards::{remove_guard, remove_guards_of_nothing, remove_stale_guards, standing_guards};
 pub use report::{Applied, Dependence, Deviation, Layer, Report};
 pub use side::Side;
@@ -140,22 +142,27 @@ impl<'a> Sandbox<'a> {
         self.records
     }
 
-    /// Brings it to what is wanted and reads it back.
+    /// Brings it to what is wanted and reads it back. One that is to be isolated, and was not, is cut off first; then what
+    /// its policy lets through is computed and loaded.
     ///
     /// # Errors
     /// [`SandboxError`]. Where a host guard is required and impossible, nothing was changed.
-    pub fn apply(&mut self, desired: &Desired, scan: Scan<'_>) -> Result<Applied, SandboxError> {
-        match self.apply_with(desired, EgressHook::Netdev) {
-            // No netdev egress hook (before 5.16): the kernel says so when the chain is added, and takes nothing.
-            Err(error) if is_unsupported(&error) => {
-                let (wanted, done) = self.apply_with(desired, EgressHook::Missing)?;
-                self.applied(desired, wanted, done, scan)
-            }
-            result => {
-                let (wanted, done) = result?;
-                self.applied(desired, wanted, done, scan)
-            }
+    pub fn apply(&mut self, desired: &Desired, before: Before, scan: Scan<'_>) -> Result<Applied, SandboxError> {
+        let was_isolated = match before {
+            Before::Cut => false,
+            Before::Unknown => self.is_isolated_in_part()?,
+        };
+        if before == Before::Unknown && desired.is_isolated() && !was_isolated {
+            let guard = self.cut();
+            load_guards(self.host, guard.as_slice());
         }
+        let done = match self.apply_with(desired, EgressHook::Netdev) {
+            // No netdev egress hook (before 5.16): the kernel says so when the chain is added, and takes nothing.
+            Err(error) if is_unsupported(&error) => self.apply_with(desired, EgressHook::Missing),
+            result => result,
+        };
+        let (wanted, done) = done?;
+        self.applied(desired, wanted, done, was_isolated, scan)
     }
 
     /// Puts the sleeping rules into a sandbox of which nothing is isolated. They are not read back: they do nothing
@@ -175,7 +182,7 @@ impl<'a> Sandbox<'a> {
 
     fn apply_with(&mut self, desired: &Desired, egress: EgressHook) -> Result<(Wanted, Done), SandboxError> {
         let mut wanted = self.wanted(desired, egress)?;
-        let mut done = Done { was_isolated: self.is_isolated_in_part()?, ..Done::default() };
+        let mut done = Done::default();
         if desired.is_isolated() {
             self.require_peers(&wanted)?;
             if let Some(guard) = &wanted.guard {
@@ -212,6 +219,7 @@ impl<'a> Sandbox<'a> {
         desired: &Desired,
         wanted: Wanted,
         done: Done,
+        was_isolated: bool,
         scan: Scan<'_>,
     ) -> Result<Applied, SandboxError> {
         let mut altered = Vec::new();
@@ -220,7 +228,7 @@ impl<'a> Sandbox<'a> {
             let differences = transition.differences.into_iter();
             altered.extend(differences.map(|(family, difference)| Deviation { layer, family, difference }));
         }
-        Ok(Applied { changed, was_isolated: done.was_isolated, altered, report: self.report(desired, wanted, scan)? })
+        Ok(Applied { changed, was_isolated, altered, report: self.report(desired, wanted, scan)? })
     }
 
     /// Reads it back and compares with what is wanted, changing nothing.
@@ -472,7 +480,6 @@ impl<'a> Sandbox<'a> {
 /// What was done on either side.
 #[derive(Debug, Default)]
 struct Done {
-    was_isolated: bool,
     pod: Transition,
     guard: Transition,
 }

@@ -122,8 +122,16 @@ fn change_in_place(batch: &mut Batch, table: &Table, loaded: &LoadedTable, diffe
             batch.add_chain(table, chain);
             batch.add_rules(table, chain);
         } else if differences.contains(&Difference::Rules(chain.name.clone())) {
-            batch.flush_chain(table.family, &table.name, chain.name.as_bytes());
-            batch.add_rules(table, chain);
+            match chain.rules.split_last() {
+                // The frame: what its drop has counted since the cut goes on to count.
+                Some((last, others)) if loaded.has_only(&chain.name, std::slice::from_ref(last)) => {
+                    batch.insert_rules(table, chain, others);
+                }
+                _ => {
+                    batch.flush_chain(table.family, &table.name, chain.name.as_bytes());
+                    batch.add_rules(table, chain);
+                }
+            }
         }
     }
     for set in stale {

@@ -224,6 +224,28 @@ pub fn guard(container_id: &ContainerId, policy: &Policy, ends: &[GuardedEnd], e
     Table { family: Family::Netdev, name: guard_table(container_id), dormant: false, sets, chains }
 }
 
+/// The host's end of an interface that a record speaks of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SealedEnd {
+    /// Its name on the host.
+    pub device: IfName,
+    /// The interface that it is the other end of.
+    pub interface: IfName,
+}
+
+/// The frame of a host guard: its chains and their final drops, which the rules of a policy are put in front of.
+#[must_use]
+pub fn sealed_guard(container_id: &ContainerId, ends: &[SealedEnd], egress: EgressHook) -> Table {
+    let mut chains = Vec::with_capacity(2 * ends.len());
+    for SealedEnd { device, interface } in ends {
+        if egress == EgressHook::Netdev {
+            chains.push(chain(format!("to-{interface}"), Hook::Egress(device.clone()), Vec::new()));
+        }
+        chains.push(chain(format!("from-{interface}"), Hook::Ingress(device.clone()), Vec::new()));
+    }
+    Table { family: Family::Netdev, name: guard_table(container_id), dormant: false, sets: Vec::new(), chains }
+}
+
 /// What the name of one of the guard's chains says: the interface that it is for, and, where no record speaks of it, the
 /// index of its end on the host.
 #[must_use]
