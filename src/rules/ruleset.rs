@@ -26,28 +26,75 @@ pub struct Table {
     pub name: String,
     /// Whether its chains are unhooked.
     pub dormant: bool,
-    /// Its sets. All of them are filled from the packet path.
+    /// Its sets.
     pub sets: Vec<Set>,
     /// Its chains, all of them base chains.
     pub chains: Vec<Chain>,
 }
 
-/// A set whose elements come from the packet path, with a time-out each.
+/// A set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Set {
     /// Its name.
     pub name: String,
     /// The fields of a key, in order.
     pub key: Vec<KeyType>,
-    /// Seconds after which an element goes that was not refreshed.
-    pub timeout: u32,
-    /// The most elements that it holds.
-    pub size: u32,
+    /// Where its elements come from.
+    pub content: Content,
+}
+
+/// Where the elements of a set come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Content {
+    /// From the packet path, with a time-out each.
+    Dynamic {
+        /// Seconds after which an element goes that was not refreshed.
+        timeout: u32,
+        /// The most elements that it holds.
+        size: u32,
+    },
+    /// From whoever made it. No two of them overlap: the kernel refuses that. The key has two fields at least, since the
+    /// kernel keeps ranges of a single one in another way.
+    Fixed(Vec<Ranges>),
+}
+
+/// An element of a set: for each field of the key the first and the last value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ranges(pub Vec<(Value, Value)>);
+
+impl Ranges {
+    /// Whether a key can be in both.
+    #[must_use]
+    pub fn overlaps(&self, other: &Self) -> bool {
+        self.0
+            .iter()
+            .zip(&other.0)
+            .all(|((first, last), (others_first, others_last))| **first <= **others_last && **others_first <= **last)
+    }
+}
+
+impl Set {
+    /// One that packets fill.
+    #[must_use]
+    pub fn dynamic(name: String, key: Vec<KeyType>, timeout: u32, size: u32) -> Self {
+        Self { name, key, content: Content::Dynamic { timeout, size } }
+    }
+
+    /// Its elements, where they are fixed.
+    #[must_use]
+    pub fn elements(&self) -> &[Ranges] {
+        match &self.content {
+            Content::Fixed(elements) => elements,
+            Content::Dynamic { .. } => &[],
+        }
+    }
 }
 
 /// The type of one field of a set's key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeyType {
+    /// An Ethernet address.
+    Ether,
     /// An IP protocol number.
     Protocol,
     /// An IPv4 address.
@@ -65,6 +112,7 @@ impl KeyType {
         match self {
             Self::Protocol => 1,
             Self::Port => 2,
+            Self::Ether => 6,
             Self::Ipv4 => 4,
             Self::Ipv6 => 16,
         }
@@ -72,10 +120,21 @@ impl KeyType {
 
     pub(super) fn as_str(self) -> &'static str {
         match self {
+            Self::Ether => "ether_addr",
             Self::Protocol => "inet_proto",
             Self::Ipv4 => "ipv4_addr",
             Self::Ipv6 => "ipv6_addr",
             Self::Port => "inet_service",
+        }
+    }
+
+    pub(super) fn notation(self) -> Notation {
+        match self {
+            Self::Ether => Notation::Mac,
+            Self::Protocol => Notation::Protocol,
+            Self::Ipv4 => Notation::Ipv4,
+            Self::Ipv6 => Notation::Ipv6,
+            Self::Port => Notation::Number,
         }
     }
 }

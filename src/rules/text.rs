@@ -26,9 +26,21 @@ impl fmt::Display for Table {
             let key: Vec<_> = set.key.iter().map(|field| field.as_str()).collect();
             writeln!(f, "\tset {} {{", set.name)?;
             writeln!(f, "\t\ttype {}", key.join(" . "))?;
-            writeln!(f, "\t\tsize {}", set.size)?;
-            writeln!(f, "\t\tflags dynamic,timeout")?;
-            writeln!(f, "\t\ttimeout {}s", set.timeout)?;
+            match &set.content {
+                Content::Dynamic { timeout, size } => {
+                    writeln!(f, "\t\tsize {size}")?;
+                    writeln!(f, "\t\tflags dynamic,timeout")?;
+                    writeln!(f, "\t\ttimeout {timeout}s")?;
+                }
+                Content::Fixed(elements) => {
+                    writeln!(f, "\t\tflags interval")?;
+                    for (index, ranges) in elements.iter().enumerate() {
+                        let before = if index == 0 { "elements = {" } else { "            " };
+                        let after = if index + 1 == elements.len() { " }" } else { "," };
+                        writeln!(f, "\t\t{before} {}{after}", Fields(&set.key, ranges))?;
+                    }
+                }
+            }
             writeln!(f, "\t}}")?;
         }
         for chain in &self.chains {
@@ -127,6 +139,24 @@ impl fmt::Display for Key<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names: Vec<_> = self.0.iter().map(|field| field.text().0).collect();
         f.write_str(&names.join(" . "))
+    }
+}
+
+/// An element as nft writes it.
+struct Fields<'a>(&'a [KeyType], &'a Ranges);
+
+impl fmt::Display for Fields<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(key, Ranges(ranges)) = self;
+        for (index, (field, (first, last))) in key.iter().zip(ranges).enumerate() {
+            let value = |bytes| Written(field.notation(), bytes);
+            f.write_str(if index == 0 { "" } else { " . " })?;
+            match first == last {
+                true => write!(f, "{}", value(first))?,
+                false => write!(f, "{}-{}", value(first), value(last))?,
+            }
+        }
+        Ok(())
     }
 }
 

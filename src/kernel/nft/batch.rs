@@ -3,7 +3,7 @@
 use nix::errno::Errno;
 
 use crate::kernel::netlink::{NetlinkError, append_message, nest, put, put_text};
-use crate::rules::ruleset::{Chain, Family, Hook, Rule, Set, Table};
+use crate::rules::ruleset::{Chain, Content, Family, Hook, Ranges, Rule, Set, Table};
 
 use super::expression::{compile, encode};
 use super::{header, kernel};
@@ -12,6 +12,9 @@ const REQUEST: u16 = 1;
 const ACKNOWLEDGE: u16 = 4;
 const CREATE: u16 = 0x400;
 const APPEND: u16 = 0x800;
+
+/// An attribute is no longer than 64 KiB.
+const ELEMENTS_AT_ONCE: usize = 256;
 
 /// Changes that the kernel takes whole or not at all.
 ///
@@ -79,13 +82,47 @@ impl Batch {
         self.push(kernel::MSG_NEWSET, CREATE, "add a set", table.family, |body| {
             put_text(body, kernel::SET_TABLE, table.name.as_bytes());
             put_text(body, kernel::SET_NAME, set.name.as_bytes());
-            put(body, kernel::SET_FLAGS, &kernel::SET_TIMEOUT_AND_EVAL.to_be_bytes());
+            put(body, kernel::SET_FLAGS, &set_flags(set).to_be_bytes());
             put(body, kernel::SET_KEY_TYPE, &key_type(set).to_be_bytes());
             put(body, kernel::SET_KEY_LEN, &key_length(set).to_be_bytes());
             put(body, kernel::SET_ID, &id.to_be_bytes());
-            nest(body, kernel::SET_DESC, |body| put(body, kernel::SET_DESC_SIZE, &set.size.to_be_bytes()));
-            put(body, kernel::SET_TIMEOUT, &milliseconds(set).to_be_bytes());
+            match &set.content {
+                Content::Dynamic { size, .. } => {
+                    nest(body, kernel::SET_DESC, |body| put(body, kernel::SET_DESC_SIZE, &size.to_be_bytes()));
+                    put(body, kernel::SET_TIMEOUT, &milliseconds(set).to_be_bytes());
+                }
+                Content::Fixed(_) => nest(body, kernel::SET_DESC, |body| {
+                    nest(body, kernel::SET_DESC_CONCAT, |body| {
+                        for field in &set.key {
+                            let length = u32::try_from(field.length()).unwrap_or_default();
+                            nest(body, kernel::LIST_ELEM, |body| {
+                                put(body, kernel::SET_FIELD_LEN, &length.to_be_bytes());
+                            });
+                        }
+                    });
+                }),
+            }
         });
+        self.add_elements(table, set);
+    }
+
+    /// Adds the elements of a set, where they are fixed.
+    pub fn add_elements(&mut self, table: &Table, set: &Set) {
+        for some in set.elements().chunks(ELEMENTS_AT_ONCE) {
+            self.push(kernel::MSG_NEWSETELEM, CREATE, "add elements to a set", table.family, |body| {
+                put_text(body, kernel::SET_ELEM_LIST_TABLE, table.name.as_bytes());
+                put_text(body, kernel::SET_ELEM_LIST_SET, set.name.as_bytes());
+                nest(body, kernel::SET_ELEM_LIST_ELEMENTS, |body| {
+                    for element in some {
+                        let [first, last] = key_bytes(element);
+                        nest(body, kernel::LIST_ELEM, |body| {
+                            nest(body, kernel::SET_ELEM_KEY, |body| put(body, kernel::DATA_VALUE, &first));
+                            nest(body, kernel::SET_ELEM_KEY_END, |body| put(body, kernel::DATA_VALUE, &last));
+                        });
+                    }
+                });
+            });
+        }
     }
 
     /// Takes all elements out of a set.
@@ -223,6 +260,7 @@ pub(super) fn key_type(set: &Set) -> u32 {
             | match field {
                 KeyType::Ipv4 => 7,
                 KeyType::Ipv6 => 8,
+                KeyType::Ether => 9,
                 KeyType::Protocol => 12,
                 KeyType::Port => 13,
             }
@@ -238,5 +276,27 @@ pub(super) fn key_length(set: &Set) -> u32 {
 }
 
 pub(super) fn milliseconds(set: &Set) -> u64 {
-    u64::from(set.timeout) * 1000
+    match set.content {
+        Content::Dynamic { timeout, .. } => u64::from(timeout) * 1000,
+        Content::Fixed(_) => 0,
+    }
+}
+
+pub(super) fn set_flags(set: &Set) -> u32 {
+    match set.content {
+        Content::Dynamic { .. } => kernel::SET_TIMEOUT_AND_EVAL,
+        Content::Fixed(_) => kernel::SET_RANGES,
+    }
+}
+
+/// The first and the last key of an element, each field padded as it is in registers.
+pub(super) fn key_bytes(Ranges(fields): &Ranges) -> [Vec<u8>; 2] {
+    let mut keys = [Vec::new(), Vec::new()];
+    for (first, last) in fields {
+        for (key, value) in keys.iter_mut().zip([first, last]) {
+            key.extend_from_slice(value);
+            key.resize(key.len().next_multiple_of(4), 0);
+        }
+    }
+    keys
 }

@@ -19,6 +19,7 @@ pub(super) const MSG_DELRULE: u16 = libc::NFT_MSG_DELRULE as u16;
 pub(super) const MSG_NEWSET: u16 = libc::NFT_MSG_NEWSET as u16;
 pub(super) const MSG_GETSET: u16 = libc::NFT_MSG_GETSET as u16;
 pub(super) const MSG_DELSET: u16 = libc::NFT_MSG_DELSET as u16;
+pub(super) const MSG_NEWSETELEM: u16 = libc::NFT_MSG_NEWSETELEM as u16;
 pub(super) const MSG_GETSETELEM: u16 = libc::NFT_MSG_GETSETELEM as u16;
 pub(super) const MSG_DELSETELEM: u16 = libc::NFT_MSG_DELSETELEM as u16;
 pub(super) const MSG_NEWGEN: u16 = libc::NFT_MSG_NEWGEN as u16;
@@ -56,12 +57,17 @@ pub(super) const SET_DESC: u16 = 9;
 pub(super) const SET_ID: u16 = 10;
 pub(super) const SET_TIMEOUT: u16 = 11;
 pub(super) const SET_DESC_SIZE: u16 = 1;
+pub(super) const SET_DESC_CONCAT: u16 = 2;
+pub(super) const SET_FIELD_LEN: u16 = 1;
 pub(super) const SET_TIMEOUT_AND_EVAL: u32 = (libc::NFT_SET_TIMEOUT | libc::NFT_SET_EVAL) as u32;
+/// With the flag for concatenated ranges (Linux 5.7), which libc lacks.
+pub(super) const SET_RANGES: u32 = libc::NFT_SET_INTERVAL as u32 | 0x80;
 pub(super) const SET_ELEM_LIST_TABLE: u16 = 1;
 pub(super) const SET_ELEM_LIST_SET: u16 = 2;
 pub(super) const SET_ELEM_LIST_ELEMENTS: u16 = 3;
 pub(super) const SET_ELEM_KEY: u16 = 1;
 pub(super) const SET_ELEM_EXPR: u16 = 7;
+pub(super) const SET_ELEM_KEY_END: u16 = 10;
 
 pub(super) const LIST_ELEM: u16 = 1;
 

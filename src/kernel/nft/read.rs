@@ -8,9 +8,9 @@ use nix::errno::Errno;
 use crate::kernel::netlink::{NetlinkError, attribute, attributes, be32, put_text, text};
 use crate::model::difference::Difference;
 use crate::model::names::IfName;
-use crate::rules::ruleset::{Chain, Family, Hook, KeyType, NETDEV_PRIORITY, Rule, Set, Table};
+use crate::rules::ruleset::{Chain, Content, Family, Hook, KeyType, NETDEV_PRIORITY, Rule, Set, Table};
 
-use super::batch::{hook_number, key_length, key_type, milliseconds};
+use super::batch::{hook_number, key_bytes, key_length, key_type, milliseconds, set_flags};
 use super::expression::{Count, Expression, compile, count, decode};
 use super::{Nft, header, kernel};
 
@@ -39,6 +39,8 @@ struct LoadedSet {
     key_length: u32,
     timeout: u64,
     size: u32,
+    /// First and last key of each, sorted; of a set that packets fill, none.
+    elements: Vec<[Vec<u8>; 2]>,
 }
 
 #[derive(Debug)]
@@ -110,6 +112,12 @@ impl Nft {
         let Some((flags, objects)) = self.read_flags(family, &wanted.name)? else { return Ok(None) };
         let body = named(family, &[(kernel::SET_TABLE, name)]);
         let sets = self.socket.dump("read sets", kernel::SUBSYSTEM | kernel::MSG_GETSET, &body, read_set);
+        let mut sets = absent_as_none(sets)?.unwrap_or_default();
+        for set in wanted.sets.iter().filter(|set| !set.elements().is_empty()) {
+            if let Some(loaded) = sets.iter_mut().find(|loaded| loaded.name == set.name.as_bytes()) {
+                loaded.elements = self.fixed_elements(wanted, set)?;
+            }
+        }
         let mut chains = BTreeMap::new();
         // Chain by chain: the kernel's dump is of all chains of the netns, and on a node that is every guard's.
         for chain in &wanted.chains {
@@ -142,7 +150,7 @@ impl Nft {
             dormant: flags & kernel::TABLE_F_DORMANT != 0,
             foreign_flags: flags & !kernel::TABLE_F_DORMANT != 0,
             objects,
-            sets: absent_as_none(sets)?.unwrap_or_default(),
+            sets,
             chains,
             others,
         }))
@@ -186,6 +194,19 @@ impl Nft {
             let base = read_chain(chain);
             (base.priority <= NETDEV_PRIORITY).then_some(ChainInFront { table, devices: base.devices })
         })
+    }
+
+    /// The elements of a set that whoever made it put into it, sorted.
+    fn fixed_elements(&mut self, table: &Table, set: &Set) -> Result<Vec<[Vec<u8>; 2]>, NetlinkError> {
+        let names = [(kernel::SET_ELEM_LIST_TABLE, &table.name), (kernel::SET_ELEM_LIST_SET, &set.name)];
+        let body = named(table.family, &names.map(|(kind, name)| (kind, name.as_bytes())));
+        let lists = self.socket.dump("read a set", kernel::SUBSYSTEM | kernel::MSG_GETSETELEM, &body, |payload| {
+            let list = attribute(behind_header(payload), kernel::SET_ELEM_LIST_ELEMENTS)?;
+            Some(attributes(list).filter_map(|(_, element)| read_range(element)).collect::<Vec<_>>())
+        });
+        let mut elements = absent_as_none(lists)?.unwrap_or_default().concat();
+        elements.sort_unstable();
+        Ok(elements)
     }
 
     /// The elements of a set, none where the set is not there.
@@ -236,10 +257,17 @@ impl LoadedTable {
         differences
     }
 
-    /// Whether this very set is in it.
+    /// Whether this very set is in it, with its elements where they are fixed.
     #[must_use]
     pub fn has_set(&self, set: &Set) -> bool {
         self.sets.contains(&LoadedSet::wanted(set))
+    }
+
+    /// Whether this set is in it, whatever its elements are.
+    #[must_use]
+    pub fn has_set_like(&self, set: &Set) -> bool {
+        let wanted = LoadedSet::wanted(set);
+        self.sets.iter().any(|loaded| loaded.is_like(&wanted))
     }
 
     /// Whether a set of this name is in it.
@@ -320,12 +348,25 @@ impl LoadedSet {
     fn wanted(set: &Set) -> Self {
         Self {
             name: set.name.clone().into_bytes(),
-            flags: kernel::SET_TIMEOUT_AND_EVAL,
+            flags: set_flags(set),
             key_type: key_type(set),
             key_length: key_length(set),
             timeout: milliseconds(set),
-            size: set.size,
+            size: match set.content {
+                Content::Dynamic { size, .. } => size,
+                Content::Fixed(_) => 0,
+            },
+            elements: {
+                let mut elements: Vec<_> = set.elements().iter().map(key_bytes).collect();
+                elements.sort_unstable();
+                elements
+            },
         }
+    }
+
+    fn is_like(&self, other: &Self) -> bool {
+        let all = |set: &Self| (set.flags, set.key_type, set.key_length, set.timeout, set.size);
+        self.name == other.name && all(self) == all(other)
     }
 }
 
@@ -364,7 +405,16 @@ fn read_set(payload: &[u8]) -> Option<LoadedSet> {
             .and_then(|description| attribute(description, kernel::SET_DESC_SIZE))
             .and_then(be32)
             .unwrap_or(0),
+        elements: Vec::new(),
     })
+}
+
+/// The first and the last key of an element of a set of ranges.
+fn read_range(element: &[u8]) -> Option<[Vec<u8>; 2]> {
+    let key = |kind| Some(attribute(attribute(element, kind)?, kernel::DATA_VALUE)?.to_vec());
+    let first = key(kernel::SET_ELEM_KEY)?;
+    let last = key(kernel::SET_ELEM_KEY_END).unwrap_or_else(|| first.clone());
+    Some([first, last])
 }
 
 fn read_chain(chain: &[u8]) -> BaseChain {

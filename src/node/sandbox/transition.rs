@@ -75,7 +75,7 @@ pub(super) fn reconcile_compared(
         if wakes && !cuts_first {
             // Flows of an earlier isolation are not open in this one.
             if is_as_wanted {
-                for set in &table.sets {
+                for set in table.sets.iter().filter(|set| set.elements().is_empty()) {
                     wake.flush_set(table.family, &table.name, &set.name);
                 }
             }
@@ -106,7 +106,7 @@ fn change_in_place(batch: &mut Batch, table: &Table, loaded: &LoadedTable, diffe
     // Sets of another policy's flows are what is foreign after a change of policy, and can go; anything else is not ours.
     let stale = loaded.other_sets(table, is_flow_set);
     let foreign = differences.contains(&Difference::Foreign) && loaded.surplus(table) != stale.len();
-    let in_the_way = table.sets.iter().any(|set| loaded.has_set_named(&set.name) && !loaded.has_set(set))
+    let in_the_way = table.sets.iter().any(|set| loaded.has_set_named(&set.name) && !loaded.has_set_like(set))
         || table.chains.iter().any(|chain| {
             differences.contains(&Difference::Chain(chain.name.clone())) && loaded.has_chain_named(&chain.name)
         });
@@ -115,7 +115,12 @@ fn change_in_place(batch: &mut Batch, table: &Table, loaded: &LoadedTable, diffe
         return;
     }
     for set in table.sets.iter().filter(|set| !loaded.has_set(set)) {
-        batch.add_set(table, set);
+        if loaded.has_set_like(set) {
+            batch.flush_set(table.family, &table.name, &set.name);
+            batch.add_elements(table, set);
+        } else {
+            batch.add_set(table, set);
+        }
     }
     for chain in &table.chains {
         if differences.contains(&Difference::Chain(chain.name.clone())) {

@@ -5,9 +5,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnetwork::IpNetwork;
 
 use crate::model::names::{Mac, SandboxInterface};
-use crate::model::policy::{Allow, Direction, Policy, Ports, Probes, Protocol};
-use crate::rules::ruleset::{Field, Meta, Rule, Statement, TCP_ACK, TCP_RST, Test};
+use crate::model::policy::{Policy, Ports, Probes, Protocol};
+use crate::rules::ruleset::{Field, Meta, Rule, Set, Statement, TCP_ACK, TCP_RST, Test};
 
+use super::allowed::AllowList;
 use super::hops::{Hop, all_hops, hops_to, probe_sources};
 use super::words::*;
 use crate::model::record::NodeOnLink;
@@ -23,27 +24,41 @@ const ICMP6: u8 = 58;
 const SOLICITATION: u8 = 135;
 const ADVERTISEMENT: u8 = 136;
 
-/// Inbound and outbound rules of one interface, without the last drop.
+/// What an interface's chains hold, without the last drop.
+#[derive(Default)]
+pub(super) struct Compiled {
+    pub(super) inbound: Vec<Rule>,
+    pub(super) outbound: Vec<Rule>,
+    /// Those that the rules look packets up in.
+    pub(super) sets: Vec<Set>,
+}
+
+/// The rules of one interface.
 pub(super) fn interface_rules(
     policy: &Policy,
     flows: &FlowSets,
     interface: &GuardedInterface,
     place: Place,
-) -> (Vec<Rule>, Vec<Rule>) {
-    let (mut inbound, mut outbound) = (Vec::new(), Vec::new());
+) -> Compiled {
+    let mut compiled = Compiled::default();
     if let Some((identity, node)) = interface.known.as_ref().filter(|_| lets_network_through(policy)) {
         let view = View { place, identity, node, hops: all_hops(policy, identity, node) };
+        let allowed = [false, true].map(|v6| AllowList::of(&view, &policy.allow, v6, flows));
         for &own in &identity.addresses {
             let v6 = own.is_ipv6();
             if !is_link_local(&own) {
-                view.allow_rules(&policy.allow, own, &flows.allowed(v6), &mut inbound, &mut outbound);
-                view.probe_rules(&policy.probes, own, &flows.probes(v6), &mut inbound, &mut outbound);
+                if let Some(allowed) = &allowed[usize::from(v6)] {
+                    allowed.rules(&view, own, &mut compiled);
+                }
+                let (inbound, outbound) = (&mut compiled.inbound, &mut compiled.outbound);
+                view.probe_rules(&policy.probes, own, &flows.probes(v6), inbound, outbound);
             }
-            view.neighbour_rules(own, &mut inbound, &mut outbound);
+            view.neighbour_rules(own, &mut compiled.inbound, &mut compiled.outbound);
         }
+        compiled.sets = allowed.into_iter().flatten().flat_map(AllowList::sets).collect();
     }
-    outbound.extend(attempt_rules(place));
-    (inbound, outbound)
+    compiled.outbound.extend(attempt_rules(place));
+    compiled
 }
 
 /// Ingress rules for kernels without an egress hook: ARP as always; IP goes on to the inet chains, which hold the
@@ -64,15 +79,15 @@ pub(super) fn link_rules(policy: &Policy, interface: &GuardedInterface) -> Vec<R
 }
 
 /// One interface, seen from the place where the rules stand.
-struct View<'a> {
-    place: Place,
-    identity: &'a SandboxInterface,
+pub(super) struct View<'a> {
+    pub(super) place: Place,
+    pub(super) identity: &'a SandboxInterface,
     node: &'a NodeOnLink,
     hops: Vec<Hop>,
 }
 
 /// A peer's station did not answer.
-struct Silent;
+pub(super) struct Silent;
 
 impl View<'_> {
     /// How much longer a frame is than its packet, inbound and outbound: a packet has its Ethernet header on it
@@ -92,12 +107,12 @@ impl View<'_> {
         }
     }
 
-    fn sees_frames(&self) -> bool {
+    pub(super) fn sees_frames(&self) -> bool {
         self.place != Place::PodInet
     }
 
     /// What a packet to the pod's address `own` begins with; `sender` is the Ethernet address that it must come from.
-    fn sent_to(&self, own: IpAddr, sender: Option<Mac>) -> Vec<Statement> {
+    pub(super) fn sent_to(&self, own: IpAddr, sender: Option<Mac>) -> Vec<Statement> {
         let (_, destination) = address_fields(own.is_ipv6());
         let sender = sender.filter(|_| self.sees_frames()).map(|mac| is(Field::EtherSource, mac.0));
         let packet = [self.family(own.is_ipv6()), is(destination, octets(own))];
@@ -106,10 +121,18 @@ impl View<'_> {
 
     /// What a packet from the pod's address `own` begins with: its own Ethernet address, and the one that it must go
     /// to, where that is known; else at least one station alone.
-    fn sent_by(&self, own: IpAddr, receiver: Option<Mac>) -> Vec<Statement> {
+    pub(super) fn sent_by(&self, own: IpAddr, receiver: Option<Mac>) -> Vec<Statement> {
+        let receiver =
+            self.sees_frames().then(|| receiver.map_or_else(unicast, |mac| is(Field::EtherDestination, mac.0)));
+        receiver.into_iter().chain(self.sent_by_anywhere(own)).collect()
+    }
+
+    /// The same, whatever station it goes to.
+    pub(super) fn sent_by_anywhere(&self, own: IpAddr) -> Vec<Statement> {
         let (source, _) = address_fields(own.is_ipv6());
+        let sender = self.identity.mac.filter(|_| self.sees_frames()).map(|mac| is(Field::EtherSource, mac.0));
         let packet = [self.family(own.is_ipv6()), is(source, octets(own))];
-        self.ether_addresses(receiver).into_iter().chain(packet).collect()
+        sender.into_iter().chain(packet).collect()
     }
 
     fn ether_addresses(&self, receiver: Option<Mac>) -> Vec<Statement> {
@@ -212,83 +235,10 @@ impl View<'_> {
         statements
     }
 
-    /// Flows that the policy allows between the pod's address `own` and its peers.
-    fn allow_rules(&self, allow: &[Allow], own: IpAddr, set: &str, inbound: &mut Vec<Rule>, outbound: &mut Vec<Rule>) {
-        let v6 = own.is_ipv6();
-        let allow: Vec<_> = allow.iter().filter(|allow| allow.peer.is_ipv6() == v6).collect();
-        if allow.is_empty() {
-            return;
-        }
-        for allow in &allow {
-            let flow = |mut statements: Vec<Statement>, key| {
-                statements.extend(of_flow(v6, allow.protocol));
-                statements.push(Statement::Lookup(key, set.to_owned()));
-                statements.extend(open_flow(key, set));
-                Rule::new(statements).comment("allowed flow")
-            };
-            if self.place != Place::HostIngress {
-                push_new(inbound, flow(self.sent_to(own, None), inbound_key(v6)));
-            }
-            // Each peer's flows go to its own next hop: together they could go to each other's.
-            if let Ok(receiver) = self.receiver_for(allow.peer) {
-                let mut statements = self.sent_by(own, receiver);
-                statements.extend(to_peer(allow.peer));
-                push_new(outbound, flow(statements, outbound_key(v6)));
-            }
-        }
-        for allow in &allow {
-            for &range in allow.ports.ranges() {
-                let statements = match allow.direction {
-                    Direction::Egress => {
-                        let Ok(receiver) = self.receiver_for(allow.peer) else { continue };
-                        let mut statements = self.sent_by(own, receiver);
-                        statements.extend(to_peer(allow.peer));
-                        statements.extend(opening(v6, allow.protocol, range));
-                        statements.extend(open_flow(outbound_key(v6), set));
-                        outbound.push(Rule::new(statements).comment("allowed"));
-                        continue;
-                    }
-                    Direction::Ingress if self.place == Place::HostIngress => {
-                        outbound.extend(self.stateless_answers(allow, own, range));
-                        continue;
-                    }
-                    Direction::Ingress => {
-                        let mut statements = self.sent_to(own, None);
-                        statements.extend(from_peer(allow.peer));
-                        statements.extend(opening(v6, allow.protocol, range));
-                        statements.extend(open_flow(inbound_key(v6), set));
-                        statements
-                    }
-                };
-                inbound.push(Rule::new(statements).comment("allowed"));
-            }
-        }
-    }
-
-    /// What the pod may answer to an allowed peer, where nothing sees what the peer sends.
-    fn stateless_answers(&self, allow: &Allow, own: IpAddr, range: (u16, u16)) -> Vec<Rule> {
-        let flags = match allow.protocol {
-            Protocol::Tcp => vec![Some(TCP_ACK), Some(TCP_RST)],
-            Protocol::Udp => vec![None],
-        };
-        let Ok(receiver) = self.receiver_for(allow.peer) else { return Vec::new() };
-        let rule = |flag: Option<u8>| {
-            let mut statements = self.sent_by(own, receiver);
-            statements.extend(to_peer(allow.peer));
-            statements.push(is(protocol_field(own.is_ipv6()), [allow.protocol.number()]));
-            statements.push(in_ports(Field::SourcePort, range));
-            statements
-                .extend(flag.map(|flag| Statement::Match(Field::TcpFlags, Test::Masked([flag].into(), [flag].into()))));
-            statements.push(Statement::Accept);
-            Rule::new(statements).comment("answer to an allowed peer")
-        };
-        flags.into_iter().map(rule).collect()
-    }
-
     /// The Ethernet address that packets to a peer must go to, where all of its next hops have one and the same; any
     /// one station where that cannot be known. `Err` where the peer's station was asked for and did not answer: then
     /// nothing may leave for it, since whoever got it would be somebody else.
-    fn receiver_for(&self, peer: IpNetwork) -> Result<Option<Mac>, Silent> {
+    pub(super) fn receiver_for(&self, peer: IpNetwork) -> Result<Option<Mac>, Silent> {
         let hops = hops_to(peer, self.identity, self.node);
         if !hops.is_empty() && hops.iter().all(|hop| hop.is_silent) {
             return Err(Silent);

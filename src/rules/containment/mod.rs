@@ -12,6 +12,7 @@
 //! What passes is bound to its sender and its receiver down to the Ethernet address: on a bridge, a packet that is
 //! allowed by its IP header would else reach whichever neighbour its Ethernet header names.
 
+mod allowed;
 mod hops;
 mod interface;
 #[cfg(test)]
@@ -24,11 +25,12 @@ pub use hops::neighbours_needed;
 
 use crate::model::fingerprint::fingerprint;
 use crate::model::names::{ContainerId, IfName, SandboxInterface};
-use crate::model::policy::{Allow, Direction, Policy, Probes, Protocol};
+use crate::model::policy::{Policy, Probes, Protocol};
 use crate::model::record::NodeOnLink;
 use crate::rules::ruleset::{Chain, Family, Field, Hook, KeyType, Meta, Rule, Set, Statement, Table, Test};
 
-use interface::{interface_rules, link_rules};
+use allowed::Uncounted;
+use interface::{Compiled, interface_rules, link_rules};
 use words::*;
 
 /// The name of the pod-side tables.
@@ -49,6 +51,13 @@ const PROBE_FLOWS: &str = "probes";
 /// Flows of probes for which [`PROBE_FLOWS`] has no room.
 const BURST_FLOWS: &str = "burst";
 const ALLOWED_FLOWS: &str = "flows";
+/// The sets of an allow-list; `4-` or `6-`, the interface and the policy's fingerprint follow.
+const PEERS: &str = "peers";
+const EGRESS_PEERS: &str = "egress";
+/// Those whose station is not known.
+const PEERS_ON_LINK: &str = "peers-on-link";
+const EGRESS_ON_LINK: &str = "egress-on-link";
+const INGRESS_PEERS: &str = "ingress";
 /// Sets that hold nothing: what they are for is in their names.
 const STRAYED: &str = "strayed-";
 /// Seconds that a flow lives on without a packet.
@@ -137,8 +146,11 @@ pub fn pod_tables(policy: &Policy, interfaces: &[GuardedInterface], egress: Egre
             netdev.sets = flows.sets();
             netdev.sets.extend(attempt_sets());
             netdev.sets.extend(neighbour_sets());
+            let uncounted = Uncounted::of(&policy.allow, &flows);
+            inet.sets.extend(uncounted.sets);
             for interface in interfaces {
-                let (inbound, outbound) = interface_rules(policy, &flows, interface, Place::Pod);
+                let Compiled { inbound, outbound, sets } = interface_rules(policy, &flows, interface, Place::Pod);
+                netdev.sets.extend(sets);
                 let name = &interface.name;
                 netdev.chains.push(chain(format!("ingress-{name}"), Hook::Ingress(name.clone()), inbound));
                 netdev.chains.push(chain(format!("egress-{name}"), Hook::Egress(name.clone()), outbound));
@@ -146,7 +158,7 @@ pub fn pod_tables(policy: &Policy, interfaces: &[GuardedInterface], egress: Egre
                     [Meta::Iifname(name.clone()), Meta::Oifname(name.clone())].map(Statement::Meta);
                 input.push(Rule::new(vec![incoming, Statement::Accept]));
                 // Counted before the neighbour is resolved, dropped behind it: a drop here would be told to the sender.
-                let counted = policy.allow.iter().flat_map(uncounted_rules).chain(attempt_rules(Place::PodInet));
+                let counted = uncounted.rules.iter().cloned().chain(attempt_rules(Place::PodInet));
                 output.extend(counted.map(|rule| on(&outgoing, rule)));
                 output.push(Rule::new(vec![outgoing, Statement::Accept]));
             }
@@ -162,7 +174,8 @@ pub fn pod_tables(policy: &Policy, interfaces: &[GuardedInterface], egress: Egre
                     Hook::Ingress(name.clone()),
                     link_rules(policy, interface),
                 ));
-                let (inbound, outbound) = interface_rules(policy, &flows, interface, Place::PodInet);
+                let Compiled { inbound, outbound, sets } = interface_rules(policy, &flows, interface, Place::PodInet);
+                inet.sets.extend(sets);
                 input.extend(inbound.into_iter().map(|rule| on(&incoming, rule)));
                 output.extend(outbound.into_iter().map(|rule| on(&outgoing, rule)));
             }
@@ -215,11 +228,12 @@ pub fn guard(container_id: &ContainerId, policy: &Policy, ends: &[GuardedEnd], e
             EgressHook::Netdev => Place::Host,
             EgressHook::Missing => Place::HostIngress,
         };
-        let (inbound, outbound) = interface_rules(policy, &flows, interface, place);
+        let compiled = interface_rules(policy, &flows, interface, place);
+        sets.extend(compiled.sets);
         if egress == EgressHook::Netdev {
-            chains.push(chain(format!("to-{name}"), Hook::Egress(device.clone()), inbound));
+            chains.push(chain(format!("to-{name}"), Hook::Egress(device.clone()), compiled.inbound));
         }
-        chains.push(chain(format!("from-{name}"), Hook::Ingress(device.clone()), outbound));
+        chains.push(chain(format!("from-{name}"), Hook::Ingress(device.clone()), compiled.outbound));
     }
     Table { family: Family::Netdev, name: guard_table(container_id), dormant: false, sets, chains }
 }
@@ -259,12 +273,7 @@ pub fn guarded_by(chain: &str) -> Option<(&str, Option<u32>)> {
 /// What the guard remembers an end by that it was hooked on by a name which the end has no more: a set that nothing is put into.
 #[must_use]
 pub fn strayed_set(interface: &IfName, index: u32, device: &IfName) -> Set {
-    Set {
-        name: format!("{STRAYED}{interface}/{index}/{device}"),
-        key: vec![KeyType::Port],
-        timeout: STRAY_TIMEOUT,
-        size: 1,
-    }
+    Set::dynamic(format!("{STRAYED}{interface}/{index}/{device}"), vec![KeyType::Port], STRAY_TIMEOUT, 1)
 }
 
 /// What the name of such a set says: the sandbox's interface, the index of its end on the host, and the name of that end then.
@@ -310,11 +319,9 @@ impl FlowSets {
     }
 
     fn sets(&self) -> Vec<Set> {
-        let set = |name, v6, timeout| Set {
-            name,
-            key: vec![KeyType::Protocol, address_type(v6), KeyType::Port, KeyType::Port],
-            timeout,
-            size: FLOWS_MAX,
+        let set = |name, v6, timeout| {
+            let key = vec![KeyType::Protocol, address_type(v6), KeyType::Port, KeyType::Port];
+            Set::dynamic(name, key, timeout, FLOWS_MAX)
         };
         let mut sets = Vec::new();
         for v6 in [false, true] {
@@ -336,7 +343,9 @@ pub fn is_flow_set(name: &[u8]) -> bool {
     let is_of = |kind: &str| {
         name.strip_prefix(kind.as_bytes()).is_some_and(|rest| rest.starts_with(b"4-") || rest.starts_with(b"6-"))
     };
-    is_strayed_set(name) || is_of(PROBE_FLOWS) || is_of(BURST_FLOWS) || is_of(ALLOWED_FLOWS)
+    let kinds =
+        [PROBE_FLOWS, BURST_FLOWS, ALLOWED_FLOWS, PEERS, EGRESS_PEERS, INGRESS_PEERS, PEERS_ON_LINK, EGRESS_ON_LINK];
+    is_strayed_set(name) || kinds.into_iter().any(is_of)
 }
 
 fn lets_network_through(policy: &Policy) -> bool {
@@ -352,11 +361,8 @@ fn family_suffix(v6: bool) -> char {
 }
 
 fn attempt_sets() -> Vec<Set> {
-    let set = |name: &str, v6, key: &[KeyType]| Set {
-        name: format!("{name}{}", family_suffix(v6)),
-        key: key.to_vec(),
-        timeout: ATTEMPT_TIMEOUT,
-        size: ATTEMPTS_MAX,
+    let set = |name: &str, v6, key: &[KeyType]| {
+        Set::dynamic(format!("{name}{}", family_suffix(v6)), key.to_vec(), ATTEMPT_TIMEOUT, ATTEMPTS_MAX)
     };
     [false, true]
         .into_iter()
@@ -375,11 +381,8 @@ fn neighbour_sets() -> impl Iterator<Item = Set> {
 }
 
 fn address_sets(name: &str, timeout: u32) -> impl Iterator<Item = Set> {
-    [false, true].into_iter().map(move |v6| Set {
-        name: format!("{name}{}", family_suffix(v6)),
-        key: vec![address_type(v6)],
-        timeout,
-        size: ATTEMPTS_MAX,
+    [false, true].into_iter().map(move |v6| {
+        Set::dynamic(format!("{name}{}", family_suffix(v6)), vec![address_type(v6)], timeout, ATTEMPTS_MAX)
     })
 }
 
@@ -387,23 +390,6 @@ fn address_sets(name: &str, timeout: u32) -> impl Iterator<Item = Set> {
 fn on(device: &Statement, mut rule: Rule) -> Rule {
     rule.statements.insert(0, device.clone());
     rule
-}
-
-/// What the policy allows is no attempt: it leaves inet output before anything is counted.
-fn uncounted_rules(allow: &Allow) -> Vec<Rule> {
-    let v6 = allow.peer.is_ipv6();
-    let port = match allow.direction {
-        Direction::Egress => Field::DestinationPort,
-        Direction::Ingress => Field::SourcePort,
-    };
-    let rule = |&range: &(u16, u16)| {
-        let mut statements =
-            vec![Statement::Meta(Meta::Nfproto { v6 }), is(protocol_field(v6), [allow.protocol.number()])];
-        statements.extend(to_peer(allow.peer));
-        statements.extend([in_ports(port, range), Statement::Accept]);
-        Rule::new(statements)
-    };
-    allow.ports.ranges().iter().map(rule).collect()
 }
 
 /// What the pod tried: counted, never decided here.

@@ -8,7 +8,7 @@ use std::slice;
 
 use super::*;
 use crate::model::names::Mac;
-use crate::model::policy::{Direction, Ports};
+use crate::model::policy::{Allow, Direction, Ports};
 use crate::model::record::NodeOnLink;
 
 fn name(text: &str) -> IfName {

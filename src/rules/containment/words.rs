@@ -87,6 +87,42 @@ pub(super) fn outbound_key(v6: bool) -> &'static [Field] {
     }
 }
 
+/// A peer that may be answered: {station, where it is known . address . protocol}.
+pub(super) fn peer_key(v6: bool, by_station: bool) -> &'static [Field] {
+    match (v6, by_station) {
+        (false, false) => &[Field::IpDestination, Field::IpProtocol],
+        (false, true) => &[Field::EtherDestination, Field::IpDestination, Field::IpProtocol],
+        (true, false) => &[Field::Ip6Destination, Field::Ip6NextHeader],
+        (true, true) => &[Field::EtherDestination, Field::Ip6Destination, Field::Ip6NextHeader],
+    }
+}
+
+/// What the pod may open a flow to: the same with the port.
+pub(super) fn service_key(v6: bool, by_station: bool) -> &'static [Field] {
+    match (v6, by_station) {
+        (false, false) => &[Field::IpDestination, Field::IpProtocol, Field::DestinationPort],
+        (false, true) => &[Field::EtherDestination, Field::IpDestination, Field::IpProtocol, Field::DestinationPort],
+        (true, false) => &[Field::Ip6Destination, Field::Ip6NextHeader, Field::DestinationPort],
+        (true, true) => &[Field::EtherDestination, Field::Ip6Destination, Field::Ip6NextHeader, Field::DestinationPort],
+    }
+}
+
+/// Who may open a flow to the pod: {address . protocol . the pod's port}.
+pub(super) fn client_key(v6: bool) -> &'static [Field] {
+    match v6 {
+        false => &[Field::IpSource, Field::IpProtocol, Field::DestinationPort],
+        true => &[Field::Ip6Source, Field::Ip6NextHeader, Field::DestinationPort],
+    }
+}
+
+/// Whom the pod answers: {address . protocol . the pod's port}.
+pub(super) fn answer_key(v6: bool) -> &'static [Field] {
+    match v6 {
+        false => &[Field::IpDestination, Field::IpProtocol, Field::SourcePort],
+        true => &[Field::Ip6Destination, Field::Ip6NextHeader, Field::SourcePort],
+    }
+}
+
 /// The key of an attempt is {protocol . remote . remote port}.
 pub(super) fn attempt_key(v6: bool) -> &'static [Field] {
     match v6 {
