@@ -3,6 +3,7 @@
 //! Pure. It knows the fields and statements that containment needs and no others; what a policy becomes is decided in
 //! `containment`, how a rule reaches the kernel in `nft`.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::Deref;
 
@@ -30,6 +31,20 @@ pub struct Table {
     pub sets: Vec<Set>,
     /// Its chains, all of them base chains.
     pub chains: Vec<Chain>,
+}
+
+impl Table {
+    /// Leaves out the sets that no rule fills or looks anything up in: those of a family that the sandbox does not have.
+    pub fn keep_used_sets(&mut self) {
+        let statements = self.chains.iter().flat_map(|chain| &chain.rules).flat_map(|rule| &rule.statements);
+        let used: BTreeSet<&str> = statements
+            .filter_map(|statement| match statement {
+                Statement::Lookup(_, set) | Statement::Update { set, .. } => Some(set.as_str()),
+                _ => None,
+            })
+            .collect();
+        self.sets.retain(|set| used.contains(set.name.as_str()));
+    }
 }
 
 /// A set.

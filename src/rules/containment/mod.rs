@@ -186,6 +186,8 @@ pub fn pod_tables(policy: &Policy, interfaces: &[GuardedInterface], egress: Egre
         chain("output".to_owned(), Hook::Output, output),
         chain("forward".to_owned(), Hook::Forward, Vec::new()),
     ];
+    netdev.keep_used_sets();
+    inet.keep_used_sets();
     vec![netdev, inet]
 }
 
@@ -235,7 +237,9 @@ pub fn guard(container_id: &ContainerId, policy: &Policy, ends: &[GuardedEnd], e
         }
         chains.push(chain(format!("from-{name}"), Hook::Ingress(device.clone()), compiled.outbound));
     }
-    Table { family: Family::Netdev, name: guard_table(container_id), dormant: false, sets, chains }
+    let mut table = Table { family: Family::Netdev, name: guard_table(container_id), dormant: false, sets, chains };
+    table.keep_used_sets();
+    table
 }
 
 /// The host's end of an interface that a record speaks of.
