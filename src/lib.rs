@@ -47,6 +47,8 @@ mod adopt;
 mod agent;
 mod cli;
 mod evidence;
+#[cfg(any(test, fuzzing))]
+mod fuzzing;
 mod install;
 mod kernel;
 mod model;
@@ -73,6 +75,8 @@ pub mod faces {
 /// For this package's own benches and tests, which look behind the door. Nothing here is stable.
 #[doc(hidden)]
 pub mod internals {
+    #[cfg(fuzzing)]
+    pub use crate::fuzzing::run as run_fuzz_target;
     pub use crate::install::{
         Entry, InstallError, InstallOptions, Layout, MARK, Plan, UninstallOptions, plan_install, plan_uninstall,
     };

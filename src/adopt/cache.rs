@@ -152,6 +152,18 @@ fn link_local(Mac([a, b, c, d, e, f]): Mac) -> IpAddr {
     Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f]).into()
 }
 
+/// What holds of any bytes (`fuzzing`).
+#[cfg(any(test, fuzzing))]
+pub fn try_any(bytes: &[u8]) {
+    let Ok(cached) = read(bytes) else { return };
+    // The interface that was asked for is there, first, and none is there twice: a record is made of them.
+    assert_eq!(cached.interfaces.first().map(|interface| &interface.name), Some(&cached.id.ifname));
+    let names: std::collections::BTreeSet<_> =
+        cached.interfaces.iter().map(|interface| interface.name.as_bytes()).collect();
+    assert_eq!(names.len(), cached.interfaces.len());
+    assert!(cached.netns.as_path().is_absolute());
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -18,6 +18,8 @@ use serde_json::Value;
 use thiserror::Error;
 
 pub use cache::Cached;
+#[cfg(any(test, fuzzing))]
+pub use cache::try_any;
 pub use watch::keep_adopting;
 
 use crate::kernel::netlink::NetlinkError;

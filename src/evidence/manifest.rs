@@ -220,6 +220,19 @@ pub(super) fn check_chain(found: &[Found], head: Option<&Link>) -> Vec<Fault> {
     faults.into_iter().collect()
 }
 
+/// What holds of any bytes (`fuzzing`).
+#[cfg(any(test, fuzzing))]
+pub(super) fn try_any(bytes: &[u8]) {
+    let Ok(manifest) = serde_json::from_slice::<Manifest>(bytes) else { return };
+    let again = serde_json::to_vec(&manifest).ok().and_then(|text| serde_json::from_slice::<Manifest>(&text).ok());
+    assert_eq!(again.as_ref(), Some(&manifest));
+    let own = Link { path: "c1/t".to_owned(), sha256: "x".to_owned(), sequence: manifest.sequence };
+    let found = [Found { own: own.clone(), predecessor: manifest.predecessor }];
+    let faults = check_chain(&found, Some(&own));
+    // Alone it is whole only as the first of all.
+    assert_eq!(faults.is_empty(), own.sequence == 1 && found[0].predecessor.is_none(), "{faults:?}");
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -18,6 +18,19 @@ mod start;
 mod store;
 mod writer;
 
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing {
+    //! What holds of any bytes.
+
+    pub fn proc(bytes: &[u8]) {
+        super::proc::try_any(bytes);
+    }
+
+    pub fn manifest(bytes: &[u8]) {
+        super::manifest::try_any(bytes);
+    }
+}
+
 use std::io;
 use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};

@@ -47,6 +47,33 @@ fn is_unseen(c: char) -> bool {
         | '\u{feff}' | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}' | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}')
 }
 
+/// What holds of any bytes (`fuzzing`).
+#[cfg(any(test, fuzzing))]
+pub fn try_any(bytes: &[u8]) {
+    let shown = Escaped::from(bytes).to_string();
+    assert!(!shown.chars().any(|c| c.is_control() || is_unseen(c)));
+    // As docs/evidence.md says to undo it.
+    let (mut undone, mut rest) = (Vec::new(), shown.as_str());
+    while let Some((before, escape)) = rest.split_once('\\') {
+        undone.extend_from_slice(before.as_bytes());
+        rest = if let Some(after) = escape.strip_prefix('\\') {
+            undone.push(b'\\');
+            after
+        } else if let Some((digits, after)) = escape.strip_prefix("u{").and_then(|escape| escape.split_once('}')) {
+            let c = u32::from_str_radix(digits, 16).ok().and_then(char::from_u32);
+            undone.extend(c.into_iter().flat_map(|c| c.to_string().into_bytes()));
+            after
+        } else {
+            let digits = escape.strip_prefix('x').and_then(|escape| escape.split_at_checked(2));
+            let (digits, after) = digits.unwrap_or_default();
+            undone.extend(u8::from_str_radix(digits, 16));
+            after
+        };
+    }
+    undone.extend_from_slice(rest.as_bytes());
+    assert_eq!(undone, bytes);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

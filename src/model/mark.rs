@@ -135,6 +135,14 @@ pub fn answering_keys(
     keys
 }
 
+/// What holds of any bytes (`fuzzing`).
+#[cfg(any(test, fuzzing))]
+pub fn try_any(bytes: &[u8]) {
+    if let Ok(mark) = Mark::read(bytes) {
+        assert_eq!(Mark::read(mark.to_json().to_string().as_bytes()), Ok(mark));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

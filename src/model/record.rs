@@ -224,6 +224,14 @@ struct InterfaceInFile {
     led_outside: bool,
 }
 
+/// What holds of any bytes (`fuzzing`).
+#[cfg(any(test, fuzzing))]
+pub fn try_any(bytes: &[u8]) {
+    if let Ok(record) = Record::read(bytes) {
+        assert_eq!(Record::read(record.to_json().as_bytes()), Ok(record));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

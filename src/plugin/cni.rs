@@ -404,6 +404,42 @@ pub fn versions(said: Option<&str>) -> Value {
     json!({ "cniVersion": said.unwrap_or(VERSIONS[VERSIONS.len() - 1]), "supportedVersions": VERSIONS })
 }
 
+/// What holds of any bytes (`fuzzing`).
+#[cfg(any(test, fuzzing))]
+pub fn try_any(bytes: &[u8]) {
+    let variables = [("CNI_COMMAND", "ADD"), ("CNI_CONTAINERID", "c1"), ("CNI_NETNS", "/n"), ("CNI_IFNAME", "eth0")];
+    let lookup = |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into());
+    let Ok(call) = Call::from_environment(lookup) else { return };
+    let Ok(network) = Network::decode(bytes, &call) else { return };
+    let _ = (network.valid_attachments(), super::config::Config::read(&network.document));
+    let _ = super::config::Config::read_what_is_sound(&network.document);
+    if let Ok(previous) = network.previous_result() {
+        for (name, _) in previous.sandbox_interfaces() {
+            let _ = previous.addresses_of(&name).count();
+        }
+        let result = previous.into_result(network.version);
+        assert_eq!(result["cniVersion"], network.version.as_str());
+    }
+}
+
+/// What holds of any bytes (`fuzzing`), taken as what the environment says of a call.
+#[cfg(any(test, fuzzing))]
+pub fn try_any_environment(bytes: &[u8]) {
+    use std::os::unix::ffi::OsStrExt;
+    let mut values = bytes.split(|&byte| byte == 0).map(|value| OsStr::from_bytes(value).to_owned());
+    let names = ["CNI_COMMAND", "CNI_CONTAINERID", "CNI_IFNAME", "CNI_NETNS", "CNI_ARGS"];
+    let values: Vec<OsString> = names.iter().map(|_| values.next().unwrap_or_default()).collect();
+    let lookup = |name: &str| names.iter().position(|known| *known == name).map(|at| values[at].clone());
+    if let Ok(Call::Add(Target { attachment, pod, .. })) = Call::from_environment(lookup) {
+        // They become names of files.
+        let container_id = attachment.container_id.as_str();
+        assert!(!container_id.contains('/') && !container_id.starts_with('.'));
+        assert!(!attachment.ifname.as_bytes().contains(&b'/'));
+        let keys = [pod.lasting_key(), pod.name_key()];
+        assert!(keys.iter().flatten().all(|key| !key.as_str().contains('/') && !key.as_str().starts_with('.')));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -438,5 +438,25 @@ fn string_end(bytes: &[u8], start: usize) -> usize {
     bytes.len()
 }
 
+/// What holds of any bytes (`fuzzing`).
+#[cfg(any(test, fuzzing))]
+pub fn try_any(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    if let Ok(chain) = as_chain(text) {
+        assert!(Conflist::parse(&chain).is_ok());
+    }
+    let Ok(list) = Conflist::parse(text) else { return };
+    assert_eq!(mentions_plugin(text), list.entry().is_some());
+    let entry = Entry::new([("hostGuard".to_owned(), Value::from("off"))]);
+    if let Ok(Some(with)) = list.with(&entry) {
+        let edited = Conflist::parse(&with);
+        assert_eq!(edited.as_ref().ok().and_then(Conflist::entry), Some(&entry.to_json()));
+        assert_eq!(edited.and_then(|edited| edited.without()), Ok(Some(text.to_owned())), "in and out again");
+    }
+    if let Ok(Some(without)) = list.without() {
+        assert!(Conflist::parse(&without).is_ok_and(|list| list.entry().is_none()));
+    }
+}
+
 #[cfg(test)]
 mod tests;

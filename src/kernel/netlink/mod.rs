@@ -28,6 +28,9 @@ pub use wire::{
     Messages, append_message, attribute, attributes, be32, error_of, message, ne32, nest, put, put_text, text,
 };
 
+#[cfg(any(test, fuzzing))]
+pub use wire::try_any;
+
 /// How long an answer may take: the kernel answers within the system call, so this only ends what can't happen.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// The kernel puts no more than this into one datagram of a dump, however much there is room for.

@@ -76,6 +76,14 @@ fn read_change(kind: u16, payload: &[u8]) -> Option<NftChange> {
     attribute(attributes, kernel::TABLE_NAME).map(|table| NftChange::InTable(text(table).to_vec()))
 }
 
+/// What holds of any bytes (`fuzzing`).
+#[cfg(any(test, fuzzing))]
+pub(super) fn try_any(bytes: &[u8]) {
+    for kind in [kernel::MSG_NEWGEN, kernel::MSG_NEWRULE] {
+        let _ = read_change(kernel::SUBSYSTEM | kind, bytes);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -348,6 +348,17 @@ pub(super) fn count(data: &[u8]) -> Count {
     Count { bytes: number(kernel::COUNTER_BYTES), packets: number(kernel::COUNTER_PACKETS) }
 }
 
+/// What holds of any bytes (`fuzzing`).
+#[cfg(any(test, fuzzing))]
+pub(super) fn try_any(element: &[u8]) {
+    let (expression, _) = decode(element);
+    let mut bytes = Vec::new();
+    encode(&mut bytes, &expression);
+    // What cannot be compared to the byte is none of ours.
+    let again = attribute(&bytes, kernel::LIST_ELEM).map(|element| decode(element).0);
+    assert_eq!(again.unwrap_or(Expression::Foreign), expression);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

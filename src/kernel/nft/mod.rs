@@ -34,6 +34,14 @@ fn header(family: Family) -> [u8; 4] {
     [number, 0, 0, 0]
 }
 
+/// What holds of any bytes (`fuzzing`), taken as one answer.
+#[cfg(any(test, fuzzing))]
+pub fn try_any(bytes: &[u8]) {
+    read::try_any(bytes);
+    inventory::try_any(bytes);
+    events::try_any(bytes);
+}
+
 /// nf_tables in one netns.
 #[derive(Debug)]
 pub struct Nft {

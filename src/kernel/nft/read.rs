@@ -473,3 +473,26 @@ fn read_element(element: &[u8], key: &[KeyType]) -> Option<Element> {
         attribute(element, kernel::SET_ELEM_EXPR).and_then(|expression| attribute(expression, kernel::EXPR_DATA));
     Some(Element { key: fields, count: counter.map(count).unwrap_or_default() })
 }
+
+/// What holds of any bytes (`fuzzing`).
+#[cfg(any(test, fuzzing))]
+pub(super) fn try_any(bytes: &[u8]) {
+    let own = Chain { name: "ingress-eth0".to_owned(), hook: Hook::Input, rules: Vec::new() };
+    let chains = vec![own];
+    let table =
+        Table { family: Family::Netdev, name: "quarantine".to_owned(), dormant: false, sets: Vec::new(), chains };
+    let body = behind_header(bytes);
+    let _ = (read_set(bytes), read_chain(body));
+    if let Some(LoadedRule::OfAnother(name)) = read_rule(body, &table) {
+        assert_ne!(name, table.chains[0].name);
+    }
+    let key = [KeyType::Protocol, KeyType::Ipv6, KeyType::Port];
+    for (_, element) in attribute(body, kernel::SET_ELEM_LIST_ELEMENTS).into_iter().flat_map(attributes) {
+        if let Some(element) = read_element(element, &key) {
+            assert!(element.key.iter().zip(key).all(|(field, key)| field.len() == key.length()));
+        }
+    }
+    for (_, element) in attribute(body, kernel::RULE_EXPRESSIONS).into_iter().flat_map(attributes) {
+        super::expression::try_any(element);
+    }
+}

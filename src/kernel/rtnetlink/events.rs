@@ -129,6 +129,14 @@ fn read_change(kind: u16, payload: &[u8]) -> Option<NodeChange> {
     }
 }
 
+/// What holds of any bytes (`fuzzing`).
+#[cfg(any(test, fuzzing))]
+pub(super) fn try_any(bytes: &[u8]) {
+    for kind in [libc::RTM_NEWLINK, libc::RTM_DELADDR, libc::RTM_NEWROUTE, libc::RTM_NEWRULE] {
+        let _ = read_change(kind, bytes);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -64,3 +64,16 @@ fn emit(message: &impl Emitable) -> Vec<u8> {
     message.emit(&mut body);
     body
 }
+
+/// What holds of any bytes (`fuzzing`), taken as one answer.
+#[cfg(any(test, fuzzing))]
+pub fn try_any(bytes: &[u8]) {
+    if let Some(link) = link::read_link(bytes) {
+        // What has a name that an interface cannot have is written down all the same; what is guarded has one.
+        assert!(!link.name.as_bytes().is_empty());
+    }
+    let _ = NsidMessage::parse(bytes);
+    inventory::try_any(bytes);
+    events::try_any(bytes);
+    route::try_any(bytes);
+}

@@ -118,3 +118,14 @@ fn own_address(message: &AddressMessage) -> Option<IpAddr> {
         })
     })
 }
+
+/// What holds of any bytes (`fuzzing`).
+#[cfg(any(test, fuzzing))]
+pub(super) fn try_any(bytes: &[u8]) {
+    if let Ok(message) = RouteMessage::parse(bytes) {
+        let _ = read_route(&message);
+    }
+    if let Ok(message) = AddressMessage::parse(bytes) {
+        let _ = own_address(&message);
+    }
+}

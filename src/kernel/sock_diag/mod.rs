@@ -16,6 +16,8 @@ use crate::kernel::netlink::{NetlinkError, Socket};
 use crate::model::escaped::Escaped;
 
 pub use read::read_socket;
+#[cfg(any(test, fuzzing))]
+pub use read::try_any;
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 
