@@ -5,6 +5,7 @@
 //! with the span from the 10th to the 90th percentile.
 
 mod crowd;
+mod evidence;
 mod isolation;
 mod node;
 mod packets;
@@ -27,8 +28,8 @@ use report::{Section, machine};
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
-const SECTIONS: [&str; 8] =
-    ["plugins", "isolation", "last-packet", "burst", "flood", "released", "growth", "tampering"];
+const SECTIONS: [&str; 9] =
+    ["plugins", "isolation", "evidence", "last-packet", "burst", "flood", "released", "growth", "tampering"];
 
 #[derive(Parser)]
 struct Arguments {
@@ -135,9 +136,10 @@ fn measure(arguments: &Arguments, work: &Path) -> Outcome<Vec<Section>> {
     let wants = |key: &str| arguments.only.is_empty() || arguments.only.iter().any(|only| only == key);
     let mut sections = Vec::new();
     type Measure = fn(&Node, &Effort) -> Outcome<Section>;
-    let alone: [(&str, Measure); 5] = [
+    let alone: [(&str, Measure); 6] = [
         ("plugins", plugins::measure),
         ("isolation", isolation::measure),
+        ("evidence", evidence::measure),
         ("released", packets::released),
         ("flood", packets::flood),
         ("tampering", tamper::measure),

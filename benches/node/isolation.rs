@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use cni_quarantine::internals::Events;
 use nix::sys::socket::SockProtocol;
 
-use crate::node::{Node, Pod, wait_for};
+use crate::node::{Node, Pod, Rules, wait_for};
 use crate::process::Program;
 use crate::report::Section;
 use crate::{Effort, Outcome};
@@ -68,22 +68,13 @@ pub(crate) fn measure(node: &Node, effort: &Effort) -> Outcome<Section> {
     let agent = node.agent()?;
     let mut rules = with_agent.rules()?;
     let events = with_agent.inside(|| Events::subscribe(SockProtocol::NetlinkNetFilter, NFNLGRP_NFTABLES))??;
-    let mut buffer = vec![0; 65536];
     for _ in 0..effort.runs(100) {
         for (measure, is_isolation) in [("mark set to rules awake", true), ("mark removed to rules dormant", false)] {
             let mark = node.prepare_mark(&with_agent)?;
-            events.drain(&mut buffer, |_, _| {})?;
+            events.drain(&mut vec![0; 65536], |_, _| {})?;
             let started = Instant::now();
             if is_isolation { mark.set() } else { mark.remove() }?;
-            let mut heard;
-            loop {
-                wait_readable(&events)?;
-                heard = started.elapsed();
-                events.drain(&mut buffer, |_, _| {})?;
-                if rules.are_awake()? == is_isolation {
-                    break;
-                }
-            }
+            let heard = until_awake(&events, &mut rules, started, is_isolation)?;
             section.push(measure, "quarantine agent", "ms", heard.as_secs_f64() * 1e3);
             agent.wait_until_idle()?;
         }
@@ -98,14 +89,27 @@ pub(crate) fn measure(node: &Node, effort: &Effort) -> Outcome<Section> {
     Ok(section)
 }
 
-const NFNLGRP_NFTABLES: u32 = 7;
+pub(crate) const NFNLGRP_NFTABLES: u32 = 7;
+
+/// How long after `started` it was heard that the rules are awake, or asleep.
+pub(crate) fn until_awake(events: &Events, rules: &mut Rules, started: Instant, awake: bool) -> Outcome<Duration> {
+    let mut buffer = vec![0; 65536];
+    loop {
+        wait_readable(events)?;
+        let heard = started.elapsed();
+        events.drain(&mut buffer, |_, _| {})?;
+        if rules.are_awake()? == awake {
+            return Ok(heard);
+        }
+    }
+}
 
 fn wait_readable(events: &Events) -> Outcome<()> {
     use nix::poll::{PollFd, PollFlags, poll};
     use std::os::fd::AsFd;
     let patience = u16::try_from(Duration::from_secs(10).as_millis())?;
     match poll(&mut [PollFd::new(events.as_fd(), PollFlags::POLLIN)], patience)? {
-        0 => Err("the agent did nothing for 10 s".into()),
+        0 => Err("nothing was done for 10 s".into()),
         _ => Ok(()),
     }
 }

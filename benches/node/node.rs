@@ -18,6 +18,9 @@ use crate::process::{Program, sh};
 /// The node's address, on the host's end of every veth.
 pub(crate) const ADDRESS: &str = "10.88.0.1";
 
+/// Turns the collecting off and on; it is off wherever it is not what is measured.
+pub(crate) const EVIDENCE: &str = "QUARANTINE_EVIDENCE";
+
 /// Where things are.
 #[derive(Debug)]
 pub(crate) struct Node {
@@ -101,7 +104,8 @@ impl Node {
         let own = |path: &Path| path.display().to_string();
         let words = words.into_iter().map(str::to_owned);
         let state_dir = ["--state-dir".to_owned(), own(&self.state)];
-        Program::new([own(&self.quarantine)].into_iter().chain(words).chain(state_dir))
+        let program = Program::new([own(&self.quarantine)].into_iter().chain(words).chain(state_dir));
+        program.with_environment([(EVIDENCE, "off".to_owned())])
     }
 
     /// The rules by which the pod would be isolated, as nft text: pod-side, and the host guard.
@@ -130,6 +134,7 @@ impl Node {
             .args(["agent", "--state-dir"])
             .arg(&self.state)
             .env("NOTIFY_SOCKET", &socket)
+            .env(EVIDENCE, "off")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())

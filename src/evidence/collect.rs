@@ -12,11 +12,12 @@ use serde_json::{Value, json};
 
 use super::EvidenceError;
 use super::executables::Executables;
-use super::limits::{self, Deadline};
+use super::limits::{self, Budget, Deadline};
 use super::manifest::{Clock, FORMAT, Manifest, ManifestPod};
 use super::network::{self, Gaps, gap};
 use super::proc::{Mount, read_mountinfo};
 use super::processes::{Members, MountNamespace, Reader, find_members, read_file};
+use super::start::budget;
 use super::store::{Kept, Store};
 use super::writer::Files;
 use super::{dns, timestamp};
@@ -33,8 +34,9 @@ use crate::node::state::StateDir;
 /// # Errors
 /// [`EvidenceError`]; what is missing of a collection is no error, and is said in its manifest.
 pub fn collect(state: &StateDir, container_id: &ContainerId, with_executables: bool) -> Result<Kept, EvidenceError> {
-    limits::hold_this_process();
-    let kept = collect_unlogged(state, container_id, with_executables);
+    let budget = budget();
+    limits::hold_this_process(budget);
+    let kept = collect_unlogged(state, container_id, with_executables, budget);
     let line = |event| Line::new(event).with("container", container_id);
     match &kept {
         Ok(kept) => log::info!(
@@ -57,8 +59,9 @@ fn collect_unlogged(
     state: &StateDir,
     container_id: &ContainerId,
     with_executables: bool,
+    budget: Budget,
 ) -> Result<Kept, EvidenceError> {
-    let deadline = Deadline::start();
+    let deadline = Deadline::start(budget);
     let clock = clock();
     let records = state.records_of(container_id).0;
     let records = records.ok_or_else(|| EvidenceError::Unknown { container_id: container_id.clone() })?;
@@ -120,7 +123,7 @@ impl Collection<'_> {
         let (sockets, sockets_cut) = network::sockets(self.netns, self.gaps)?;
         let uid = self.records.pod().uid.as_ref().map(PodUid::as_str);
         let deadline = self.deadline;
-        let members = find_members(self.netns.id().inode, uid, || deadline.is_over()).map_err(failed)?;
+        let members = find_members(self.netns.id().inode, uid, deadline).map_err(failed)?;
         if members.processes.is_empty() {
             gap(
                 self.gaps,
@@ -128,7 +131,7 @@ impl Collection<'_> {
                 "none was found; in a container this takes the node's own processes in /proc (hostPID)",
             );
         }
-        let mut reader = Reader::new(Executables::on(&own_mounts(), with_executables));
+        let mut reader = Reader::new(Executables::on(&own_mounts(), with_executables), deadline.budget());
         self.write_processes(&members, &mut reader).map_err(failed)?;
         self.write_sockets(&sockets, sockets_cut, &reader).map_err(failed)?;
         self.write_mounts(&reader).map_err(failed)?;
@@ -160,7 +163,7 @@ impl Collection<'_> {
         let mut ended = 0;
         for (&pid, &belongs) in &members.processes {
             if list.is_full() || self.deadline.is_over() {
-                let said = if list.is_full() { "the file is full".to_owned() } else { Deadline::said() };
+                let said = if list.is_full() { "the file is full".to_owned() } else { self.deadline.said() };
                 cut_short.push(format!("{} of {} processes: {said}", list.count(), members.processes.len()));
                 break;
             }

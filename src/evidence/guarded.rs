@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use nix::unistd::{Pid, gettid};
 
+use super::limits::Budget;
+
 /// So many threads are left behind at most; then nothing of this sort is tried any more.
 pub(super) const LOST_MAX: usize = 200;
 /// After so many each further one is waited for a tenth as long.
@@ -25,6 +27,7 @@ type Work = Box<dyn FnOnce() + Send>;
 pub(super) struct Guarded {
     worker: Option<Worker>,
     lost: usize,
+    budget: Budget,
 }
 
 #[derive(Debug)]
@@ -52,7 +55,11 @@ impl NoResult {
 }
 
 impl Guarded {
-    /// Does it, and waits for it no longer than `patience`.
+    pub(super) fn within(budget: Budget) -> Self {
+        Self { budget, ..Self::default() }
+    }
+
+    /// Does it, and waits for it no longer than `patience`, which is that of the usual budget.
     pub(super) fn run<T: Send + 'static>(
         &mut self,
         patience: Duration,
@@ -68,6 +75,7 @@ impl Guarded {
             None => start().ok_or(NoResult::NotTried)?,
         };
         worker.work.send(work).map_err(|_| NoResult::NotTried)?;
+        let patience = self.budget.patience(patience);
         let patience = if self.lost < LOST_PATIENTLY { patience } else { patience / 10 };
         for _ in 0..WAITS_MAX {
             match result.recv_timeout(patience) {

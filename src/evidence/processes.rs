@@ -18,7 +18,7 @@ use serde::Serialize;
 
 use super::executables::{Executable, Executables};
 use super::guarded::{Guarded, LOST_MAX, NoResult, WAITS_MAX, runs};
-use super::limits;
+use super::limits::{self, Budget, Deadline};
 use super::proc::{
     Credentials, MappedFile, Maps, Mount, Stat, is_cgroup_of, read_cgroup, read_maps, read_mountinfo, read_stat,
     read_status, socket_inode, strings,
@@ -51,18 +51,19 @@ pub(super) struct Members {
 }
 
 /// Finds them: those in the netns, those in the pod's control groups, and the children of both.
-pub(super) fn find_members(netns_inode: u64, uid: Option<&str>, is_over: impl Fn() -> bool) -> io::Result<Members> {
+pub(super) fn find_members(netns_inode: u64, uid: Option<&str>, deadline: Deadline) -> io::Result<Members> {
     let entries = fs::read_dir("/proc")?.filter_map(Result::ok);
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     let pids: Arc<[u32]> = pids.take(limits::PROCESSES_OF_NODE).collect();
+    let patience = deadline.budget().patience(limits::LINK_PATIENCE);
     let mut members = Members::default();
     let mut next = 0;
-    while next < pids.len() && members.processes.len() < limits::PROCESSES && !is_over() {
+    while next < pids.len() && members.processes.len() < limits::PROCESSES && !deadline.is_over() {
         let with_links = members.unanswering.len() < LOST_MAX / 2;
         let Some((found, thread)) = look(&pids, next, netns_inode, uid, with_links) else { break };
         let mut waits = 0;
         loop {
-            match found.recv_timeout(limits::LINK_PATIENCE) {
+            match found.recv_timeout(patience) {
                 Err(RecvTimeoutError::Timeout) if waits < WAITS_MAX && runs(thread) => waits += 1,
                 Ok(Look::Belongs(pid, belongs)) => drop(members.processes.insert(pid, belongs)),
                 Ok(Look::Done(number)) => (next, waits) = (number + 1, 0),
@@ -73,7 +74,7 @@ pub(super) fn find_members(netns_inode: u64, uid: Option<&str>, is_over: impl Fn
                 }
                 Err(RecvTimeoutError::Disconnected) => break,
             }
-            if members.processes.len() >= limits::PROCESSES || is_over() {
+            if members.processes.len() >= limits::PROCESSES || deadline.is_over() {
                 break;
             }
         }
@@ -84,7 +85,7 @@ pub(super) fn find_members(netns_inode: u64, uid: Option<&str>, is_over: impl Fn
     }
     let mut left: Vec<u32> = members.processes.keys().copied().collect();
     while let Some(pid) = left.pop() {
-        if members.processes.len() >= limits::PROCESSES || is_over() {
+        if members.processes.len() >= limits::PROCESSES || deadline.is_over() {
             break;
         }
         let Ok((text, _)) = read_file(&format!("/proc/{pid}/task/{pid}/children")) else { continue };
@@ -247,12 +248,12 @@ impl Facts {
 }
 
 impl Reader {
-    pub(super) fn new(executables: Executables) -> Self {
+    pub(super) fn new(executables: Executables, budget: Budget) -> Self {
         let booted = read_file("/proc/stat").ok().and_then(|(text, _)| {
             let text = String::from_utf8_lossy(&text).into_owned();
             text.lines().find_map(|line| line.strip_prefix("btime ")?.trim().parse().ok())
         });
-        Self { booted: booted.unwrap_or(0), executables, ..Self::default() }
+        Self { booted: booted.unwrap_or(0), guarded: Guarded::within(budget), executables, ..Self::default() }
     }
 
     /// Reads one, of which no more is read than what is always said if it gave no answer before; `None` where it has ended.

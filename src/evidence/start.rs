@@ -8,16 +8,18 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::limits::Budget;
 use crate::model::audit::Line;
 use crate::model::names::ContainerId;
 
-/// Says that nothing is to be collected, where it is `off`.
+/// Says that nothing is to be collected, where it is `off`, or within how many seconds.
 const SWITCH: &str = "QUARANTINE_EVIDENCE";
-/// The kernel ends a collector before that; one that is past ending is left alone.
-const PATIENCE_MILLISECONDS: u16 = 65_000;
+/// So long after the kernel has ended a collector, one that is still there is past ending, and left alone.
+const GRACE: Duration = Duration::from_secs(5);
 /// So many collect at a time: they are to leave the processors to whoever isolates.
 const AT_A_TIME: usize = 2;
 const STACK: usize = 64 * 1024;
@@ -26,6 +28,11 @@ const STACK: usize = 64 * 1024;
 #[must_use]
 pub fn is_wanted() -> bool {
     std::env::var_os(SWITCH).is_none_or(|value| value != "off")
+}
+
+/// The time that a collection has, as the environment says: `QUARANTINE_EVIDENCE=60` gives it 60 seconds.
+pub(super) fn budget() -> Budget {
+    Budget::said(std::env::var_os(SWITCH).as_deref())
 }
 
 /// Starts a process that collects the evidence of a sandbox. It is of the program that runs here, whatever is in its place by
@@ -66,8 +73,9 @@ pub enum Says {
 fn wait(mut child: Child) {
     if let Some(output) = &child.stdout {
         let mut ends = [PollFd::new(output.as_fd(), PollFlags::POLLHUP)];
+        let patience = PollTimeout::try_from(budget().end() + GRACE).unwrap_or(PollTimeout::MAX);
         // What it prints is little, and stays in the pipe.
-        while poll(&mut ends, PollTimeout::from(PATIENCE_MILLISECONDS)) == Err(nix::errno::Errno::EINTR) {}
+        while poll(&mut ends, patience) == Err(nix::errno::Errno::EINTR) {}
         let ended = ends[0].revents().is_some_and(|events| events.contains(PollFlags::POLLHUP));
         if !ended {
             let _ = child.kill();

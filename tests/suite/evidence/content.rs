@@ -6,7 +6,9 @@ use std::path::Path;
 
 use serde_json::json;
 
-use super::{Collection, await_collections, collections, process_with_connection, sha256_of, with_evidence};
+use super::{
+    BUDGET_SECONDS, Collection, await_collections, collections, process_with_connection, sha256_of, with_evidence,
+};
 use crate::lab::topology::PEER4;
 use crate::lab::{Agent, Sandbox, Topology};
 
@@ -17,7 +19,7 @@ fn the_process_that_holds_a_connection_is_named_after_the_cut() {
     topology.pod.sh("nft add table inet attackers; nft add chain inet attackers hidden; \
                      nft add rule inet attackers hidden counter drop");
     let (process, port, _peer) = process_with_connection(&topology);
-    let run = with_evidence(&topology, &sandbox, &["isolate", sandbox.id()]).ok();
+    let run = with_evidence(&sandbox, &["isolate", sandbox.id()]).ok();
     assert!(run.stdout.contains("contained"), "{run:?}");
     let collection = Collection(await_collections(&sandbox, 1).remove(0));
 
@@ -68,21 +70,23 @@ fn a_cut_is_kept_once_whoever_makes_it() {
     let topology = Topology::bridge();
     let sandbox = Sandbox::add(&topology);
     let state_dir = sandbox.state_dir();
-    let agent = Agent::spawn(&topology.node, Path::new(state_dir), &[("QUARANTINE_EVIDENCE", "on")]).ready();
+    let agent =
+        Agent::spawn(&topology.node, Path::new(state_dir), &[("QUARANTINE_EVIDENCE", &BUDGET_SECONDS.to_string())])
+            .ready();
     sandbox.write_mark("");
     let line = agent.await_line(&["event=evidence", sandbox.id(), "sequence=1", "manifest="]);
     assert!(line.contains("missing="), "{line}");
     // Another policy is no other cut, nor is what the command finds done.
     sandbox.write_mark(r#"{"policy": {"probes": false}}"#);
     agent.await_line(&["event=updated"]);
-    with_evidence(&topology, &sandbox, &["isolate", sandbox.id()]);
-    with_evidence(&topology, &sandbox, &["release", sandbox.id()]).ok();
+    with_evidence(&sandbox, &["isolate", sandbox.id()]);
+    with_evidence(&sandbox, &["release", sandbox.id()]).ok();
     drop(agent);
     // Without an agent, by the one that a timer starts, which does not leave before it is done.
     sandbox.write_mark("");
-    with_evidence(&topology, &sandbox, &["sync"]).ok();
+    with_evidence(&sandbox, &["sync"]).ok();
     assert_eq!(collections(state_dir, sandbox.id()).len(), 2);
-    with_evidence(&topology, &sandbox, &["sync"]).ok();
+    with_evidence(&sandbox, &["sync"]).ok();
     assert_eq!(collections(state_dir, sandbox.id()).len(), 2);
 }
 

@@ -1,8 +1,7 @@
-//! A pod with very much to be kept: all of it is, and the cut does not wait.
+//! A pod with very much to be kept: all of it is. What that takes is measured by `scripts/bench --only evidence`.
 
 use std::os::unix::process::CommandExt;
 use std::process::Stdio;
-use std::time::Instant;
 
 use super::hostile::raise_limit;
 use super::{Collection, Process, await_collections, with_evidence};
@@ -43,30 +42,8 @@ fn ten_thousand_sockets_and_a_thousand_processes_are_kept() {
     let count = || std::fs::read_to_string(&children).unwrap_or_default().split_whitespace().count();
     assert!(eventually(PATIENCE, || count() == PROCESSES));
 
-    let cut = |arguments: &[&str]| {
-        let started = Instant::now();
-        with_evidence(&topology, &sandbox, arguments).ok();
-        let taken = started.elapsed();
-        with_evidence(&topology, &sandbox, &["release", sandbox.id()]).ok();
-        taken
-    };
-    let without = || {
-        let started = Instant::now();
-        sandbox.quarantine(&["isolate", sandbox.id()]).ok();
-        let taken = started.elapsed();
-        sandbox.quarantine(&["release", sandbox.id()]).ok();
-        taken
-    };
-    let without: Vec<_> = (0..5).map(|_| without()).collect();
-    let with = cut(&["isolate", sandbox.id()]);
+    with_evidence(&sandbox, &["isolate", sandbox.id()]).ok();
     let collection = Collection(await_collections(&sandbox, 1).remove(0));
-    let manifest = collection.document("manifest.json");
-    let bytes: u64 = manifest["files"].as_array().unwrap().iter().map(|file| file["bytes"].as_u64().unwrap()).sum();
-    eprintln!(
-        "isolate: {with:?}, and {without:?} without evidence; collected in {} ms, {bytes} bytes",
-        manifest["milliseconds"]
-    );
-
     let sockets = collection.items("sockets.json");
     let owned = sockets.iter().filter(|socket| {
         socket["kind"] == "udp" && socket["remotePort"] == 53 && socket["owners"][0]["pid"] == holder.pid()
@@ -77,5 +54,8 @@ fn ten_thousand_sockets_and_a_thousand_processes_are_kept() {
         .iter()
         .filter(|process| process["parent"] == parent.pid() && !process["executable"]["sha256"].is_null());
     assert_eq!(sleeping.count(), PROCESSES);
-    assert_eq!(collection.document("processes.json")["cutShort"], serde_json::json!([]));
+    // What another test has hang on this machine is said here too.
+    let cut_short = collection.document("processes.json")["cutShort"].as_array().unwrap().clone();
+    let of_pod = cut_short.iter().filter(|cut| !cut.as_str().unwrap().contains("of the node give no answer"));
+    assert_eq!(of_pod.count(), 0, "{cut_short:?}");
 }

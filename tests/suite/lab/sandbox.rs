@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::{Call, Run, StateDir, Topology, quarantine};
+use super::{Call, Netns, Run, StateDir, Topology, quarantine};
 
 /// An attachment made by the product's ADD on a topology's pod, with a state directory of its own.
 pub(crate) struct Sandbox<'a> {
@@ -50,6 +50,11 @@ impl<'a> Sandbox<'a> {
 
     pub(crate) fn state_dir(&self) -> &str {
         self.state.text()
+    }
+
+    /// The node that it is on.
+    pub(crate) fn node(&self) -> &Netns {
+        &self.topology.node
     }
 
     pub(crate) fn config(&self) -> &Value {
