@@ -9,10 +9,11 @@ use crate::{adopt, evidence, install, kernel, model, plugin};
 pub type Target = fn(&[u8]);
 
 /// Their names, which are those of the programs and of the directories of seeds.
-pub const TARGETS: [(&str, Target); 14] = [
+pub const TARGETS: [(&str, Target); 15] = [
     ("cni", plugin::cni::try_any),
     ("conflist", install::conflist::try_any),
     ("conntrack", kernel::conntrack::try_any),
+    ("cri", adopt::try_any_cri),
     ("environment", plugin::cni::try_any_environment),
     ("escaped", model::escaped::try_any),
     ("libcni_cache", adopt::try_any),

@@ -12,7 +12,7 @@
 //! | | |
 //! | --- | --- |
 //! | [`plugin`], [`cli`], [`agent`], [`install`] | the faces, and how the plugin gets onto a node |
-//! | [`adopt`] | pods that were made without the plugin: their records, from libcni's cache |
+//! | [`adopt`] | pods that were made without the plugin: their records, from libcni's cache or their runtime |
 //! | [`evidence`] | what a pod was doing when it was cut off, collected by a process of its own |
 //! | [`status`] | what `status` and `list` say, for people and as JSON; [`status::read`] reads it back from the kernel |
 //! | [`node`] | the state directory; a sandbox on its two sides; `enforce`, which brings them together; the log |

@@ -39,39 +39,53 @@ struct InFile {
     result: ResultInFile,
 }
 
-#[derive(Deserialize)]
-struct ResultInFile {
+/// A plugin's result, as far as it is wanted.
+#[derive(Default, Deserialize)]
+pub(super) struct ResultInFile {
     #[serde(default)]
-    interfaces: Option<Vec<InterfaceInFile>>,
+    pub(super) interfaces: Option<Vec<InterfaceInFile>>,
     #[serde(default)]
-    ips: Option<Vec<IpInFile>>,
+    pub(super) ips: Option<Vec<IpInFile>>,
     #[serde(default)]
-    routes: Option<Vec<RouteInFile>>,
+    pub(super) routes: Option<Vec<RouteInFile>>,
 }
 
 #[derive(Deserialize)]
-struct InterfaceInFile {
-    name: String,
+pub(super) struct InterfaceInFile {
+    pub(super) name: String,
     #[serde(default)]
-    mac: Option<String>,
+    pub(super) mac: Option<String>,
     #[serde(default)]
-    sandbox: Option<String>,
+    pub(super) sandbox: Option<String>,
 }
 
 #[derive(Deserialize)]
-struct IpInFile {
-    address: String,
+pub(super) struct IpInFile {
+    pub(super) address: String,
     #[serde(default)]
-    gateway: Option<String>,
+    pub(super) gateway: Option<String>,
     #[serde(default)]
-    interface: Option<usize>,
+    pub(super) interface: Option<usize>,
 }
 
-#[derive(Deserialize)]
-struct RouteInFile {
-    dst: String,
+#[derive(Clone, Deserialize)]
+pub(super) struct RouteInFile {
+    pub(super) dst: String,
     #[serde(default)]
-    gw: Option<String>,
+    pub(super) gw: Option<String>,
+}
+
+impl ResultInFile {
+    fn said(&self) -> &[InterfaceInFile] {
+        self.interfaces.as_deref().unwrap_or_default()
+    }
+}
+
+impl InterfaceInFile {
+    /// The path of the sandbox that it is in.
+    fn sandbox(&self) -> Option<&str> {
+        self.sandbox.as_deref().filter(|sandbox| !sandbox.is_empty())
+    }
 }
 
 /// Reads a file of the cache.
@@ -85,18 +99,9 @@ pub fn read(content: &[u8]) -> Result<Cached, String> {
     }
     let name = |error: crate::model::names::NameError| error.to_string();
     let ifname = IfName::new(&file.if_name).map_err(name)?;
-    let result = &file.result;
-    let said = result.interfaces.as_deref().unwrap_or_default();
-    let sandbox = |interface: &InterfaceInFile| interface.sandbox.clone().filter(|sandbox| !sandbox.is_empty());
-    let netns = file.netns.clone().filter(|netns| !netns.is_empty()).or_else(|| said.iter().find_map(sandbox));
+    let said = file.netns.as_deref().filter(|netns| !netns.is_empty());
+    let netns = said.or_else(|| file.result.said().iter().find_map(InterfaceInFile::sandbox));
     let netns = netns.ok_or("it does not say where the network namespace is")?;
-    let mut names = vec![ifname.clone()];
-    for interface in said.iter().filter(|interface| sandbox(interface).is_some()) {
-        let other = IfName::new(&interface.name).map_err(name)?;
-        if !names.contains(&other) {
-            names.push(other);
-        }
-    }
     let mut pod = Pod::default();
     for (key, value) in file.cni_args.iter().flatten().filter(|(_, value)| !value.is_empty()) {
         match key.as_str() {
@@ -111,18 +116,30 @@ pub fn read(content: &[u8]) -> Result<Cached, String> {
         network: NetworkName::new(&file.network_name).map_err(name)?,
         netns: NetnsPath::new(netns).map_err(name)?,
         pod,
-        interfaces: names.into_iter().map(|name| interface_of(result, name, &ifname)).collect(),
+        interfaces: interfaces_of(&file.result, &ifname)?,
     })
+}
+
+/// The interfaces that a result puts into a sandbox: the one that was asked for in front, said or not.
+pub(super) fn interfaces_of(result: &ResultInFile, asked: &IfName) -> Result<Vec<SandboxInterface>, String> {
+    let mut names = vec![asked.clone()];
+    for interface in result.said().iter().filter(|interface| interface.sandbox().is_some()) {
+        let other = IfName::new(&interface.name).map_err(|error| error.to_string())?;
+        if !names.contains(&other) {
+            names.push(other);
+        }
+    }
+    Ok(names.into_iter().map(|name| interface_of(result, name, asked)).collect())
 }
 
 /// One interface of the result; what names no interface is of the one that the runtime asked for.
 fn interface_of(result: &ResultInFile, name: IfName, asked: &IfName) -> SandboxInterface {
-    let said = result.interfaces.as_deref().unwrap_or_default();
+    let said = result.said();
     let is_named = |interface: &InterfaceInFile| interface.name.as_bytes() == name.as_bytes();
     let own = said.iter().find(|interface| is_named(interface) && interface.sandbox.is_some());
     let mac = own.and_then(|interface| Mac::parse(interface.mac.as_deref()?));
     let ips = result.ips.iter().flatten().filter(|ip| match ip.interface.and_then(|index| said.get(index)) {
-        Some(interface) if interface.sandbox.as_ref().is_some_and(|sandbox| !sandbox.is_empty()) => is_named(interface),
+        Some(interface) if interface.sandbox().is_some() => is_named(interface),
         // None, or the host's end, as some plugins have it.
         _ => name == *asked,
     });

@@ -1,13 +1,15 @@
-//! Pods that were made without the plugin get their records from libcni's cache, checked against the kernel.
+//! Pods that were made without the plugin get their records from libcni's cache, or from what their runtime says of those that
+//! are not in it, checked against the kernel.
 //!
 //! What an ADD reads in a pod that nobody has run in yet cannot be read in one that ran for long: root in it may have changed
-//! all of it. So interfaces, addresses and routes are those that the cache says, and the kernel is asked for one thing only:
+//! all of it. So interfaces, addresses and routes are those that cache or runtime say, and the kernel is asked for one thing only:
 //! which end on the host each interface has, from both sides.
 
 mod cache;
+mod cri;
 mod watch;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -18,9 +20,9 @@ use serde_json::Value;
 use thiserror::Error;
 
 pub use cache::Cached;
-#[cfg(any(test, fuzzing))]
-pub use cache::try_any;
 pub use watch::keep_adopting;
+#[cfg(any(test, fuzzing))]
+pub use {cache::try_any, cri::try_any as try_any_cri};
 
 use crate::kernel::netlink::NetlinkError;
 use crate::kernel::netns::{Netns, NetnsError};
@@ -46,6 +48,15 @@ pub struct Places {
     pub cache: PathBuf,
     /// The network configurations.
     pub conf: PathBuf,
+    /// The sockets of runtimes that may be there.
+    pub cri: Vec<PathBuf>,
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        let cri = ["/run/containerd/containerd.sock", "/run/crio/crio.sock"];
+        Self { cache: "/var/lib/cni".into(), conf: "/etc/cni/net.d".into(), cri: cri.map(PathBuf::from).into() }
+    }
 }
 
 /// Why a pod could not be adopted.
@@ -95,31 +106,49 @@ pub enum Adoption {
     Known,
 }
 
-/// What the cache holds.
+/// What is known of the node's pods.
 #[derive(Debug, Default)]
-pub struct Cache {
+pub struct Known {
     /// Attachments.
     pub attachments: Vec<Cached>,
-    /// Files that cannot be used, and why.
-    pub unusable: Vec<(PathBuf, String)>,
+    /// What of it cannot be used, and why: files, runtimes, sandboxes.
+    pub unusable: Vec<(String, String)>,
 }
 
-/// Reads the cache; one that is not there is empty.
+/// Reads the cache, and asks the runtimes for the pods that are not in it.
 ///
 /// # Errors
-/// [`AdoptError::Io`], [`AdoptError::Unsound`].
-pub fn cached(places: &Places) -> Result<Cache, AdoptError> {
+/// [`AdoptError::Io`], [`AdoptError::Unsound`], of the cache.
+pub fn known(places: &Places) -> Result<Known, AdoptError> {
+    let mut known = cached(places)?;
+    // A runtime without a configuration has no pods with a network.
+    let Some(network) = default_network(places) else { return Ok(known) };
+    let in_cache: BTreeSet<_> = known.attachments.iter().map(|cached| cached.id.container_id.clone()).collect();
+    for socket in &places.cri {
+        match cri::sandboxes(socket, &network, |container_id| in_cache.contains(container_id)) {
+            Ok(said) => {
+                known.attachments.extend(said.attachments);
+                known.unusable.extend(said.unusable.into_iter().map(|(of, why)| (of.to_string(), why)));
+            }
+            Err(error) => known.unusable.push((socket.display().to_string(), chain(&error))),
+        }
+    }
+    Ok(known)
+}
+
+/// A cache that is not there is empty.
+fn cached(places: &Places) -> Result<Known, AdoptError> {
     let directory = places.cache.join("results");
     let failed = |source| AdoptError::Io { path: directory.display().to_string(), source };
     match fs::metadata(&directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Cache::default()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Known::default()),
         Err(error) => return Err(failed(error)),
         Ok(metadata) if metadata.uid() != 0 || metadata.mode() & 0o022 != 0 => {
             return Err(AdoptError::Unsound { path: directory.display().to_string() });
         }
         Ok(_) => {}
     }
-    let mut found = Cache::default();
+    let mut found = Known::default();
     let mut names = entries(&directory).map_err(failed)?;
     names.sort_unstable();
     for name in names {
@@ -129,7 +158,7 @@ pub fn cached(places: &Places) -> Result<Cache, AdoptError> {
             // containerd has a network of its own for `lo`, out of which nothing leads.
             Ok(cached) if cached.id.ifname.as_bytes() == b"lo" => {}
             Ok(cached) => found.attachments.push(cached),
-            Err(why) => found.unusable.push((path, why)),
+            Err(why) => found.unusable.push((path.display().to_string(), why)),
         }
     }
     Ok(found)
@@ -139,13 +168,8 @@ pub fn cached(places: &Places) -> Result<Cache, AdoptError> {
 #[must_use]
 pub fn entries_of(places: &Places, state_dir: &Path) -> BTreeMap<NetworkName, Config> {
     let mut found = BTreeMap::new();
-    let mut names = entries(&places.conf).unwrap_or_default();
-    names.retain(|name| name.ends_with(".conflist"));
-    names.sort_unstable();
-    for name in names {
-        let Ok(content) = read_regular(&places.conf.join(name), FILE_MAX) else { continue };
-        let Ok(document) = serde_json::from_slice::<Value>(&content) else { continue };
-        let network = document.get("name").and_then(Value::as_str).and_then(|name| NetworkName::new(name).ok());
+    for document in configurations(places, &[".conflist"]) {
+        let network = name_of(&document);
         let plugins = document.get("plugins").and_then(Value::as_array);
         let entry = plugins.into_iter().flatten().find(|plugin| plugin["type"] == "quarantine");
         let config = entry.and_then(|entry| Config::read(entry).ok()).filter(|config| config.state_dir == state_dir);
@@ -154,6 +178,24 @@ pub fn entries_of(places: &Places, state_dir: &Path) -> BTreeMap<NetworkName, Co
         }
     }
     found
+}
+
+/// The network that runtimes put pods into: that of the first configuration by name.
+fn default_network(places: &Places) -> Option<NetworkName> {
+    configurations(places, &[".conflist", ".conf", ".json"]).iter().find_map(name_of)
+}
+
+/// The network configurations with these endings, in the order of their names.
+fn configurations(places: &Places, endings: &[&str]) -> Vec<Value> {
+    let mut names = entries(&places.conf).unwrap_or_default();
+    names.retain(|name| endings.iter().any(|ending| name.ends_with(ending)));
+    names.sort_unstable();
+    let read = |name| serde_json::from_slice(&read_regular(&places.conf.join(name), FILE_MAX).ok()?).ok();
+    names.into_iter().filter_map(read).collect()
+}
+
+fn name_of(configuration: &Value) -> Option<NetworkName> {
+    configuration.get("name").and_then(Value::as_str).and_then(|name| NetworkName::new(name).ok())
 }
 
 /// Gives an attachment its record, and the sandbox its sleeping rules, or those that its marks want.
@@ -215,13 +257,17 @@ pub fn adopt_all(state: &StateDir, places: &Places) {
 }
 
 fn adopt_by_entries(state: &StateDir, places: &Places) -> Result<(), AdoptError> {
-    let entries = entries_of(places, state.path());
+    let mut entries = entries_of(places, state.path());
+    entries.retain(|_, config| config.adopt);
     if entries.is_empty() {
         return Ok(());
     }
-    let attachments = cached(places)?.attachments;
+    let known = known(places)?;
+    for (what, why) in &known.unusable {
+        log::warn!("{}", Line::new("not-adopted").with("of", what).with("error", why));
+    }
     let mut host = Side::own()?;
-    for cached in &attachments {
+    for cached in &known.attachments {
         let Some(config) = entries.get(&cached.network) else { continue };
         match adopt(state, &mut host, cached, config) {
             // The cache outlives pods whose DEL never came.
@@ -259,9 +305,9 @@ fn forget_ended(state: &StateDir) -> Result<(), AdoptError> {
 pub struct Uncovered {
     /// The ends of its interfaces on the node.
     pub host_ends: Vec<String>,
-    /// What the cache says of it: container ID and pod.
+    /// Which sandbox it is, as far as cache or runtime say: container ID and pod.
     pub cached: Option<(ContainerId, String)>,
-    /// Where it is, as far as the cache says.
+    /// Where it is, as far as they say.
     pub netns: Option<String>,
 }
 
@@ -287,7 +333,10 @@ pub fn uncovered<'a>(
             by_id.remove(&id);
         }
     }
-    for cached in cached(places).unwrap_or_default().attachments {
+    if by_id.is_empty() {
+        return Ok(Vec::new());
+    }
+    for cached in known(places).unwrap_or_default().attachments {
         if let Ok(netns) = Netns::open(&cached.netns)
             && let Some(found) = host.links.id_of(&netns)?.and_then(|id| by_id.get_mut(&id))
         {

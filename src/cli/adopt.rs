@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use crate::adopt::{AdoptError, Adoption, Cache, Cached, Places, adopt, cached, entries_of};
+use crate::adopt::{AdoptError, Adoption, Cached, Known, Places, adopt, entries_of, known};
 use crate::kernel::netns::NetnsError;
 use crate::model::audit::chain;
 use crate::model::names::{ContainerId, Pod};
@@ -17,26 +17,34 @@ use super::{Exit, Failure, print};
 
 impl CniPlaces {
     pub(super) fn places(&self) -> Places {
-        Places { cache: self.cni_cache.clone(), conf: self.cni_conf.clone() }
+        Places { cache: self.cni_cache.clone(), conf: self.cni_conf.clone(), cri: self.cri.clone() }
     }
 }
 
 /// `quarantine adopt`.
 pub(super) fn run(state_dir: &Path, arguments: &Adopt) -> Result<Exit, Failure> {
+    take_in(state_dir, &arguments.places.places(), (!arguments.all).then_some(&arguments.sandboxes[..]))
+}
+
+/// All of the node.
+pub(super) fn all(state_dir: &Path, places: &Places) -> Result<Exit, Failure> {
+    take_in(state_dir, places, None)
+}
+
+fn take_in(state_dir: &Path, places: &Places, sandboxes: Option<&[String]>) -> Result<Exit, Failure> {
     let state = StateDir::open_or_create(state_dir)?;
-    let places = arguments.places.places();
-    let Cache { attachments: mut found, unusable } = cached(&places).map_err(failure)?;
+    let Known { attachments: mut found, unusable } = known(places).map_err(failure)?;
     let mut text = String::new();
     let mut exit = Exit::Done;
-    if arguments.all {
-        for (path, why) in &unusable {
-            let _ = writeln!(text, "{}: cannot be used: {why}", path.display());
-        }
-    } else {
-        let chosen = chosen(&found, &arguments.sandboxes)?;
+    if let Some(words) = sandboxes {
+        let chosen = chosen(&found, &unusable, words)?;
         found.retain(|cached| chosen.contains(&cached.id.container_id));
+    } else {
+        for (what, why) in &unusable {
+            let _ = writeln!(text, "{what}: cannot be used: {why}");
+        }
     }
-    let entries = entries_of(&places, state_dir);
+    let entries = entries_of(places, state_dir);
     let default = Config { state_dir: state_dir.to_owned(), ..Config::default() };
     let mut host = Side::own()?;
     let mut adopted = 0;
@@ -54,7 +62,9 @@ pub(super) fn run(state_dir: &Path, arguments: &Adopt) -> Result<Exit, Failure> 
                     }
                 }
             }
-            Err(AdoptError::Netns(NetnsError::Open { .. } | NetnsError::NotOne { .. })) if arguments.all => continue,
+            Err(AdoptError::Netns(NetnsError::Open { .. } | NetnsError::NotOne { .. })) if sandboxes.is_none() => {
+                continue;
+            }
             Err(error) => {
                 exit = Exit::NotDone;
                 format!("NOT adopted: {}", chain(&error))
@@ -72,7 +82,7 @@ fn failure(error: AdoptError) -> Failure {
 }
 
 /// The sandboxes of the cache that these words mean.
-fn chosen(found: &[Cached], words: &[String]) -> Result<Vec<ContainerId>, Failure> {
+fn chosen(found: &[Cached], unusable: &[(String, String)], words: &[String]) -> Result<Vec<ContainerId>, Failure> {
     let names: Vec<(ContainerId, Pod)> =
         found.iter().map(|cached| (cached.id.container_id.clone(), cached.pod.clone())).collect();
     let mut chosen = Vec::new();
@@ -80,9 +90,12 @@ fn chosen(found: &[Cached], words: &[String]) -> Result<Vec<ContainerId>, Failur
         match select(word, names.iter().map(|(container_id, pod)| (container_id, pod)), |_| false)? {
             Selection::Here(ids) => chosen.extend(ids),
             Selection::Absent(_) => {
-                let message = format!(
-                    "libcni's cache says nothing of {word}: it was made by another runtime, or with hostNetwork"
+                let mut message = format!(
+                    "neither libcni's cache nor the runtime says enough of {word}: it was made by another runtime, or with hostNetwork"
                 );
+                for (what, why) in unusable {
+                    let _ = write!(message, "\n  {what} cannot be used: {why}");
+                }
                 return Err(Failure::new(Exit::NotDone, message));
             }
         }

@@ -297,12 +297,15 @@ pub(super) struct CniPlaces {
     /// The network configurations
     #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
     pub(super) cni_conf: PathBuf,
+    /// The CRI socket of a runtime, which is asked for pods that are not in the cache; may be given again
+    #[arg(long, value_name = "SOCKET", default_values = ["/run/containerd/containerd.sock", "/run/crio/crio.sock"])]
+    pub(super) cri: Vec<PathBuf>,
 }
 
 /// Take pods in that were made without the plugin
 ///
-/// They get records of what libcni's cache says of them, checked against the kernel, and can be isolated from then on. The
-/// agent does that for every network that has the plugin's entry, when it starts and when the configurations change.
+/// They get records of what libcni's cache says of them, or their runtime, checked against the kernel, and can be isolated from
+/// then on. The agent does that for every network that has the plugin's entry, when it starts and when the configurations change.
 #[derive(Debug, Args)]
 #[command(after_help = EXIT_CODES)]
 pub(super) struct Adopt {

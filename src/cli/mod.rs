@@ -6,6 +6,7 @@
 mod adopt;
 mod arguments;
 mod evidence;
+mod install;
 mod inventory;
 mod isolate;
 mod manual;
@@ -126,7 +127,7 @@ fn dispatch(arguments: &Arguments) -> Result<Exit, Failure> {
         Command::Completions { shell } => return Ok(manual::completions(*shell)),
         Command::Man { out } => return manual::man(out.as_deref()),
         // Whose files these are they find out themselves, and a dry run needs no root.
-        Command::Install(arguments) => return Ok(arguments.run(state_dir, &mut io::stdout()).map(|()| Exit::Done)?),
+        Command::Install(arguments) if !arguments.adopts_now() => return install::install(state_dir, arguments),
         Command::Uninstall(arguments) => {
             return Ok(arguments.run(state_dir, &mut io::stdout()).map(|()| Exit::Done)?);
         }
@@ -153,9 +154,8 @@ fn dispatch(arguments: &Arguments) -> Result<Exit, Failure> {
             let places = (!no_adopt).then(|| places.places());
             agent::run(state_dir, *release_after, collectors, places).map(|()| Exit::Done).map_err(Failure::from)
         }
-        Command::Completions { .. } | Command::Man { .. } | Command::Install(_) | Command::Uninstall(_) => {
-            Ok(Exit::Done)
-        }
+        Command::Install(arguments) => install::install(state_dir, arguments),
+        Command::Completions { .. } | Command::Man { .. } | Command::Uninstall(_) => Ok(Exit::Done),
     }
 }
 

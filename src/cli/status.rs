@@ -50,7 +50,7 @@ fn uncovered_text(uncovered: &[Uncovered]) -> String {
             Some((container_id, pod)) => {
                 format!("{container_id} ({pod}); `quarantine adopt {container_id}` takes it in")
             }
-            None => "libcni's cache says nothing of it".to_owned(),
+            None => "neither libcni's cache nor a runtime says anything of it".to_owned(),
         };
         text += &format!("uncovered: a network namespace behind {}: {who}\n", found.host_ends.join(", "));
     }

@@ -36,6 +36,12 @@ pub struct InstallArgs {
     /// The runtime looks for plugins in other directories too: do not ask for the chain's in --bin-dir
     #[arg(long)]
     plugins_elsewhere: bool,
+    /// Take in the pods that run already, too, at once (`quarantine adopt --all`)
+    #[arg(long, conflicts_with = "no_adopt")]
+    adopt: bool,
+    /// Have the agent leave pods of this network alone that were made without the plugin
+    #[arg(long)]
+    no_adopt: bool,
     /// Show what would be done, with a diff, and change nothing
     #[arg(long)]
     dry_run: bool,
@@ -97,7 +103,7 @@ impl InstallArgs {
         let program =
             env::current_exe().map_err(|reason| InstallError::io("find", Path::new("/proc/self/exe"), reason))?;
         let layout = self.places.layout(state_dir);
-        let entry = entry(&layout, self.policy.as_deref(), self.host_guard.as_deref())?;
+        let entry = self.entry(&layout)?;
         let options = InstallOptions {
             layout,
             conflist: self.conflist.clone(),
@@ -107,6 +113,46 @@ impl InstallArgs {
             plugins_elsewhere: self.plugins_elsewhere,
         };
         carry_out(&plan_install(&options)?, self.dry_run, "It is installed already; there is nothing to do.", out)
+    }
+
+    /// Whether pods are to be taken in now.
+    #[must_use]
+    pub fn adopts_now(&self) -> bool {
+        self.adopt && !self.dry_run
+    }
+
+    /// Where the runtime's network configurations are.
+    #[must_use]
+    pub fn conf_dir(&self) -> PathBuf {
+        self.places.conf_dir.clone().unwrap_or(Layout::default().conf_dir)
+    }
+
+    /// The entry with what differs from the defaults.
+    fn entry(&self, layout: &Layout) -> Result<Entry, InstallError> {
+        let mut settings = Vec::new();
+        if layout.state_dir != Layout::default().state_dir {
+            let shown = Value::from(layout.state_dir.to_string_lossy());
+            let in_utf_8 = layout.state_dir.to_str().is_some();
+            let refused = || InstallError::Setting(At::new("--state-dir", &shown).unexpected("a path in UTF-8"));
+            in_utf_8.then_some(()).ok_or_else(refused)?;
+            settings.push(("stateDir".to_owned(), shown));
+        }
+        if let Some(path) = &self.policy {
+            let text = fs::read_to_string(path).map_err(|reason| InstallError::io("read", path, reason))?;
+            let unreadable =
+                |error: serde_json::Error| InstallError::Policy { path: path.to_owned(), reason: error.to_string() };
+            settings.push(("policy".to_owned(), serde_json::from_str(&text).map_err(unreadable)?));
+        }
+        if let Some(host_guard) = &self.host_guard {
+            settings.push(("hostGuard".to_owned(), Value::from(host_guard.as_str())));
+        }
+        if self.no_adopt {
+            settings.push(("adopt".to_owned(), Value::from(false)));
+        }
+        let entry = Entry::new(settings);
+        // The plugin would refuse at every ADD what is wrong here.
+        Config::read(&entry.to_json()).map_err(InstallError::Setting)?;
+        Ok(entry)
     }
 }
 
@@ -120,31 +166,6 @@ impl UninstallArgs {
         let options = UninstallOptions { layout, conflist: self.conflist.clone(), purge: self.purge, yes: self.yes };
         carry_out(&plan_uninstall(&options)?, self.dry_run, "It is not installed; there is nothing to do.", out)
     }
-}
-
-/// The entry with what differs from the defaults.
-fn entry(layout: &Layout, policy: Option<&Path>, host_guard: Option<&str>) -> Result<Entry, InstallError> {
-    let mut settings = Vec::new();
-    if layout.state_dir != Layout::default().state_dir {
-        let shown = Value::from(layout.state_dir.to_string_lossy());
-        let in_utf_8 = layout.state_dir.to_str().is_some();
-        let refused = || InstallError::Setting(At::new("--state-dir", &shown).unexpected("a path in UTF-8"));
-        in_utf_8.then_some(()).ok_or_else(refused)?;
-        settings.push(("stateDir".to_owned(), shown));
-    }
-    if let Some(path) = policy {
-        let text = fs::read_to_string(path).map_err(|reason| InstallError::io("read", path, reason))?;
-        let unreadable =
-            |error: serde_json::Error| InstallError::Policy { path: path.to_owned(), reason: error.to_string() };
-        settings.push(("policy".to_owned(), serde_json::from_str(&text).map_err(unreadable)?));
-    }
-    if let Some(host_guard) = host_guard {
-        settings.push(("hostGuard".to_owned(), Value::from(host_guard)));
-    }
-    let entry = Entry::new(settings);
-    // The plugin would refuse at every ADD what is wrong here.
-    Config::read(&entry.to_json()).map_err(InstallError::Setting)?;
-    Ok(entry)
 }
 
 fn carry_out(plan: &Plan, dry_run: bool, nothing: &str, out: &mut impl Write) -> Result<(), InstallError> {

@@ -116,11 +116,13 @@ pub fn plan_install(options: &InstallOptions) -> Result<Plan, InstallError> {
         units::put(&mut plan, layout)?;
     }
     if !plan.is_empty() {
-        plan.note(
+        let adopts = options.entry.to_json().get("adopt") != Some(&serde_json::Value::Bool(false));
+        let agent = if adopts { ", and so does the agent when it starts" } else { "" };
+        plan.note(format!(
             "Pods that run already are not covered: the plugin is called when a pod's sandbox is made. `quarantine adopt --all` \
-             takes them in, and so does the agent when it starts; what no cache speaks of, and hostNetwork, has to be recreated \
-             (kubectl drain and uncordon, or a rollout restart).",
-        );
+             takes them in{agent}; what neither cache nor runtime speaks of, and hostNetwork, has to be recreated (kubectl drain and \
+             uncordon, or a rollout restart)."
+        ));
     }
     Ok(plan)
 }

@@ -24,6 +24,8 @@ pub struct Config {
     pub host_guard: HostGuard,
     /// Where log lines go.
     pub log: LogConfig,
+    /// Whether the agent takes in pods of this network that were made without the plugin.
+    pub adopt: bool,
 }
 
 impl Default for Config {
@@ -33,6 +35,7 @@ impl Default for Config {
             policy: Policy::default(),
             host_guard: HostGuard::default(),
             log: LogConfig::default(),
+            adopt: true,
         }
     }
 }
@@ -60,6 +63,9 @@ impl Config {
         }
         if let Some(log) = at.get("log")? {
             config.log = LogConfig::read(&log)?;
+        }
+        if let Some(adopt) = at.get("adopt")? {
+            config.adopt = adopt.truth()?;
         }
         Ok(config)
     }
@@ -146,7 +152,8 @@ mod tests {
                 "allow": [{"direction": "egress", "peer": "10.20.0.5/32", "protocol": "tcp", "ports": [443]}]
             },
             "hostGuard": "auto",
-            "log": {"target": "syslog", "level": "info"}
+            "log": {"target": "syslog", "level": "info"},
+            "adopt": true
         }))
         .unwrap();
         assert_eq!(config.policy.allow.len(), 1);
@@ -165,6 +172,7 @@ mod tests {
             (json!({"log": {"level": "INFO"}}), "log.level: \"INFO\""),
             (json!({"log": {"file": "x"}}), "log.file: \"x\""),
             (json!({"log": true}), "log: true"),
+            (json!({"adopt": "no"}), "adopt: \"no\""),
             (json!({"policy": []}), "policy: []"),
         ] {
             let error = Config::read(&entry).unwrap_err().to_string();

@@ -1,7 +1,9 @@
 //! Pods that were made without the plugin: found, taken in by libcni's cache, and isolated like any other.
 
+mod runtime;
+
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -35,30 +37,50 @@ impl<'a> Older<'a> {
 
     /// As containerd's libcni writes it.
     fn write_cache(&self, result: &Value) {
+        self.write_cache_of("lab", ID, &self.topology.pod.path(), result);
+    }
+
+    fn write_cache_of(&self, network: &str, id: &str, netns: &Path, result: &Value) {
         let cache = json!({
-            "kind": "cniCacheV1", "containerId": ID, "config": "e30=", "ifName": "eth0", "networkName": "lab",
-            "netns": self.topology.pod.path(),
+            "kind": "cniCacheV1", "containerId": id, "config": "e30=", "ifName": "eth0", "networkName": network,
+            "netns": netns,
             "cniArgs": [["IgnoreUnknown", "1"], ["K8S_POD_NAMESPACE", "shop"], ["K8S_POD_NAME", "web"], ["K8S_POD_UID", "u1"]],
             "capabilityArgs": {}, "result": result,
         });
-        fs::write(self.places.path().join(format!("results/lab-{ID}-eth0")), cache.to_string()).unwrap();
+        fs::write(self.places.path().join(format!("results/{network}-{id}-eth0")), cache.to_string()).unwrap();
     }
 
     fn write_conflist(&self) {
-        let entry =
+        self.write_conflist_of("lab", true);
+    }
+
+    fn write_conflist_of(&self, network: &str, adopt: bool) {
+        let mut entry =
             json!({ "type": "quarantine", "stateDir": self.state.path(), "policy": { "probes": { "ports": [8080] } } });
-        let conflist = json!({ "cniVersion": "1.1.0", "name": "lab", "plugins": [{ "type": "bridge" }, entry] });
+        if !adopt {
+            entry["adopt"] = json!(false);
+        }
+        let conflist = json!({ "cniVersion": "1.1.0", "name": network, "plugins": [{ "type": "bridge" }, entry] });
         let temporary = self.places.path().join("net.d/.new");
         fs::write(&temporary, conflist.to_string()).unwrap();
-        fs::rename(temporary, self.places.path().join("net.d/10-lab.conflist")).unwrap();
+        fs::rename(temporary, self.places.path().join(format!("net.d/10-{network}.conflist"))).unwrap();
     }
 
-    fn conf(&self) -> String {
-        self.places.path().join("net.d").display().to_string()
+    /// Where a runtime would answer.
+    fn socket(&self) -> PathBuf {
+        self.places.path().join("runtime.sock")
     }
 
-    fn cache(&self) -> &str {
-        self.places.path().to_str().unwrap()
+    fn places(&self) -> Vec<String> {
+        let places = self.places.path();
+        let options = [("--cni-cache", places.into()), ("--cni-conf", places.join("net.d")), ("--cri", self.socket())];
+        options.into_iter().flat_map(|(option, path)| [option.to_owned(), path.display().to_string()]).collect()
+    }
+
+    fn agent(&self) -> Agent {
+        let places = self.places();
+        let places: Vec<_> = places.iter().map(String::as_str).collect();
+        Agent::start_with(&self.topology.node, self.state.path(), &places)
     }
 
     fn run(&self, arguments: &[&str]) -> Run {
@@ -67,13 +89,15 @@ impl<'a> Older<'a> {
     }
 
     fn adopt(&self, which: &[&str]) -> Run {
-        let conf = self.conf();
-        self.run(&[&["adopt"], which, &["--cni-cache", self.cache(), "--cni-conf", &conf]].concat())
+        let places = self.places();
+        let places: Vec<_> = places.iter().map(String::as_str).collect();
+        self.run(&[&["adopt"], which, &places].concat())
     }
 
     fn list(&self) -> Value {
-        let conf = self.conf();
-        self.run(&["list", "-o", "json", "--cni-cache", self.cache(), "--cni-conf", &conf]).ok().json()
+        let places = self.places();
+        let places: Vec<_> = places.iter().map(String::as_str).collect();
+        self.run(&[&["list", "-o", "json"][..], &places].concat()).ok().json()
     }
 
     fn record(&self) -> Value {
@@ -192,9 +216,7 @@ fn the_agent_adopts_when_the_conflist_gets_the_entry_and_isolates_what_is_marked
     let older = Older::new(&topology);
     fs::create_dir(older.state.path().join("isolated")).unwrap();
     fs::write(older.state.path().join("isolated/shop_web"), "").unwrap();
-    let conf = older.conf();
-    let agent =
-        Agent::start_with(&topology.node, older.state.path(), &["--cni-cache", older.cache(), "--cni-conf", &conf]);
+    let agent = older.agent();
     assert!(!older.state.path().join("attachments").join(ID).exists(), "its network has no entry yet");
     older.write_conflist();
     agent.await_line(&["event=adopted", ID, "pod=shop/web", "network=lab"]);
@@ -203,8 +225,24 @@ fn the_agent_adopts_when_the_conflist_gets_the_entry_and_isolates_what_is_marked
     drop(agent);
     // It ends, and its runtime's DEL knows nothing of the plugin; the next agent does not keep it.
     topology.pod.delete();
-    let agent =
-        Agent::start_with(&topology.node, older.state.path(), &["--cni-cache", older.cache(), "--cni-conf", &conf]);
+    let agent = older.agent();
     agent.await_line(&["event=forgotten", ID]);
     assert!(!older.state.path().join("attachments").join(ID).exists());
+}
+
+#[test]
+fn the_agent_leaves_a_network_alone_whose_entry_says_so() {
+    const OTHER: &str = "0a1b2c3d";
+    let topology = Topology::bridge();
+    let older = Older::new(&topology);
+    let result = json!({ "interfaces": [{ "name": "eth0", "sandbox": topology.peer.path() }] });
+    older.write_cache_of("other", OTHER, &topology.peer.path(), &result);
+    older.write_conflist_of("lab", false);
+    let agent = older.agent();
+    // By now it has gone by the first one, or would have had to.
+    older.write_conflist_of("other", true);
+    agent.await_line(&["event=adopted", OTHER, "network=other"]);
+    assert!(!older.state.path().join("attachments").join(ID).exists());
+    older.adopt(&[ID]).ok();
+    assert_eq!(older.record()["policy"]["probes"], json!({ "ports": [8080] }));
 }

@@ -162,6 +162,10 @@ fn the_commands_install_themselves_and_go_again() {
     assert!(succeeded && said.contains("\n+    {\"type\":\"quarantine\",\"hostGuard\":\"require\"}\n"), "{said}");
     assert!(node.tree() == before, "a dry run changed something");
 
+    let (succeeded, said) = quarantine(&node, &["install", "--dry-run", "--no-adopt"]);
+    assert!(succeeded && said.contains("\n+    {\"type\":\"quarantine\",\"adopt\":false}\n"), "{said}");
+    assert!(!said.contains("so does the agent"), "{said}");
+
     let (succeeded, said) = quarantine(&node, &["install"]);
     assert!(succeeded && said.contains("Pods that run already are not covered"), "{said}");
     let version = Command::new(node.path("bin/quarantine")).arg("--version").output().unwrap();

@@ -155,6 +155,8 @@ fn pods_that_are_older_than_the_plugin_are_adopted() {
     // Nothing of the call's own is left open, or it does not return.
     let beacon = format!("(sleep 1000 | nc {server} 8080) </dev/null >/dev/null 2>&1 &");
     assert!(cri.exec(&web, &["sh", "-c", &beacon]));
+    let connected = || cri.netns(&web).sh("ss -Htn state established dport = :8080").contains(&server.to_string());
+    assert!(eventually(PATIENCE, connected), "the beacon does not connect");
 
     node.configure(&conflist());
     let said = node.quarantine(&["adopt", "--all"]);
@@ -177,7 +179,7 @@ fn pods_that_are_older_than_the_plugin_are_adopted() {
     let is_beacon = |socket: &&Value| {
         socket["remoteAddress"] == json!(server) && socket["remotePort"] == 8080 && socket["state"] == "established"
     };
-    let socket = sockets.iter().find(is_beacon).unwrap_or_else(|| panic!("{sockets:#?}"));
+    let socket = sockets.iter().find(is_beacon).unwrap_or_else(|| panic!("{sockets:#?}: {said}"));
     let processes = items("processes.json");
     let holder = processes.iter().find(|process| process["pid"] == socket["owners"][0]["pid"]);
     let holder = holder.unwrap_or_else(|| panic!("whose is {socket:#}"));
@@ -190,6 +192,49 @@ fn pods_that_are_older_than_the_plugin_are_adopted() {
     scene.assert_open();
     drop(scene);
     node.sh("rm -r /var/lib/cni/quarantine/evidence");
+    cri.stop(&web);
+    cri.stop(&neighbour);
+    node.assert_nothing_remains();
+}
+
+/// Made without the plugin, and libcni's cache is gone: taken in by what containerd says of them.
+#[test]
+fn pods_that_are_in_no_cache_are_adopted_by_what_the_runtime_says() {
+    let mut without = conflist();
+    without["plugins"].as_array_mut().unwrap().retain(|plugin| plugin["type"] != "quarantine");
+    let containerd = Containerd::start_with("uncached", &without);
+    let (node, cri) = (&containerd.node, containerd.cri());
+    let web = cri.run_pod("web", "5f0c1f9e-0001", 0);
+    let neighbour = cri.run_pod("neighbour", "5f0c1f9e-0002", 0);
+    let scene = Scene::new(cri.netns(&web), cri.netns(&neighbour));
+    node.sh("rm -r /var/lib/cni/results; mkdir -m 0700 /var/lib/cni/quarantine");
+
+    let list = || -> Value { serde_json::from_str(&node.quarantine(&["list", "-o", "json"])).unwrap() };
+    let uncovered = list()["uncovered"].clone();
+    let named: Vec<_> = uncovered.as_array().unwrap().iter().map(|found| &found["containerID"]).collect();
+    assert!(named.contains(&&json!(web.sandbox)) && named.contains(&&json!(neighbour.sandbox)), "{uncovered:#}");
+    let said = node.quarantine(&["install", "--dry-run"]);
+    assert!(said.contains("2 of them can be taken in"), "{said}");
+    let said = node.quarantine(&["install", "--adopt"]);
+    assert!(said.ends_with("2 adopted\n") && !said.contains("default policy"), "{said}");
+    assert_eq!(list()["uncovered"], json!([]));
+    let record = format!("/var/lib/cni/quarantine/attachments/{}/eth0.json", web.sandbox);
+    let record: Value = serde_json::from_str(&node.sh(&format!("cat {record}"))).unwrap();
+    let pinned: Vec<_> = record["interfaces"][0]["addresses"].as_array().unwrap().clone();
+    for address in cri.addresses(&web) {
+        assert!(pinned.contains(&json!(address)), "{record:#}");
+    }
+    assert_eq!((&record["network"], &record["pod"]["uid"]), (&json!("pods"), &json!("5f0c1f9e-0001")));
+    scene.assert_open();
+
+    let said = node.quarantine(&["isolate", "lab/web"]);
+    assert!(said.contains("contained"), "{said}");
+    scene.assert_cut();
+    assert_probed(node, &cri.addresses(&web));
+    node.quarantine(&["release", "lab/web"]);
+    scene.assert_open();
+    drop(scene);
+    node.sh("rm -rf /var/lib/cni/quarantine/evidence");
     cri.stop(&web);
     cri.stop(&neighbour);
     node.assert_nothing_remains();
