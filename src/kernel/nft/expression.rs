@@ -15,6 +15,7 @@ const NOT_EQUAL: u32 = libc::NFT_CMP_NEQ as u32;
 const AT_MOST: u32 = libc::NFT_CMP_LTE as u32;
 const AT_LEAST: u32 = libc::NFT_CMP_GTE as u32;
 const UPDATE: u32 = libc::NFT_DYNSET_OP_UPDATE as u32;
+const INVERTED: u32 = libc::NFT_DYNSET_F_INV as u32;
 const VERDICT_REGISTER: u32 = libc::NFT_REG_VERDICT as u32;
 const DROP: u32 = libc::NF_DROP as u32;
 const ACCEPT: u32 = libc::NF_ACCEPT as u32;
@@ -325,7 +326,10 @@ fn decode_stateless(name: &[u8], data: &[u8]) -> Option<Expression> {
                 attribute(data, kernel::DYNSET_TIMEOUT).is_some_and(|timeout| timeout.iter().any(|&byte| byte != 0));
             let counted = attribute(data, kernel::DYNSET_EXPR)
                 .map(|expression| attribute(expression, kernel::EXPR_NAME).map(text) == Some(b"counter"));
+            // Inverted, it ends the rule where it should go on; several expressions are named elsewhere than one.
             let plain = number(kernel::DYNSET_OP)? == UPDATE
+                && number(kernel::DYNSET_FLAGS).unwrap_or(0) & INVERTED == 0
+                && attribute(data, kernel::DYNSET_EXPRESSIONS).is_none()
                 && !timeout_of_its_own
                 && counted != Some(false)
                 && attribute(data, kernel::DYNSET_SREG_DATA).is_none();
@@ -385,6 +389,31 @@ mod tests {
         }
         let decoded: Vec<_> = attributes(&bytes).map(|(_, element)| decode(element).0).collect();
         assert_eq!(decoded, compiled);
+    }
+
+    #[test]
+    fn an_update_that_was_changed_is_none_of_ours() {
+        let read_with = |kind, value: &[u8]| {
+            let mut element = Vec::new();
+            put_text(&mut element, kernel::EXPR_NAME, b"dynset");
+            nest(&mut element, kernel::EXPR_DATA, |bytes| {
+                put_text(bytes, kernel::DYNSET_SET_NAME, b"flows4");
+                put(bytes, kernel::DYNSET_OP, &UPDATE.to_be_bytes());
+                put(bytes, kernel::DYNSET_SREG_KEY, &REGISTER.to_be_bytes());
+                put(bytes, kind, value);
+            });
+            decode(&element).0
+        };
+        let plain = Expression::Update { set: b"flows4".to_vec(), register: REGISTER, counted: false };
+        assert_eq!(read_with(kernel::DYNSET_FLAGS, &[0; 4]), plain, "as the kernel says it of every one");
+        for (kind, value) in [
+            (kernel::DYNSET_FLAGS, &INVERTED.to_be_bytes()[..]),
+            (kernel::DYNSET_EXPRESSIONS, &[]),
+            (kernel::DYNSET_TIMEOUT, &[1]),
+            (kernel::DYNSET_SREG_DATA, &[0, 0, 0, 1]),
+        ] {
+            assert_eq!(read_with(kind, value), Expression::Foreign, "{kind}");
+        }
     }
 
     #[test]

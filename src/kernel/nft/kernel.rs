@@ -108,6 +108,8 @@ pub(super) const DYNSET_SREG_KEY: u16 = 4;
 pub(super) const DYNSET_SREG_DATA: u16 = 5;
 pub(super) const DYNSET_TIMEOUT: u16 = 6;
 pub(super) const DYNSET_EXPR: u16 = 7;
+pub(super) const DYNSET_FLAGS: u16 = 9;
+pub(super) const DYNSET_EXPRESSIONS: u16 = 10;
 
 pub(super) const IMMEDIATE_DREG: u16 = 1;
 pub(super) const IMMEDIATE_DATA: u16 = 2;
