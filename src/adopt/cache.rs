@@ -68,7 +68,7 @@ pub(super) struct IpInFile {
     pub(super) interface: Option<usize>,
 }
 
-#[derive(Clone, Deserialize)]
+#[derive(Deserialize)]
 pub(super) struct RouteInFile {
     pub(super) dst: String,
     #[serde(default)]

@@ -1,8 +1,6 @@
 //! What is asked of a runtime, and what its answers say of a sandbox. Pure.
 
-use std::collections::BTreeMap;
-
-use serde::Deserialize;
+use serde_json::Value;
 
 use super::super::cache::{InterfaceInFile, IpInFile, ResultInFile, RouteInFile, interfaces_of};
 use super::protobuf::{Message, put_bytes, put_number};
@@ -68,7 +66,7 @@ pub(super) fn read_status(answer: &[u8], network: &NetworkName) -> Result<Option
         (entry.text(1)? == "info").then(|| entry.text(2))?
     });
     let info = info.last().ok_or("the runtime says no more of it than the CRI asks for")?;
-    let info: Info = serde_json::from_str(info).map_err(|error| format!("what the runtime says of it: {error}"))?;
+    let info = serde_json::from_str(info).map(Info).map_err(|error| format!("what the runtime says of it: {error}"))?;
     let netns = info.netns().ok_or("the runtime does not say where the network namespace is")?;
     let name = |error: NameError| error.to_string();
     let named = |text: &str| (!text.is_empty()).then(|| PodName::new(text)).transpose().map_err(name);
@@ -116,81 +114,24 @@ impl<'a> Status<'a> {
     }
 }
 
-/// What containerd and CRI-O say beyond the CRI, as far as it is wanted.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Info {
-    #[serde(default)]
-    runtime_spec: Option<RuntimeSpec>,
-    /// containerd's, as its go-cni has it.
-    #[serde(default)]
-    cni_result: Option<GoCniResult>,
-}
-
-#[derive(Deserialize)]
-struct RuntimeSpec {
-    #[serde(default)]
-    annotations: Option<BTreeMap<String, String>>,
-    #[serde(default)]
-    linux: Option<Linux>,
-}
-
-#[derive(Deserialize)]
-struct Linux {
-    #[serde(default)]
-    namespaces: Option<Vec<Namespace>>,
-}
-
-#[derive(Deserialize)]
-struct Namespace {
-    #[serde(rename = "type")]
-    kind: String,
-    #[serde(default)]
-    path: String,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct GoCniResult {
-    #[serde(default)]
-    interfaces: Option<BTreeMap<String, GoCniInterface>>,
-    #[serde(default)]
-    routes: Option<Vec<RouteInFile>>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct GoCniInterface {
-    #[serde(rename = "IPConfigs", default)]
-    ip_configs: Option<Vec<GoCniAddress>>,
-    #[serde(default)]
-    mac: String,
-    #[serde(default)]
-    sandbox: String,
-}
-
-#[derive(Deserialize)]
-struct GoCniAddress {
-    #[serde(rename = "IP")]
-    address: String,
-    #[serde(rename = "Gateway", default)]
-    gateway: String,
-}
+/// What containerd and CRI-O say beyond the CRI.
+struct Info(Value);
 
 impl Info {
     fn netns(&self) -> Option<&str> {
-        let namespaces = self.runtime_spec.as_ref()?.linux.as_ref()?.namespaces.as_deref()?;
-        let network = namespaces.iter().find(|namespace| namespace.kind == "network")?;
-        Some(&network.path).filter(|path| !path.is_empty()).map(String::as_str)
+        let namespaces = self.0.pointer("/runtimeSpec/linux/namespaces")?.as_array()?;
+        let network = namespaces.iter().find(|namespace| namespace["type"] == "network")?;
+        network["path"].as_str().filter(|path| !path.is_empty())
     }
 
     /// The pod's interfaces: by CRI-O's or containerd's result of its network, else the one with the addresses that the CRI names.
     fn interfaces(&self, ifname: &IfName, addresses: &[&str]) -> Result<Vec<SandboxInterface>, String> {
-        const RESULT_OF_CRIO: &str = "io.kubernetes.cri-o.CNIResult";
-        let annotations = self.runtime_spec.as_ref().and_then(|spec| spec.annotations.as_ref());
-        let result = match (annotations.and_then(|annotations| annotations.get(RESULT_OF_CRIO)), &self.cni_result) {
-            (Some(text), _) => serde_json::from_str(text).map_err(|error| format!("{RESULT_OF_CRIO}: {error}"))?,
-            (None, Some(result)) => result.as_result(),
+        const OF_CRIO: &str = "io.kubernetes.cri-o.CNIResult";
+        let of_crio =
+            self.0.pointer("/runtimeSpec/annotations").and_then(|annotations| annotations.get(OF_CRIO)?.as_str());
+        let result = match (of_crio, self.0.get("cniResult")) {
+            (Some(text), _) => serde_json::from_str(text).map_err(|error| format!("{OF_CRIO}: {error}"))?,
+            (None, Some(result)) => of_containerd(result),
             (None, None) => {
                 let ip = |address: &&str| IpInFile { address: (*address).to_owned(), gateway: None, interface: None };
                 ResultInFile { ips: Some(addresses.iter().map(ip).collect()), ..ResultInFile::default() }
@@ -200,28 +141,22 @@ impl Info {
     }
 }
 
-impl GoCniResult {
-    /// As a plugin says it. An address has lost the length of its prefix on the way here: of the pod's network no more is known than
-    /// its gateway.
-    fn as_result(&self) -> ResultInFile {
-        let (mut interfaces, mut ips) = (Vec::new(), Vec::new());
-        let in_sandbox =
-            |(name, interface): &(&String, &GoCniInterface)| *name != "lo" && !interface.sandbox.is_empty();
-        for (name, interface) in self.interfaces.iter().flatten().filter(in_sandbox) {
-            let index = interfaces.len();
-            interfaces.push(InterfaceInFile {
-                name: name.clone(),
-                mac: Some(interface.mac.clone()),
-                sandbox: Some(interface.sandbox.clone()),
-            });
-            ips.extend(interface.ip_configs.iter().flatten().map(|ip| IpInFile {
-                address: ip.address.clone(),
-                gateway: Some(ip.gateway.clone()),
-                interface: Some(index),
-            }));
+/// What containerd's go-cni has of a result, as a plugin says it. An address has lost the length of its prefix on the way here: of
+/// the pod's network no more is known than its gateway.
+fn of_containerd(result: &Value) -> ResultInFile {
+    let text = |value: &Value, key: &str| value[key].as_str().filter(|text| !text.is_empty()).map(str::to_owned);
+    let (mut interfaces, mut ips) = (Vec::new(), Vec::new());
+    for (name, interface) in result["Interfaces"].as_object().into_iter().flatten().filter(|(name, _)| *name != "lo") {
+        let sandbox @ Some(_) = text(interface, "Sandbox") else { continue };
+        for ip in interface["IPConfigs"].as_array().into_iter().flatten() {
+            let Some(address) = text(ip, "IP") else { continue };
+            ips.push(IpInFile { address, gateway: text(ip, "Gateway"), interface: Some(interfaces.len()) });
         }
-        ResultInFile { interfaces: Some(interfaces), ips: Some(ips), routes: self.routes.clone() }
+        interfaces.push(InterfaceInFile { name: name.clone(), mac: text(interface, "Mac"), sandbox });
     }
+    let route = |route| Some(RouteInFile { dst: text(route, "dst")?, gw: text(route, "gw") });
+    let routes = result["Routes"].as_array().into_iter().flatten().filter_map(route).collect();
+    ResultInFile { interfaces: Some(interfaces), ips: Some(ips), routes: Some(routes) }
 }
 
 /// What holds of any bytes (`fuzzing`): frames of an answer, or a message of it, or what a runtime says of a sandbox in one.
