@@ -14,6 +14,7 @@
 //! | [`plugin`], [`cli`], [`agent`], [`install`] | the faces, and how the plugin gets onto a node |
 //! | [`adopt`] | pods that were made without the plugin: their records, from libcni's cache or their runtime |
 //! | [`evidence`] | what a pod was doing when it was cut off, collected by a process of its own |
+//! | [`metrics`] | numbers as `OpenMetrics` text, and who answers a scraper |
 //! | [`status`] | what `status` and `list` say, for people and as JSON; [`status::read`] reads it back from the kernel |
 //! | [`node`] | the state directory; a sandbox on its two sides; `enforce`, which brings them together; the log |
 //! | [`kernel`] | network namespaces, netlink, rtnetlink, nf_tables: how the kernel is asked, not what for |
@@ -51,6 +52,7 @@ mod evidence;
 mod fuzzing;
 mod install;
 mod kernel;
+pub mod metrics;
 mod model;
 mod node;
 mod plugin;
@@ -64,6 +66,16 @@ pub use node::{logging, state};
 pub mod apply {
     pub use crate::node::enforce::{EnforceError, apply_locked};
     pub use crate::node::sandbox::{NodeScan, Scan, Side};
+}
+
+/// Having the evidence of a sandbox collected, for whoever cuts it off by [`apply`].
+pub mod collecting {
+    pub use crate::evidence::{Collectors, is_wanted};
+}
+
+/// Which pods of the node have no record, since they were made without the plugin.
+pub mod adopting {
+    pub use crate::adopt::{AdoptError, Places, uncovered_pods};
 }
 
 /// The two faces that `main` chooses from: the command line, and the plugin that a runtime calls.

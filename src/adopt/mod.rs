@@ -26,6 +26,7 @@ pub use {cache::try_any, cri::try_any as try_any_cri};
 
 use crate::kernel::netlink::NetlinkError;
 use crate::kernel::netns::{Netns, NetnsError};
+use crate::kernel::rtnetlink::Link;
 use crate::model::audit::{Line, chain};
 use crate::model::names::{ContainerId, Key, NetworkName};
 use crate::model::record::Record;
@@ -311,6 +312,17 @@ pub struct Uncovered {
     pub netns: Option<String>,
 }
 
+/// The pods of the node without a record, by name; by the ends of their interfaces where the cache does not say who they are.
+///
+/// # Errors
+/// [`AdoptError`].
+pub fn uncovered_pods(state: &StateDir, places: &Places) -> Result<Vec<String>, AdoptError> {
+    let records: Vec<_> = state.sandboxes()?.iter().filter_map(|id| state.records_of(id).0).collect();
+    let found = uncovered(&mut Side::own()?, records.iter(), places)?;
+    let name = |found: Uncovered| found.cached.map_or_else(|| found.host_ends.join("+"), |(_, pod)| pod);
+    Ok(found.into_iter().map(name).collect())
+}
+
 /// The network namespaces of the node without a record.
 ///
 /// # Errors
@@ -321,7 +333,12 @@ pub fn uncovered<'a>(
     places: &Places,
 ) -> Result<Vec<Uncovered>, NetlinkError> {
     let mut by_id: BTreeMap<i32, Uncovered> = BTreeMap::new();
-    for link in host.links.all()?.into_iter().filter(crate::kernel::rtnetlink::Link::is_pair) {
+    // What the node itself goes out by is no pod's: nodes can be containers, too.
+    let routes = host.links.routes()?;
+    let uplinks: Vec<u32> =
+        routes.iter().filter(|(_, route)| route.destination.prefix() == 0).map(|(index, _)| *index).collect();
+    let is_of_pod = |link: &Link| link.is_pair() && !uplinks.contains(&link.index);
+    for link in host.links.all()?.into_iter().filter(is_of_pod) {
         let Some(netns) = link.other_netns else { continue };
         let nothing = || Uncovered { host_ends: Vec::new(), cached: None, netns: None };
         by_id.entry(netns).or_insert_with(nothing).host_ends.push(link.name.to_string());

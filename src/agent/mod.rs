@@ -9,6 +9,7 @@ mod clock;
 mod directory;
 mod index;
 mod memory;
+mod metrics;
 mod node_changes;
 mod pacing;
 mod subscribed;
@@ -18,8 +19,10 @@ mod worker;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -44,6 +47,7 @@ use clock::Clock;
 use directory::Everyone;
 use index::{Action, Answer, Index, plan};
 use memory::SeenMarks;
+use metrics::{Counts, serve_metrics};
 use node_changes::{AtWork, NodeChanges};
 use pacing::Retries;
 use subscribed::Subscribed;
@@ -92,25 +96,38 @@ fn system(what: &'static str) -> impl FnOnce(Errno) -> AgentError {
     move |errno| AgentError::System { what, source: errno.into() }
 }
 
-/// Runs until SIGTERM or SIGINT; `collectors` keep the evidence of what it cuts off; pods are adopted
-/// by what is in `places`. A mark that is gone for less than `release_after` releases nobody: editors and
-/// configuration management replace a file by removing it and making it anew.
+/// What the agent does besides applying marks.
+#[derive(Debug)]
+pub struct Options {
+    /// A mark that is gone for less than this releases nobody: editors and configuration management replace a file by removing
+    /// it and making it anew.
+    pub release_after: Duration,
+    /// Who keeps the evidence of what it cuts off.
+    pub collectors: Option<Collectors>,
+    /// Whether pods are adopted that were made without the plugin.
+    pub adopts: bool,
+    /// What they are adopted by.
+    pub places: Places,
+    /// Where it serves what it counts.
+    pub metrics: Option<SocketAddr>,
+}
+
+/// Runs until SIGTERM or SIGINT.
 ///
 /// # Errors
 /// [`AgentError`]; [`StateError::AgentRunning`] in it where another agent runs on this node.
-pub fn run(
-    state_dir: &Path,
-    release_after: Duration,
-    collectors: Option<Collectors>,
-    places: Option<Places>,
-) -> Result<(), AgentError> {
+pub fn run(state_dir: &Path, options: Options) -> Result<(), AgentError> {
     let state = StateDir::open_or_create(state_dir)?;
     let _only = state.lock_agent()?;
     subscribed::raise_descriptor_limit();
-    let mut agent = Agent::start(state, state_dir, release_after, collectors)?;
+    let counts = Arc::new(Counts::default());
+    let mut agent = Agent::start(state, state_dir, options.release_after, options.collectors, &counts)?;
     agent.resync(Everyone::Yes);
-    if let Some(places) = places {
-        keep_adopting(&agent.state, places);
+    if options.adopts {
+        keep_adopting(&agent.state, options.places.clone());
+    }
+    if let Some(address) = options.metrics {
+        serve_metrics(address, &agent.state, options.places, counts);
     }
     let _ = sd_notify::notify(&[NotifyState::Ready]);
     log::info!(
@@ -168,6 +185,7 @@ impl Agent {
         state_dir: &Path,
         release_after: Duration,
         collectors: Option<Collectors>,
+        counts: &Arc<Counts>,
     ) -> Result<Self, AgentError> {
         let mask = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
         // Before the workers, which inherit it.
@@ -175,7 +193,7 @@ impl Agent {
         let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
             .map_err(system("listen to signals"))?;
         let count = workers::count();
-        let mut workers = Workers::start(&state, count, collectors)
+        let mut workers = Workers::start(&state, count, collectors, counts)
             .map_err(|source| AgentError::System { what: "start the workers", source })?;
         workers.threads.push(own_thread());
         let host = HostEvents::subscribe()?;
@@ -318,6 +336,7 @@ impl Agent {
             self.release_after.is_zero() || self.waiting.get(container_id).is_some_and(|&when| when <= Instant::now());
         self.at_work.insert(container_id.clone(), AtWork { again: false, since: self.node_changes.heard() });
         self.workers.submit(Job {
+            since: Instant::now(),
             may_release,
             container_id: container_id.clone(),
             answer: self.index.answer_of(container_id),

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
@@ -22,6 +22,7 @@ use crate::node::state::StateDir;
 use crate::node::workers::{Queue, hold};
 
 use super::index::Answer;
+use super::metrics::Counts;
 use super::subscription::{PodEvents, own_thread};
 
 /// Stack of a worker; its deepest call is reading a record.
@@ -32,6 +33,8 @@ const LOCK_PATIENCE: Duration = Duration::from_millis(200);
 /// A sandbox to be brought to its marks.
 #[derive(Debug)]
 pub(super) struct Job {
+    /// When what it is done for was heard of.
+    pub(super) since: Instant,
     pub(super) container_id: ContainerId,
     /// The marks that it answered to when the job was made.
     pub(super) answer: Answer,
@@ -109,7 +112,12 @@ pub(super) struct Workers {
 
 impl Workers {
     /// Starts `count` threads in the calling thread's netns.
-    pub(super) fn start(state: &StateDir, count: usize, collectors: Option<Collectors>) -> io::Result<Self> {
+    pub(super) fn start(
+        state: &StateDir,
+        count: usize,
+        collectors: Option<Collectors>,
+        counts: &Arc<Counts>,
+    ) -> io::Result<Self> {
         let (queue, done) = (Arc::new(Queue::open()), Arc::new(Mutex::new(Vec::new())));
         let finished = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
         let collectors = Arc::new(collectors);
@@ -118,11 +126,12 @@ impl Workers {
             let mut host = Side::own().map_err(io::Error::other)?;
             let (queue, done, finished) = (queue.clone(), done.clone(), finished.clone());
             let (state, started, collectors) = (state.clone(), started.clone(), collectors.clone());
+            let counts = counts.clone();
             thread::Builder::new().name(format!("worker-{number}")).stack_size(STACK).spawn(move || {
                 let _ = started.send(own_thread());
                 queue.serve_many(enforce::CUT_AT_ONCE, |tasks| {
                     for job in cut_off_first(&state, &mut host, &queue, tasks) {
-                        let outcome = work(&state, &mut host, &job, collectors.as_ref().as_ref());
+                        let outcome = work(&state, &mut host, &job, collectors.as_ref().as_ref(), &counts);
                         hold(&done).push(Done { container_id: job.container_id, answer: job.answer, outcome });
                         let _ = finished.write(1);
                     }
@@ -170,13 +179,14 @@ fn cut_off_first(state: &StateDir, host: &mut Side, queue: &Queue<Task>, tasks: 
     others
 }
 
-fn work(state: &StateDir, host: &mut Side, job: &Job, collectors: Option<&Collectors>) -> Outcome {
-    match apply(state, host, job, collectors) {
+fn work(state: &StateDir, host: &mut Side, job: &Job, collectors: Option<&Collectors>, counts: &Counts) -> Outcome {
+    match apply(state, host, job, collectors, counts) {
         Ok(outcome) => outcome,
         Err(EnforceError::Sandbox(error)) if error.is_gone() => Outcome::Gone,
         Err(error) => {
             let fault = crate::model::audit::chain(&error);
             log::error!("{}", Line::new("failed").with("container", &job.container_id).with("error", fault));
+            counts.failed();
             Outcome::Failed
         }
     }
@@ -187,6 +197,7 @@ fn apply(
     host: &mut Side,
     job: &Job,
     collectors: Option<&Collectors>,
+    counts: &Counts,
 ) -> Result<Outcome, EnforceError> {
     let container_id = &job.container_id;
     let Some(_lock) = state.lock_within(container_id, LOCK_PATIENCE)? else {
@@ -219,8 +230,11 @@ fn apply(
         Err(error) if error.is_shortage() && events.take().is_some() => apply()?,
         applied => applied?,
     };
-    if let Some(collectors) = collectors.filter(|_| applied.is_new_isolation(&desired)) {
-        collectors.collect(container_id.clone());
+    if applied.is_new_isolation(&desired) {
+        counts.isolated_after(job.since.elapsed());
+        if let Some(collectors) = collectors {
+            collectors.collect(container_id.clone());
+        }
     }
     let Some(policy) = policy else { return Ok(Outcome::Released) };
     Ok(Outcome::Isolated {

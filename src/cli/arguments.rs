@@ -2,6 +2,7 @@
 
 #![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags, reason = "clap prints these comments as help")]
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -121,6 +122,9 @@ pub(super) enum Command {
         no_adopt: bool,
         #[command(flatten)]
         places: CniPlaces,
+        /// Serve what is counted there, for Prometheus, as 127.0.0.1:9468
+        #[arg(long, value_name = "ADDRESS")]
+        metrics: Option<SocketAddr>,
     },
     Evidence(Evidence),
     Adopt(Adopt),

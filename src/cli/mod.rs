@@ -23,7 +23,7 @@ use nix::errno::Errno;
 use nix::unistd::{User, geteuid};
 
 use crate::agent::{self, AgentError};
-use crate::evidence::{Collectors, EvidenceError, is_wanted};
+use crate::evidence::{Collectors, EvidenceError, THIS_PROGRAM, is_wanted};
 use crate::install::InstallError;
 use crate::kernel::netlink::NetlinkError;
 use crate::model::audit::chain;
@@ -149,10 +149,15 @@ fn dispatch(arguments: &Arguments) -> Result<Exit, Failure> {
         Command::Evidence(arguments) => evidence::evidence(state_dir, arguments),
         Command::Sync => sync::sync(state_dir, collectors(&arguments.global)?),
         Command::Adopt(arguments) => adopt::run(state_dir, arguments),
-        Command::Agent { release_after, no_adopt, places } => {
-            let collectors = collectors(&arguments.global)?;
-            let places = (!no_adopt).then(|| places.places());
-            agent::run(state_dir, *release_after, collectors, places).map(|()| Exit::Done).map_err(Failure::from)
+        Command::Agent { release_after, no_adopt, places, metrics } => {
+            let options = agent::Options {
+                release_after: *release_after,
+                collectors: collectors(&arguments.global)?,
+                adopts: !no_adopt,
+                places: places.places(),
+                metrics: *metrics,
+            };
+            agent::run(state_dir, options).map(|()| Exit::Done).map_err(Failure::from)
         }
         Command::Install(arguments) => install::install(state_dir, arguments),
         Command::Completions { .. } | Command::Man { .. } | Command::Uninstall(_) => Ok(Exit::Done),
@@ -161,7 +166,7 @@ fn dispatch(arguments: &Arguments) -> Result<Exit, Failure> {
 
 /// Who collects evidence after the cut; nobody where it is not wanted.
 fn collectors(global: &Global) -> Result<Option<Collectors>, Failure> {
-    let start = || Collectors::new(global.state_dir.clone(), global.log_arguments());
+    let start = || Collectors::new(THIS_PROGRAM.into(), global.state_dir.clone(), global.log_arguments());
     is_wanted().then(start).transpose().map_err(|error| Failure::new(Exit::NotDone, error.to_string()))
 }
 

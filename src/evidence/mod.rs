@@ -40,7 +40,7 @@ use thiserror::Error;
 pub use archive::archive;
 pub use collect::collect;
 pub use manifest::Fault;
-pub use start::{Collectors, Says, is_wanted, start};
+pub use start::{Collectors, Says, THIS_PROGRAM, is_wanted, start};
 pub use store::{Kept, Store};
 
 use crate::kernel::netlink::NetlinkError;

@@ -35,17 +35,29 @@ pub(super) fn budget() -> Budget {
     Budget::said(std::env::var_os(SWITCH).as_deref())
 }
 
-/// Starts a process that collects the evidence of a sandbox. It is of the program that runs here, whatever is in its place by
-/// now. Its standard output is closed when it ends.
+/// The program that runs here, whatever is in its place by now.
+pub const THIS_PROGRAM: &str = "/proc/self/exe";
+
+/// Starts a process of this program that collects the evidence of a sandbox. Its standard output is closed when it ends.
 ///
 /// # Errors
 /// When no process can be started.
 pub fn start(state_dir: &Path, container_id: &ContainerId, log: &[String], says: Says) -> io::Result<Child> {
+    start_of(Path::new(THIS_PROGRAM), state_dir, container_id, log, says)
+}
+
+fn start_of(
+    program: &Path,
+    state_dir: &Path,
+    container_id: &ContainerId,
+    log: &[String],
+    says: Says,
+) -> io::Result<Child> {
     let (output, error) = match says {
         Says::ToNobody => (Stdio::null(), Stdio::null()),
         Says::ToLog => (Stdio::piped(), Stdio::inherit()),
     };
-    Command::new("/proc/self/exe")
+    Command::new(program)
         .args(["evidence", container_id.as_str(), "--collect", "--state-dir"])
         .arg(state_dir)
         .args(log)
@@ -94,19 +106,19 @@ pub struct Collectors {
 }
 
 impl Collectors {
-    /// Collectors for a state directory, which are given these options of the log.
+    /// Collectors for a state directory, processes of this `quarantine`, which are given these options of the log.
     ///
     /// # Errors
     /// When no thread can be started.
-    pub fn new(state_dir: PathBuf, log: Vec<String>) -> io::Result<Self> {
+    pub fn new(program: PathBuf, state_dir: PathBuf, log: Vec<String>) -> io::Result<Self> {
         let (queue, due) = channel();
         let due = Arc::new(Mutex::new(due));
         let collector = |number| {
-            let (state_dir, log, due) = (state_dir.clone(), log.clone(), due.clone());
+            let (program, state_dir, log, due) = (program.clone(), state_dir.clone(), log.clone(), due.clone());
             let thread = thread::Builder::new().name(format!("evidence-{number}")).stack_size(STACK);
             thread.spawn(move || {
                 while let Some(container_id) = next(&due) {
-                    match start(&state_dir, &container_id, &log, Says::ToLog) {
+                    match start_of(&program, &state_dir, &container_id, &log, Says::ToLog) {
                         Ok(child) => wait(child),
                         Err(error) => log::error!(
                             "{}",

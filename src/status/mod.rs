@@ -114,6 +114,14 @@ pub struct Reading {
     pub notes: Vec<Note>,
 }
 
+impl Reading {
+    /// How many packets of a direction were dropped. One meets one layer only: the first on its way drops it.
+    #[must_use]
+    pub fn dropped(&self, direction: Direction) -> u64 {
+        self.drops.iter().filter(|drops| drops.direction == direction).map(|drops| drops.packets).sum()
+    }
+}
+
 /// What one chain has dropped.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Drops {
