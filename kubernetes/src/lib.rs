@@ -8,7 +8,8 @@
 //! | [`controller`] | one in the cluster: takes isolated pods out of their Services and from their owners |
 //! | [`kubectl`] | `kubectl quarantine` |
 //! | [`metrics`] | what a node counts |
-//! | [`manifests`] | what is applied to a cluster: `manifests/`, put together |
+//! | [`sandboxed`] | under which UID a pod goes on its node |
+//! | [`uninstall`] | takes the plugin off every node |
 //!
 //! The plugin knows nothing of this crate. This crate knows of the plugin its state directory, what may be claimed of a sandbox,
 //! and the function that applies marks: the doors `state`, `apply`, `status`, and the values that these speak in.
@@ -20,7 +21,8 @@ pub mod api;
 pub mod controller;
 pub mod keep;
 pub mod kubectl;
-pub mod manifests;
 pub mod metrics;
 pub mod node;
+pub mod sandboxed;
+pub mod uninstall;
 pub mod watching;

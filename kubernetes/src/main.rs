@@ -8,6 +8,10 @@ use clap::{Parser, Subcommand};
 use quarantine_kube::controller::{self, ControllerArguments};
 use quarantine_kube::keep::{self, KeepArguments};
 use quarantine_kube::node::{self, NodeArguments};
+use quarantine_kube::uninstall::{self, UninstallArguments};
+
+/// The chart of `kubernetes/chart`, with its own values, as scripts/chart renders it.
+const MANIFESTS: &str = include_str!("../../conf/kubernetes/quarantine.yaml");
 
 /// The parts of quarantine that run in a cluster.
 #[derive(Parser, Debug)]
@@ -25,6 +29,10 @@ enum Command {
     Controller(ControllerArguments),
     /// On each node: keeps the plugin in the network configuration, whoever rewrites it.
     Keep(KeepArguments),
+    /// Takes the plugin off every node; refuses while pods are isolated.
+    Uninstall(UninstallArguments),
+    /// Does nothing until it is told to end: for a pod that has done what it was for.
+    Rest,
     /// Prints the definition of PodQuarantine.
     Crd,
     /// Prints all that a cluster needs, for `kubectl apply -f -`.
@@ -44,8 +52,8 @@ fn main() -> ExitCode {
 fn run(arguments: Arguments) -> anyhow::Result<()> {
     let text = match arguments.command {
         Command::Crd => Some(quarantine_kube::api::definition_as_yaml()?),
-        Command::Manifests => Some(quarantine_kube::manifests::all()?),
-        Command::Node(_) | Command::Controller(_) | Command::Keep(_) => None,
+        Command::Manifests => Some(MANIFESTS.to_owned()),
+        Command::Node(_) | Command::Controller(_) | Command::Keep(_) | Command::Uninstall(_) | Command::Rest => None,
     };
     if let Some(text) = text {
         std::io::stdout().write_all(text.as_bytes())?;
@@ -60,6 +68,14 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
             Command::Node(arguments) => node::run(arguments, kube::Client::try_default().await?).await,
             Command::Controller(arguments) => controller::run(arguments, kube::Client::try_default().await?).await,
             Command::Keep(arguments) => keep::run(arguments).await,
+            Command::Uninstall(arguments) => {
+                let mut say = |line: &str| drop(writeln!(std::io::stdout(), "{line}"));
+                Ok(uninstall::run(&arguments, kube::Client::try_default().await?, &mut say).await?)
+            }
+            Command::Rest => {
+                quarantine_kube::watching::ended().await;
+                Ok(())
+            }
             Command::Crd | Command::Manifests => Ok(()),
         }
     })

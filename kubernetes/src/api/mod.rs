@@ -223,6 +223,9 @@ const NAMED_BY_UID: &str = "oldSelf.hasValue() || !has(self.spec.pod.uid) || sel
 #[must_use]
 pub fn definition() -> CustomResourceDefinition {
     let mut definition = PodQuarantine::crd();
+    // Without it the objects are gone, and what they say with them; Helm is not to do that in passing.
+    let kept = ("helm.sh/resource-policy".to_owned(), "keep".to_owned());
+    definition.metadata.annotations.get_or_insert_default().extend([kept]);
     let rule = ValidationRule {
         rule: NAMED_BY_UID.to_owned(),
         optional_old_self: Some(true),

@@ -4,11 +4,17 @@ use serde_json::json;
 
 use super::*;
 
-/// `quarantine-kube crd > conf/kubernetes/podquarantines.yaml` makes it anew.
+/// `quarantine-kube crd >FILE` makes each anew, and scripts/chart what is rendered of the chart.
 #[test]
-fn the_definition_in_conf_is_the_one_of_the_types() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../conf/kubernetes/podquarantines.yaml");
-    assert_eq!(fs::read_to_string(path).unwrap(), definition_as_yaml().unwrap());
+fn the_definitions_in_conf_and_in_the_chart_are_the_one_of_the_types() {
+    let definition = definition_as_yaml().unwrap();
+    let file = |path: &str| fs::read_to_string(format!("{}/{path}", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    assert_eq!(file("../conf/kubernetes/podquarantines.yaml"), definition);
+    assert_eq!(file("chart/templates/podquarantines.yaml"), definition);
+    assert!(
+        file("../conf/kubernetes/quarantine.yaml").contains(definition.trim_end()),
+        "scripts/chart renders it anew"
+    );
 }
 
 #[test]

@@ -21,6 +21,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 use crate::api::{Condition, Origin, PodQuarantine, PodRef};
+use crate::sandboxed::sandbox_uid;
 use crate::watching::{backoff, ended};
 
 use detach::{Owner, OwnerKind, detaching_patch, detachment, isolated_label, labels_annotation, owner_annotation};
@@ -138,7 +139,7 @@ impl Worker {
         if uid.is_none() || node_name.is_none() {
             return self.resolve(object, pod).await;
         }
-        let pod = pod.filter(|pod| pod.metadata.uid == uid);
+        let pod = pod.filter(|pod| sandbox_uid(pod) == uid.as_deref());
         if object.spec.is_released(Timestamp::now()) {
             return self.let_go(object, pod).await;
         }
@@ -164,7 +165,7 @@ impl Worker {
             self.say(object, &[("Resolved", "False", "NoSuchPod", "there is no pod of this name".to_owned())]).await?;
             return Ok(Next::Again);
         };
-        let (Some(uid), Some(node)) = (&pod.metadata.uid, node_of(&pod)) else {
+        let (Some(uid), Some(node)) = (sandbox_uid(&pod), node_of(&pod)) else {
             let message = "the pod has no node yet".to_owned();
             self.say(object, &[("Resolved", "False", "NotScheduled", message)]).await?;
             return Ok(Next::Again);

@@ -44,6 +44,8 @@ pub(super) enum Command {
     Status(Status),
     /// List all pods that are, or were, isolated
     List(List),
+    /// Take the plugin off every node; refuses while pods are isolated
+    Uninstall(crate::uninstall::UninstallArguments),
     /// Print a completion script
     Completion {
         /// For which shell

@@ -5,6 +5,7 @@ use kube::api::{DeleteParams, DynamicObject, ListParams, PostParams};
 use serde_json::Value;
 
 use crate::api::{Expiry, PodQuarantine, PodQuarantineSpec, PodRef};
+use crate::sandboxed::sandbox_uid;
 
 use super::arguments::Isolate;
 use super::wait::{Wanted, wait_for};
@@ -75,15 +76,10 @@ fn object_for(pod: &DynamicObject, namespace: &str, arguments: &Isolate, actor: 
             "{subject} is on the host's network: the plugin is not called for such pods and cannot isolate them"
         ));
     }
-    if pod.metadata.annotations.iter().flatten().any(|(key, _)| key == "kubernetes.io/config.mirror") {
-        return Err(format!(
-            "{subject} is a static pod, whose sandbox has another UID than the API says; isolate it on its node: quarantine isolate {subject}"
-        ));
-    }
     if let Some("Succeeded" | "Failed") = at("/status/phase").and_then(Value::as_str) {
         return Err(format!("{subject} has ended; there is nothing to isolate"));
     }
-    let uid = pod.metadata.uid.clone().ok_or_else(|| format!("{subject} has no UID"))?;
+    let uid = sandbox_uid(pod).map(str::to_owned).ok_or_else(|| format!("{subject} has no UID"))?;
     let node_name = at("/spec/nodeName").and_then(Value::as_str).map(str::to_owned);
     let expires_at = match arguments.expires_in {
         Some(time) => Some(Timestamp::now().checked_add(time).map_err(|_| "that is too far in the future".to_owned())?),

@@ -19,6 +19,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 
 use crate::api::PodQuarantine;
+use crate::uninstall::{self, UninstallError};
 use arguments::{Arguments, Cluster, Command};
 
 /// How a command ended; as of `quarantine` on the node.
@@ -99,7 +100,21 @@ async fn dispatch(arguments: Arguments) -> Result<Exit, Failure> {
         Command::Release(arguments) => release::release(&session, &arguments).await,
         Command::Status(arguments) => show::status(&session, &arguments).await,
         Command::List(arguments) => show::list(&session, &arguments).await,
+        Command::Uninstall(arguments) => {
+            uninstall::run(&arguments, session.client, &mut |line: &str| print(&format!("{line}\n"))).await?;
+            Ok(Exit::Done)
+        }
         Command::Completion { .. } => Ok(Exit::Done),
+    }
+}
+
+impl From<UninstallError> for Failure {
+    fn from(error: UninstallError) -> Self {
+        match error {
+            UninstallError::Api(error) => error.into(),
+            UninstallError::Isolated(_) => Self::new(Exit::Usage, error.to_string()),
+            UninstallError::Incomplete { .. } => Self::new(Exit::NotDone, error.to_string()),
+        }
     }
 }
 

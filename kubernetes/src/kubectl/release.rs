@@ -5,6 +5,7 @@ use kube::api::{ListParams, Patch, PatchParams};
 use serde_json::json;
 
 use crate::api::PodQuarantine;
+use crate::sandboxed::sandbox_uid;
 
 use super::arguments::Release;
 use super::wait::{Wanted, wait_for};
@@ -61,6 +62,6 @@ async fn chosen(session: &Session, arguments: &Release) -> Result<Vec<PodQuarant
     }
     let selector = arguments.target.selector.as_deref().unwrap_or_default();
     let pods = session.pods().list(&ListParams::default().labels(selector)).await?.items;
-    objects.retain(|object| pods.iter().any(|pod| pod.metadata.uid == object.spec.pod.uid));
+    objects.retain(|object| pods.iter().any(|pod| sandbox_uid(pod) == object.spec.pod.uid.as_deref()));
     Ok(objects)
 }

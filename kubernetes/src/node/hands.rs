@@ -7,6 +7,7 @@ use std::time::Duration;
 use cni_quarantine::apply::{EnforceError, apply_locked};
 use cni_quarantine::apply::{NodeScan, Scan, Side};
 use cni_quarantine::audit::{Line, chain};
+use cni_quarantine::collecting::{Collectors, is_wanted};
 use cni_quarantine::mark::{MarkContent, answering_keys};
 use cni_quarantine::names::{ContainerId, Key, Pod, PodUid};
 use cni_quarantine::state::{StateDir, StateError};
@@ -53,15 +54,20 @@ pub struct Hands {
     state: StateDir,
     /// What a record says of its pod does not change: each is read once.
     pods: BTreeMap<ContainerId, Pod>,
+    /// Who keeps the evidence of what is cut off here: whoever cuts has it collected. None where it is not wanted.
+    collectors: Option<Collectors>,
 }
 
 impl Hands {
-    /// Opens the state directory, making what is not there.
+    /// Opens the state directory, making what is not there. `program` is the plugin's, which collects evidence.
     ///
     /// # Errors
-    /// [`StateError`].
-    pub fn open(path: &Path) -> Result<Self, StateError> {
-        Ok(Self { state: StateDir::open_or_create(path)?, pods: BTreeMap::new() })
+    /// [`StateError`]; or no thread can be started.
+    pub fn open(path: &Path, program: &Path) -> anyhow::Result<Self> {
+        let state = StateDir::open_or_create(path)?;
+        let log = ["--log", "stderr"].map(str::to_owned).to_vec();
+        let start = || Collectors::new(program.to_owned(), path.to_owned(), log);
+        Ok(Self { state, pods: BTreeMap::new(), collectors: is_wanted().then(start).transpose()? })
     }
 
     /// Brings pods to what is wanted of them, and says what they are then, in the same order.
@@ -142,6 +148,11 @@ impl Hands {
     fn apply(&self, host: &mut Side, scan: &NodeScan, sandboxes: &[&ContainerId]) -> Result<(), String> {
         for id in sandboxes {
             match apply_locked(&self.state, host, id, Scan::Node(scan), LOCK_PATIENCE) {
+                Ok(Some(enforced)) if enforced.is_new => {
+                    if let Some(collectors) = &self.collectors {
+                        collectors.collect((*id).clone());
+                    }
+                }
                 Ok(_) => {}
                 Err(EnforceError::Sandbox(error)) if error.is_gone() => {}
                 Err(error) => return Err(chain(&error)),

@@ -1,12 +1,14 @@
 //! The part on each node: objects of its pods become marks, and what the kernel says becomes their status.
 //!
 //! `plan` decides and `report` words it, both pure; `hands` does it through the library; `publisher` talks to the API server,
-//! which nothing here waits for: while it is away the marks stand, and what is done on the node goes on.
+//! which nothing here waits for: while it is away the marks stand, and what is done on the node goes on. `readiness` says of
+//! the node itself whether its pods are covered.
 
 pub mod changes;
 mod hands;
 mod plan;
 mod publisher;
+pub mod readiness;
 mod report;
 mod tally;
 
@@ -50,9 +52,14 @@ pub struct NodeArguments {
     /// The plugin's state directory.
     #[arg(long, default_value = cni_quarantine::state::DEFAULT_STATE_DIR)]
     state_dir: PathBuf,
+    /// The plugin's program, which collects the evidence of what is cut off.
+    #[arg(long, default_value = "/bin/quarantine")]
+    program: PathBuf,
     /// Where metrics are served.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9469")]
     metrics: SocketAddr,
+    #[command(flatten)]
+    readiness: readiness::ReadinessArguments,
 }
 
 /// Runs until it is told to end.
@@ -60,16 +67,24 @@ pub struct NodeArguments {
 /// # Errors
 /// Where it cannot begin: the state directory is unsound, or there is no way to the API server.
 pub async fn run(arguments: NodeArguments, client: Client) -> anyhow::Result<()> {
-    let hands = Hands::open(&arguments.state_dir)
+    let hands = Hands::open(&arguments.state_dir, &arguments.program)
         .with_context(|| format!("cannot use the state directory {}", arguments.state_dir.display()))?;
     let (messages, inbox) = mpsc::unbounded_channel();
     let publisher = tokio::spawn(publisher::run(client.clone(), arguments.node_name.clone(), inbox));
     let config = watcher::Config::default().fields(&format!("spec.pod.nodeName={}", arguments.node_name));
-    let mut events = Box::pin(watcher(Api::<PodQuarantine>::all(client), config).backoff(backoff()));
+    let mut events = Box::pin(watcher(Api::<PodQuarantine>::all(client.clone()), config).backoff(backoff()));
     let mut changes = changes::watch(["isolated", "attachments"].map(|name| arguments.state_dir.join(name)).to_vec());
     let mut look = tokio::time::interval(LOOK_EVERY);
     let mut node = Node::new(arguments.node_name, hands, messages);
-    tokio::spawn(crate::metrics::serve(arguments.metrics, node.tally.counted()));
+    tokio::spawn(readiness::run(
+        arguments.readiness,
+        arguments.program,
+        arguments.state_dir,
+        node.name.clone(),
+        client,
+        node.tally.counted(),
+    ));
+    crate::metrics::serve(arguments.metrics, node.tally.counted());
     let mut end = std::pin::pin!(crate::watching::ended());
     log::info!("event=started node={}", node.name);
     loop {

@@ -7,6 +7,7 @@ use cni_quarantine::status::{Direction, Finding, SandboxStatus};
 use cni_quarantine::verdict::Note;
 
 use crate::api::{Attempt, Condition, Counts, Layers, PodQuarantine, PodQuarantineStatus, WhyNot, is_of_an_object};
+use crate::sandboxed::sandbox_uid;
 
 /// The most attempts that are written into an object.
 const ATTEMPTS_MAX: usize = 50;
@@ -185,11 +186,7 @@ fn describe(status: &mut PodQuarantineStatus, sandbox: &SandboxStatus) {
     if sandbox.entry.marking.is_none() {
         return;
     }
-    // A packet meets one layer only: the first one on its way drops it.
-    let dropped = |direction: Direction| {
-        let packets = reading.drops.iter().filter(|drops| drops.direction == direction).map(|drops| drops.packets);
-        i64::try_from(packets.sum::<u64>()).unwrap_or(i64::MAX)
-    };
+    let dropped = |direction| i64::try_from(reading.dropped(direction)).unwrap_or(i64::MAX);
     status.drops = Some(Counts { inbound: dropped(Direction::In), outbound: dropped(Direction::Out) });
     status.attempts = reading
         .attempts
@@ -208,7 +205,7 @@ fn describe(status: &mut PodQuarantineStatus, sandbox: &SandboxStatus) {
 #[must_use]
 pub fn target(pod: Option<&DynamicObject>, uid: &str, was_covered: bool) -> Target {
     let Some(pod) = pod else { return Target::Gone };
-    if pod.metadata.uid.as_deref() != Some(uid) {
+    if sandbox_uid(pod) != Some(uid) {
         return Target::Another;
     }
     let text = |pointer| pod.data.pointer(pointer).and_then(serde_json::Value::as_str).unwrap_or_default();

@@ -5,7 +5,7 @@ use std::sync::PoisonError;
 use std::time::Instant;
 
 use cni_quarantine::names::PodUid;
-use cni_quarantine::status::Finding;
+use cni_quarantine::status::{Direction, Finding, Reading};
 
 use crate::api::is_of_an_object;
 use crate::metrics::{Counted, Shared};
@@ -20,6 +20,8 @@ pub(super) struct Tally {
     isolated: BTreeMap<PodUid, Vec<String>>,
     /// When an object came in whose pod was not found contained yet.
     waiting: BTreeMap<PodUid, Instant>,
+    /// What the kernel's counters were at the last look, in and out; they begin anew with the rules.
+    dropped: BTreeMap<PodUid, [u64; 2]>,
 }
 
 impl Tally {
@@ -43,7 +45,27 @@ impl Tally {
         self.waiting.remove(uid);
     }
 
+    /// What was dropped since the last look.
+    fn count_dropped(&mut self, uid: &PodUid, reading: &Reading) {
+        let now = [Direction::In, Direction::Out].map(|direction| reading.dropped(direction));
+        let before = self.dropped.insert(uid.clone(), now).unwrap_or_default();
+        self.change(|counted| {
+            for ((sum, now), before) in counted.dropped.iter_mut().zip(now).zip(before) {
+                *sum += now.checked_sub(before).unwrap_or(now);
+            }
+        });
+    }
+
     pub(super) fn seen(&mut self, uid: &PodUid, seen: &Seen) {
+        match seen {
+            Seen::Sandbox(status) if status.entry.marking.is_some() => {
+                if let Finding::Read(reading) = &status.finding {
+                    self.count_dropped(uid, reading);
+                }
+            }
+            Seen::Failed(_) => {}
+            Seen::Sandbox(_) | Seen::NoSandbox => drop(self.dropped.remove(uid)),
+        }
         let codes = match seen {
             Seen::Sandbox(status) if status.entry.marking.is_some() => match &status.finding {
                 Finding::Read(reading) if ["contained", "partial"].contains(&status.verdict()) => {
@@ -60,7 +82,7 @@ impl Tally {
         match codes {
             Some(codes) => {
                 if let Some(since) = self.waiting.remove(uid) {
-                    self.change(|counted| counted.contained_after(since.elapsed()));
+                    self.change(|counted| counted.contained.observe(since.elapsed()));
                 }
                 self.isolated.insert(uid.clone(), codes);
             }

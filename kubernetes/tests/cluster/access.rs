@@ -88,6 +88,12 @@ impl Scene {
             patch(&format!("podquarantine {}", self.pod.uid), json!({ "spec": { "release": { "by": by } } }))
         };
         let delete = |path: String| run(&["delete", "--raw", &format!("{path}?dryRun=All")], "");
+        let patch_node = |node: &str, subresource: &str, change: &serde_json::Value| {
+            let (change, subresource) = (change.to_string(), format!("--subresource={subresource}"));
+            run(&["patch", "node", node, &subresource, "--type=strategic", "--dry-run=server", "-p", &change], "")
+        };
+        let covered = json!({ "status": { "conditions": [{ "type": "QuarantineReady", "status": "Unknown" }] } });
+        let taint = |key: &str| json!({ "spec": { "taints": [{ "key": key, "effect": "NoSchedule" }] } });
         let pod_path = |pod: &Pod| format!("/api/v1/namespaces/access/pods/{}", pod.name);
         match what {
             "list objects" => run(&["get", "podquarantines"], ""),
@@ -124,6 +130,15 @@ impl Scene {
             }
             "read secrets" => run(&["-n", "access", "get", "secrets"], ""),
             "list nodes" => run(&["get", "nodes"], ""),
+            "say whether its own node is covered" => patch_node("a", "status", &covered),
+            "say whether another node is covered" => patch_node("b", "status", &covered),
+            "set and take away its own node's taint" => patch_node("a", "", &taint("cni-quarantine.dev/not-ready")),
+            "set another taint on its own node" => patch_node("a", "", &taint("example.com/other")),
+            "say that its own node is Ready" => {
+                let ready = json!({ "type": "Ready", "status": "False", "reason": "Other" });
+                patch_node("a", "status", &json!({ "status": { "conditions": [ready] } }))
+            }
+            "label its own node" => patch_node("a", "", &json!({ "metadata": { "labels": { "a": "b" } } })),
             other => panic!("the table has a row that nothing asks: {other}"),
         }
     }

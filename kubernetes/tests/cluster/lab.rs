@@ -101,6 +101,16 @@ pub(crate) fn await_true(seconds: u64, what: &str, mut is_so: impl FnMut() -> bo
     }
 }
 
+/// Done at the end, however a test ends; where it fails the test's own failure counts.
+pub(crate) struct AtEnd<F: FnMut()>(pub(crate) F);
+
+impl<F: FnMut()> Drop for AtEnd<F> {
+    fn drop(&mut self) {
+        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| (self.0)()));
+        assert!(done.is_ok() || thread::panicking(), "what the test changed could not be put back");
+    }
+}
+
 /// A namespace of a test's own, which goes with it.
 pub(crate) struct Namespace(pub(crate) &'static str);
 
