@@ -1,13 +1,17 @@
-//! What it takes: from the API server's answer to the last packet, memory, requests at rest. It prints, and claims nothing;
-//! `scripts/bench-cluster` runs it.
+//! What it takes: from the API server's answer to the last packet, memory, requests at rest; beside a `NetworkPolicy` where there
+//! is an agent for these. It prints, and claims nothing; `scripts/bench-cluster` runs it.
 
 use std::io::{BufRead, BufReader};
+use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use futures::StreamExt as _;
+use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams};
+use kube::runtime::watcher;
 use kube::{Api, Client};
 use serde_json::json;
 
@@ -17,6 +21,8 @@ use crate::lab::{Namespace, Pod, await_true, kubectl, on};
 
 /// Isolations of each measurement.
 const ROUNDS: usize = 100;
+/// Nodes that watch besides the two that are there.
+const HOLLOW: usize = 98;
 
 fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64()
@@ -48,16 +54,61 @@ impl Pinging {
         });
         Self { process, last }
     }
-
-    fn last(&self) -> f64 {
-        *self.last.lock().unwrap()
-    }
 }
 
 impl Drop for Pinging {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
+    }
+}
+
+/// Opens a connection after the other to a port where nobody listens: each refusal is a packet that came through, of a flow that is
+/// new. (An agent for `NetworkPolicy` may let flows live that it knows.)
+struct Knocking {
+    last: Arc<Mutex<f64>>,
+    ends: Arc<AtomicBool>,
+}
+
+impl Knocking {
+    fn at(pod: &Pod) -> Self {
+        let (last, ends) = (Arc::new(Mutex::new(0.0)), Arc::new(AtomicBool::new(false)));
+        let address = SocketAddr::new(pod.addresses[0], 9);
+        let knocking = Self { last: last.clone(), ends: ends.clone() };
+        thread::spawn(move || {
+            while !ends.load(Ordering::Relaxed) {
+                let at = now();
+                let refused = TcpStream::connect_timeout(&address, Duration::from_millis(50));
+                if refused.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused) {
+                    *last.lock().unwrap() = at;
+                }
+                thread::sleep(Duration::from_micros(500));
+            }
+        });
+        knocking
+    }
+}
+
+impl Drop for Knocking {
+    fn drop(&mut self) {
+        self.ends.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Something that says when a packet last came through.
+trait Witness {
+    fn last(&self) -> f64;
+}
+
+impl Witness for Knocking {
+    fn last(&self) -> f64 {
+        *self.last.lock().unwrap()
+    }
+}
+
+impl Witness for Pinging {
+    fn last(&self) -> f64 {
+        *self.last.lock().unwrap()
     }
 }
 
@@ -87,29 +138,73 @@ fn object(pod: &Pod) -> PodQuarantine {
     PodQuarantine::new(&pod.uid, PodQuarantineSpec { detach: false, ..PodQuarantineSpec::of(reference) })
 }
 
-/// Isolates and releases again and again: how long after the request, and after its answer, the last packet passed.
-async fn rounds(objects: &Api<PodQuarantine>, pod: &Pod) -> (Vec<f64>, Vec<f64>) {
-    let (mut from_request, mut from_answer) = (Vec::new(), Vec::new());
-    let pinging = Pinging::at(pod);
-    for _ in 0..ROUNDS {
-        while now() - pinging.last() > 0.01 {
+/// How long after a request, and after its answer, the last packet passed.
+#[derive(Default)]
+struct Times {
+    from_request: Vec<f64>,
+    from_answer: Vec<f64>,
+}
+
+impl Times {
+    fn say(self, what: &str) {
+        said(&format!("{what}, request to last packet"), self.from_request);
+        said(&format!("{what}, answer to last packet"), self.from_answer);
+    }
+
+    /// Asks for it, once packets pass, and waits until none does.
+    async fn take(&mut self, witness: &impl Witness, asking: impl Future<Output = ()>) {
+        while now() - witness.last() > 0.01 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         let asked = now();
-        objects.create(&PostParams::default(), &object(pod)).await.unwrap();
+        asking.await;
         let answered = now();
         tokio::time::sleep(Duration::from_millis(150)).await;
         // It has stopped when nothing has come for so long.
-        while now() - pinging.last() < 0.1 {
+        while now() - witness.last() < 0.1 {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        from_request.push((pinging.last() - asked) * 1000.0);
-        from_answer.push((pinging.last() - answered) * 1000.0);
+        self.from_request.push((witness.last() - asked) * 1000.0);
+        self.from_answer.push((witness.last() - answered) * 1000.0);
+    }
+}
+
+/// Isolates and releases again and again.
+async fn rounds(objects: &Api<PodQuarantine>, pod: &Pod, witness: impl Witness) -> Times {
+    let mut times = Times::default();
+    for _ in 0..ROUNDS {
+        let asking = async { drop(objects.create(&PostParams::default(), &object(pod)).await.unwrap()) };
+        times.take(&witness, asking).await;
         let release = json!({ "spec": { "release": Release { by: "admin".into(), reason: None } } });
         objects.patch(&pod.uid, &PatchParams::default(), &Patch::Merge(release)).await.unwrap();
         objects.delete(&pod.uid, &DeleteParams::default()).await.unwrap();
     }
-    (from_request, from_answer)
+    times
+}
+
+/// The same by a policy that lets nothing in or out.
+async fn policy_rounds(client: Client, pod: &Pod) -> Times {
+    let resource = kube::api::ApiResource::erase::<k8s_openapi::api::networking::v1::NetworkPolicy>(&());
+    let policies: Api<DynamicObject> = Api::namespaced_with(client, &pod.namespace, &resource);
+    let spec = json!({ "podSelector": { "matchLabels": { "app": pod.name } }, "policyTypes": ["Ingress", "Egress"] });
+    let policy = DynamicObject::new("deny", &resource).data(json!({ "spec": spec }));
+    let (witness, mut times) = (Knocking::at(pod), Times::default());
+    for _ in 0..ROUNDS {
+        let asking = async { drop(policies.create(&PostParams::default(), &policy).await.unwrap()) };
+        times.take(&witness, asking).await;
+        policies.delete("deny", &DeleteParams::default()).await.unwrap();
+    }
+    times
+}
+
+/// Nodes that watch their objects like any other, each over a connection of its own, and have none.
+fn hollow_nodes(config: &kube::Config, count: usize) {
+    for number in 0..count {
+        let objects: Api<PodQuarantine> = Api::all(Client::try_from(config.clone()).unwrap());
+        let field = format!("spec.pod.nodeName=hollow-{number}");
+        let mut events = Box::pin(watcher(objects, watcher::Config::default().fields(&field)));
+        tokio::spawn(async move { while events.next().await.is_some() {} });
+    }
 }
 
 /// The memory of a program of a node, in KiB.
@@ -137,7 +232,7 @@ fn requests() -> Vec<(String, f64)> {
 }
 
 #[test]
-#[ignore = "it measures, for ten minutes; scripts/bench-cluster runs it"]
+#[ignore = "it measures, for a quarter of an hour; scripts/bench-cluster runs it"]
 fn from_the_answer_to_the_last_packet() {
     let namespace = Namespace::new("measured");
     let pod = namespace.pod("web", "b");
@@ -146,7 +241,9 @@ fn from_the_answer_to_the_last_packet() {
         let options = kube::config::KubeConfigOptions::default();
         let kubeconfig = kube::config::Kubeconfig::read_from(crate::lab::admin()).unwrap();
         let config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.unwrap();
-        let objects: Api<PodQuarantine> = Api::all(Client::try_from(config).unwrap());
+        let client = Client::try_from(config.clone()).unwrap();
+        let objects: Api<PodQuarantine> = Api::all(client.clone());
+        hollow_nodes(&config, HOLLOW);
         let mut standing = 0;
         for others in [0, 99, 999] {
             while standing < others {
@@ -168,9 +265,11 @@ fn from_the_answer_to_the_last_packet() {
                 tokio::time::sleep(Duration::from_millis(200)).await;
             }
             tokio::time::sleep(Duration::from_secs(10)).await;
-            let (from_request, from_answer) = rounds(&objects, &pod).await;
-            said(&format!("{} objects, request to last packet", others + 1), from_request);
-            said(&format!("{} objects, answer to last packet", others + 1), from_answer);
+            rounds(&objects, &pod, Pinging::at(&pod)).await.say(&format!("{} objects", others + 1));
+            if std::env::var_os("NETWORK_POLICIES").is_some() {
+                rounds(&objects, &pod, Knocking::at(&pod)).await.say(&format!("{} objects, new flows", others + 1));
+                policy_rounds(client.clone(), &pod).await.say("NetworkPolicy, new flows");
+            }
             println!("{} objects, node:       {}", others + 1, memory("b", "/bin/quarantine-kube node"));
             for node in ["a", "b"] {
                 println!(
@@ -182,7 +281,7 @@ fn from_the_answer_to_the_last_packet() {
         }
         let before = requests();
         tokio::time::sleep(Duration::from_secs(60)).await;
-        println!("requests in a minute at rest, with 1000 objects on two nodes:");
+        println!("requests in a minute at rest, with 1000 objects on two nodes, and {HOLLOW} that watch:");
         for (name, value) in requests() {
             let was = before.iter().find(|(other, _)| *other == name).map_or(0.0, |(_, was)| *was);
             if value > was {

@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::Duration;
 
-use crate::lab::{Namespace, Pod, apply, await_true, get, quarantine, web_container};
+use crate::lab::{Namespace, Pod, apply, await_true, get, on, quarantine, quarantine_ok, web_container};
 
 fn template(labels: &str) -> String {
     format!(
@@ -124,11 +124,12 @@ fn probes_of_every_kind_pass_for_a_minute_s_worth_of_them() {
                 probe("tcpSocket: {port: 80}")
             ),
         ),
+        ("started", format!("startupProbe: {}", probe("httpGet: {port: 80, path: /index.html}"))),
         (
-            "pre-stop",
+            "grpc",
             format!(
-                "lifecycle: {{preStop: {{exec: {{command: [ls]}}}}}}, livenessProbe: {}",
-                probe("tcpSocket: {port: 80}")
+                "lifecycle: {{postStart: {{exec: {{command: [sh, -c, 'health >/dev/null 2>&1 &']}}}}}}, livenessProbe: {}",
+                probe("initialDelaySeconds: 3, grpc: {port: 9000}")
             ),
         ),
     ];
@@ -162,6 +163,93 @@ fn probes_of_every_kind_pass_for_a_minute_s_worth_of_them() {
     for pod in isolated.iter().chain([&control]) {
         pod.release();
     }
+}
+
+/// A probe of a port that the policy leaves out fails, and one of a port that it names passes, by whatever name it goes.
+#[test]
+fn probes_pass_to_the_ports_that_are_named_and_to_no_others() {
+    let namespace = Namespace::new("ports");
+    let second = |name: &str, more: &str| {
+        format!(
+            "{{name: {name}, image: 'local/box:1', imagePullPolicy: Never, command: [httpd, -f, -p, '8081', -h, /www], \
+             ports: [{{name: admin, containerPort: 8081}}], {more}}}"
+        )
+    };
+    let probe = "periodSeconds: 1, failureThreshold: 2";
+    let pod = |name: &str, web: &str, admin: &str| {
+        namespace.apply(&format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}}}, spec: {{nodeName: b, terminationGracePeriodSeconds: 1, \
+             containers: [{}, {}]}}}}",
+            web_container(web),
+            second("admin", admin)
+        ));
+    };
+    let alive = format!("livenessProbe: {{httpGet: {{port: admin, path: /index.html}}, {probe}}}");
+    pod("admin-lives", &format!("readinessProbe: {{tcpSocket: {{port: 80}}, {probe}}}"), &alive);
+    pod("web-lives", &format!("livenessProbe: {{tcpSocket: {{port: 80}}, {probe}}}"), &alive);
+    let (admin, web) = (namespace.ready("admin-lives"), namespace.ready("web-lives"));
+    for pod in [&admin, &web] {
+        pod.isolate("--no-detach --probe-port 8081");
+        pod.assert_answers(false);
+    }
+    await_true(60, "the one whose probe has another port is restarted", || web.restarts() > 0);
+    await_true(60, "its readiness probe has another port too", || !admin.again().is_ready());
+    assert_eq!(admin.restarts(), 0);
+    admin.release();
+    web.release();
+    await_true(60, "it is ready again", || admin.again().is_ready());
+}
+
+/// Whoever may delete it deletes it; what it does before it ends is inside it, and goes on.
+#[test]
+fn an_isolated_pod_that_is_deleted_does_what_it_does_before_it_stops() {
+    let namespace = Namespace::new("stopping");
+    namespace.apply(&format!(
+        "{{apiVersion: v1, kind: Pod, metadata: {{name: web}}, spec: {{nodeName: a, terminationGracePeriodSeconds: 20, \
+         volumes: [{{name: out, hostPath: {{path: /tmp/stopping, type: DirectoryOrCreate}}}}], containers: [{}]}}}}",
+        web_container(
+            "volumeMounts: [{name: out, mountPath: /out}], \
+             lifecycle: {preStop: {exec: {command: [sh, -c, 'sleep 1; wget -qO /out/own http://127.0.0.1/index.html']}}}"
+        )
+    ));
+    let pod = namespace.ready("web");
+    pod.isolate("--no-detach");
+    namespace.kubectl("delete pod web --wait --timeout=60s");
+    assert_eq!(on("a", "cat /tmp/stopping/own"), "hello\n", "it reached itself, and nobody else");
+    pod.await_reason(30, "Contained", "TargetGone");
+}
+
+/// The kubelet makes it of a file, and the API server knows a copy of it alone, with another UID.
+#[test]
+fn a_static_pod_is_isolated_and_released_like_any_other() {
+    let namespace = Namespace::new("static");
+    let file = "/etc/kubernetes/manifests/web.yaml";
+    let manifest = format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: web, namespace: static}}\n\
+         spec: {{terminationGracePeriodSeconds: 1, containers: [{}]}}",
+        web_container("")
+    );
+    on("a", &format!("cat >{file} <<'X'\n{manifest}\nX"));
+    let gone = crate::lab::AtEnd(|| drop(on("a", &format!("rm -f {file}"))));
+    await_true(60, "the API server has a copy", || get("-n static pod web-a").is_some());
+    let copy = namespace.ready("web-a");
+    copy.assert_answers(true);
+    quarantine_ok("-n static isolate web-a --wait --reason beacon");
+    copy.assert_answers(false);
+    let uid = copy.json["metadata"]["annotations"]["kubernetes.io/config.hash"].as_str().unwrap();
+    assert_ne!(uid, copy.uid);
+    let object = get(&format!("podquarantine {uid}")).unwrap();
+    assert_eq!(object["status"]["verdict"], "contained");
+    // The copy is only a copy.
+    namespace.kubectl("delete pod web-a --wait=false --grace-period=0 --force");
+    await_true(60, "the kubelet makes another copy", || {
+        get("-n static pod web-a").is_some_and(|pod| pod["metadata"]["uid"] != copy.uid.as_str())
+    });
+    copy.assert_answers(false);
+    quarantine_ok("-n static release web-a --wait");
+    copy.assert_answers(true);
+    drop(gone);
+    await_true(60, "it goes with its file", || get("-n static pod web-a").is_none());
 }
 
 #[test]
