@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 
+use cni_quarantine::apply::{Before, NodeScan, Scan, Side};
 use cni_quarantine::apply::{EnforceError, apply_locked};
-use cni_quarantine::apply::{NodeScan, Scan, Side};
 use cni_quarantine::audit::{Line, chain};
 use cni_quarantine::collecting::{Collectors, is_wanted};
 use cni_quarantine::mark::{MarkContent, answering_keys};
@@ -147,7 +147,7 @@ impl Hands {
 
     fn apply(&self, host: &mut Side, scan: &NodeScan, sandboxes: &[&ContainerId]) -> Result<(), String> {
         for id in sandboxes {
-            match apply_locked(&self.state, host, id, Scan::Node(scan), LOCK_PATIENCE) {
+            match apply_locked(&self.state, host, id, Before::Unknown, Scan::Node(scan), LOCK_PATIENCE) {
                 Ok(Some(enforced)) if enforced.is_new => {
                     if let Some(collectors) = &self.collectors {
                         collectors.collect((*id).clone());

@@ -19,8 +19,11 @@ use quarantine_kube::api::{PodQuarantine, PodQuarantineSpec, PodRef, Release};
 
 use crate::lab::{Namespace, Pod, await_true, kubectl, on};
 
-/// Isolations of each measurement.
-const ROUNDS: usize = 100;
+/// Isolations of each measurement; `ROUNDS` says another number, to see whether it runs.
+fn rounds_each() -> usize {
+    std::env::var("ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(100)
+}
+
 /// Nodes that watch besides the two that are there.
 const HOLLOW: usize = 98;
 
@@ -172,7 +175,7 @@ impl Times {
 /// Isolates and releases again and again.
 async fn rounds(objects: &Api<PodQuarantine>, pod: &Pod, witness: impl Witness) -> Times {
     let mut times = Times::default();
-    for _ in 0..ROUNDS {
+    for _ in 0..rounds_each() {
         let asking = async { drop(objects.create(&PostParams::default(), &object(pod)).await.unwrap()) };
         times.take(&witness, asking).await;
         let release = json!({ "spec": { "release": Release { by: "admin".into(), reason: None } } });
@@ -189,7 +192,7 @@ async fn policy_rounds(client: Client, pod: &Pod) -> Times {
     let spec = json!({ "podSelector": { "matchLabels": { "app": pod.name } }, "policyTypes": ["Ingress", "Egress"] });
     let policy = DynamicObject::new("deny", &resource).data(json!({ "spec": spec }));
     let (witness, mut times) = (Knocking::at(pod), Times::default());
-    for _ in 0..ROUNDS {
+    for _ in 0..rounds_each() {
         let asking = async { drop(policies.create(&PostParams::default(), &policy).await.unwrap()) };
         times.take(&witness, asking).await;
         policies.delete("deny", &DeleteParams::default()).await.unwrap();
