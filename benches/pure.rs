@@ -100,6 +100,7 @@ fn read_record(bencher: Bencher<'_, '_>) {
         host_guard: HostGuard::Auto,
         interfaces: vec![PinnedInterface { interface: interface(), node: node(), host_end: None, led_outside: false }],
         lacks_interface: false,
+        capture: true,
         adopted: false,
     };
     let written = record.to_json();

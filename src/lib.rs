@@ -16,6 +16,7 @@
 //! | [`evidence`] | what a pod was doing when it was cut off, collected by a process of its own |
 //! | [`metrics`] | numbers as `OpenMetrics` text, and who answers a scraper |
 //! | [`status`] | what `status` and `list` say, for people and as JSON; [`status::read`] reads it back from the kernel |
+//! | [`capture`] | what an isolated pod tries: packets that were dropped, kept and read again |
 //! | [`node`] | the state directory; a sandbox on its two sides; `enforce`, which brings them together; the log |
 //! | [`kernel`] | network namespaces, netlink, rtnetlink, nf_tables: how the kernel is asked, not what for |
 //! | [`rules`] | a policy, compiled to tables and chains; these as nft text |
@@ -46,6 +47,7 @@
 
 mod adopt;
 mod agent;
+mod capture;
 mod cli;
 mod evidence;
 #[cfg(any(test, fuzzing))]
@@ -94,6 +96,7 @@ pub mod internals {
     };
     pub use crate::kernel::netlink::{Events, Socket, append_message};
     pub use crate::kernel::netns::Netns;
+    pub use crate::kernel::nflog::{Hook, Nflog};
     pub use crate::kernel::nft::{Batch, Nft};
     pub use crate::model::record::{HostGuard, NodeOnLink, PinnedInterface, Record};
     pub use crate::rules::containment::{EgressHook, GuardedInterface, pod_tables};

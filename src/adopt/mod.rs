@@ -225,6 +225,7 @@ pub fn adopt(state: &StateDir, host: &mut Side, cached: &Cached, config: &Config
         pod: cached.pod.clone(),
         policy: config.policy.clone(),
         host_guard: config.host_guard,
+        capture: config.capture,
         interfaces: pin_said(host, &mut pod, &netns, &cached.interfaces)?,
         lacks_interface: false,
         adopted: true,

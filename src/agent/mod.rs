@@ -5,6 +5,7 @@
 //! and decides by `index`, which is pure; `worker` threads do what was decided. Nothing is polled. What is decided is
 //! only that a sandbox has to be looked at; what is wanted of it is read under its lock by whoever does.
 
+mod captures;
 mod clock;
 mod directory;
 mod index;
@@ -43,6 +44,7 @@ use crate::node::sandbox::Before;
 use crate::node::state::{StateDir, StateError};
 use crate::node::workers;
 
+use captures::Captures;
 use clock::Clock;
 use directory::Everyone;
 use index::{Action, Answer, Index, plan};
@@ -108,6 +110,8 @@ pub struct Options {
     pub adopts: bool,
     /// What they are adopted by.
     pub places: Places,
+    /// Whether what is dropped of isolated pods is kept.
+    pub captures: bool,
     /// Where it serves what it counts.
     pub metrics: Option<SocketAddr>,
 }
@@ -121,7 +125,8 @@ pub fn run(state_dir: &Path, options: Options) -> Result<(), AgentError> {
     let _only = state.lock_agent()?;
     subscribed::raise_descriptor_limit();
     let counts = Arc::new(Counts::default());
-    let mut agent = Agent::start(state, state_dir, options.release_after, options.collectors, &counts)?;
+    let mut agent =
+        Agent::start(state, state_dir, options.release_after, options.collectors, options.captures, &counts)?;
     agent.resync(Everyone::Yes);
     if options.adopts {
         keep_adopting(&agent.state, options.places.clone());
@@ -157,6 +162,8 @@ struct Agent {
     host: HostEvents,
     node: NodeEvents,
     release_after: Duration,
+    /// Who keeps what is dropped of isolated sandboxes.
+    captures: Option<Captures>,
     /// Those whose mark is gone, and when they may be released for it.
     waiting: BTreeMap<ContainerId, Instant>,
     workers: Workers,
@@ -185,13 +192,18 @@ impl Agent {
         state_dir: &Path,
         release_after: Duration,
         collectors: Option<Collectors>,
+        captures: bool,
         counts: &Arc<Counts>,
     ) -> Result<Self, AgentError> {
         let mask = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
-        // Before the workers, which inherit it.
+        // Before all other threads, which inherit it.
         mask.thread_block().map_err(system("block signals"))?;
         let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
             .map_err(system("listen to signals"))?;
+        // Before anything is applied: from here on the kernel takes rules that hand packets over.
+        let captures = captures.then(|| Captures::start(state_dir)).transpose();
+        let captures = captures.map_err(|source| AgentError::System { what: "listen to what is dropped", source })?;
+        let captures = captures.flatten();
         let count = workers::count();
         let mut workers = Workers::start(&state, count, collectors, counts)
             .map_err(|source| AgentError::System { what: "start the workers", source })?;
@@ -215,6 +227,7 @@ impl Agent {
             host,
             node,
             release_after,
+            captures,
             waiting: BTreeMap::new(),
             workers,
             epoll,
@@ -344,6 +357,7 @@ impl Agent {
             before: Before::Unknown,
             may_listen,
             enforced: subscribed.map(Subscribed::enforced),
+            may_capture: self.captures.is_some(),
         });
     }
 

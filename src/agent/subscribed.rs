@@ -18,8 +18,8 @@ use super::worker::Enforced;
 /// Of those who were seen changing rules, so many are named.
 const STRANGERS_MAX: usize = 4;
 
-/// Descriptors that one sandbox takes which is listened to.
-const DESCRIPTORS_EACH: usize = 2;
+/// Descriptors that one sandbox takes which is listened to: rules, links, packets, and the file for these.
+const DESCRIPTORS_EACH: usize = 4;
 /// Descriptors that a worker may need at a time: a lock, a netns, sockets in it, a record, a mark, and some to spare.
 const DESCRIPTORS_AT_WORK: usize = 16;
 /// How often an isolated sandbox is looked at that cannot be listened to.
@@ -103,7 +103,10 @@ impl Subscribed {
 }
 
 impl Agent {
-    pub(super) fn listen(&mut self, container_id: &ContainerId, events: PodEvents, policy: Policy) {
+    pub(super) fn listen(&mut self, container_id: &ContainerId, mut events: PodEvents, policy: Policy) {
+        if let (Some(captures), Some(capture)) = (&self.captures, events.take_capture()) {
+            captures.watch(container_id.clone(), capture.pod);
+        }
         let number = self.next_number;
         self.next_number += 1;
         for fd in events.descriptors() {
@@ -120,6 +123,9 @@ impl Agent {
 
     pub(super) fn stop_listening(&mut self, container_id: &ContainerId) {
         if let Some(subscribed) = self.subscribed.remove(container_id) {
+            if let Some(captures) = &self.captures {
+                captures.stop(container_id);
+            }
             self.by_number.remove(&subscribed.number);
             for fd in subscribed.events.descriptors() {
                 let _ = self.epoll.delete(fd);

@@ -4,13 +4,17 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::unistd::gettid;
 
+use super::captures::bind_or_say;
 use crate::kernel::netlink::NetlinkError;
 use crate::kernel::netns::Netns;
+use crate::kernel::nflog::Nflog;
 use crate::kernel::nft::{Committer, NftChange, NftEvents};
 use crate::kernel::rtnetlink::LinkEvents;
 use crate::model::names::ContainerId;
+use crate::model::records::SandboxRecords;
 use crate::node::sandbox::SandboxError;
 use crate::rules::containment::guard_table;
+use crate::rules::reports::{GROUP, LENGTH};
 
 /// Bytes of events that may wait for the agent on the host, where each of its own changes makes some too.
 const HOST_QUEUE: usize = 16 * 1024 * 1024;
@@ -46,13 +50,37 @@ pub(super) fn own_thread() -> i32 {
 pub(super) struct PodEvents {
     rules: NftEvents,
     links: LinkEvents,
+    capture: Option<PodCapture>,
+}
+
+/// That what is dropped of a sandbox is kept.
+#[derive(Debug)]
+pub(super) struct PodCapture {
+    /// What the rules in the pod hand over; where somebody else has that, the host guard's alone is kept.
+    pub(super) pod: Option<Nflog>,
 }
 
 impl PodEvents {
     pub(super) fn subscribe(netns: &Netns) -> Result<Self, SandboxError> {
-        let subscribed = netns
-            .run(|| Ok::<_, NetlinkError>(Self { rules: NftEvents::subscribe()?, links: LinkEvents::subscribe()? }))?;
+        let subscribed = netns.run(|| {
+            let (rules, links) = (NftEvents::subscribe()?, LinkEvents::subscribe()?);
+            Ok::<_, NetlinkError>(Self { rules, links, capture: None })
+        })?;
         Ok(subscribed?)
+    }
+
+    /// Has what is dropped be kept too. After the cut, which waits for nothing of it.
+    pub(super) fn capture(&mut self, records: &SandboxRecords) {
+        let bind = || -> Result<Nflog, SandboxError> {
+            let netns = Netns::open(records.netns())?;
+            Ok(netns.run(|| Nflog::bind(GROUP, LENGTH))??)
+        };
+        self.capture = Some(PodCapture { pod: bind_or_say(records.container_id(), bind) });
+    }
+
+    /// What is to be kept, once.
+    pub(super) fn take_capture(&mut self) -> Option<PodCapture> {
+        self.capture.take()
     }
 
     /// The descriptors to wait for.

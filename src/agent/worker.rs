@@ -42,6 +42,8 @@ pub(super) struct Job {
     pub(super) is_subscribed: bool,
     /// Whether descriptors are left to listen to them.
     pub(super) may_listen: bool,
+    /// Whether there is anybody who keeps what is dropped.
+    pub(super) may_capture: bool,
     /// Whether it may be released: not before its mark has been gone for as long as replacing one may take.
     pub(super) may_release: bool,
     /// What is known of it.
@@ -235,6 +237,9 @@ fn apply(
         if let Some(collectors) = collectors {
             collectors.collect(container_id.clone());
         }
+    }
+    if let Some(events) = events.as_mut().filter(|_| job.may_capture && records.is_captured()) {
+        events.capture(&records);
     }
     let Some(policy) = policy else { return Ok(Outcome::Released) };
     Ok(Outcome::Isolated {

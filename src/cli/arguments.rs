@@ -120,6 +120,9 @@ pub(super) enum Command {
         /// Leave pods that were made without the plugin alone
         #[arg(long)]
         no_adopt: bool,
+        /// Keep no packets of what isolated pods try, whatever the network configuration says
+        #[arg(long)]
+        no_capture: bool,
         #[command(flatten)]
         places: CniPlaces,
         /// Serve what is counted there, for Prometheus, as 127.0.0.1:9468
@@ -127,6 +130,7 @@ pub(super) enum Command {
         metrics: Option<SocketAddr>,
     },
     Evidence(Evidence),
+    Watch(Watch),
     Adopt(Adopt),
     Install(InstallArgs),
     Uninstall(UninstallArgs),
@@ -357,6 +361,30 @@ pub(super) struct Evidence {
     #[arg(long, value_name = "FILE.tar.zst")]
     pub(super) out: Option<PathBuf>,
     /// The form of the list
+    #[arg(short, long, value_name = "FORM", default_value = "table")]
+    pub(super) output: Output,
+}
+
+/// What an isolated pod tries, and who tries to reach it, as it comes
+///
+/// Shows the packets that were dropped and that the agent keeps of them, in captures/ in the state directory, and goes on until
+/// interrupted. Any tool reads the files too: tcpdump -r, Wireshark.
+#[derive(Debug, Args)]
+#[command(after_help = format!("\
+{SANDBOXES}
+
+Examples:
+  quarantine watch shop/web-6c9f
+  quarantine watch shop/web-6c9f --kept -o json | jq -r .comment
+
+{EXIT_CODES}"))]
+pub(super) struct Watch {
+    /// Container ID or a unique prefix of one, pod UID, or namespace/name
+    pub(super) sandbox: String,
+    /// Show what is kept, from the first packet on, and end
+    #[arg(long)]
+    pub(super) kept: bool,
+    /// The form of each packet
     #[arg(short, long, value_name = "FORM", default_value = "table")]
     pub(super) output: Output,
 }

@@ -59,7 +59,7 @@ pub(super) fn evidence(state_dir: &Path, arguments: &Evidence) -> Result<Exit, F
 }
 
 /// The sandboxes that a word means: of the node, or of the collections.
-fn chosen(state: &StateDir, kept: &[Kept], word: &str) -> Result<Vec<ContainerId>, Failure> {
+pub(super) fn chosen(state: &StateDir, kept: &[Kept], word: &str) -> Result<Vec<ContainerId>, Failure> {
     let node = Inventory::read(state)?;
     let mut names: Vec<(ContainerId, Pod)> =
         node.names().map(|(container_id, pod)| (container_id.clone(), pod.clone())).collect();

@@ -9,6 +9,7 @@ mod evidence;
 mod install;
 mod inventory;
 mod isolate;
+mod live;
 mod manual;
 mod selector;
 mod status;
@@ -147,14 +148,16 @@ fn dispatch(arguments: &Arguments) -> Result<Exit, Failure> {
         Command::Status(arguments) => status::status(state_dir, arguments),
         Command::List(arguments) => status::list(state_dir, arguments),
         Command::Evidence(arguments) => evidence::evidence(state_dir, arguments),
+        Command::Watch(arguments) => live::watch(state_dir, arguments),
         Command::Sync => sync::sync(state_dir, collectors(&arguments.global)?),
         Command::Adopt(arguments) => adopt::run(state_dir, arguments),
-        Command::Agent { release_after, no_adopt, places, metrics } => {
+        Command::Agent { release_after, no_adopt, no_capture, places, metrics } => {
             let options = agent::Options {
                 release_after: *release_after,
                 collectors: collectors(&arguments.global)?,
                 adopts: !no_adopt,
                 places: places.places(),
+                captures: !no_capture,
                 metrics: *metrics,
             };
             agent::run(state_dir, options).map(|()| Exit::Done).map_err(Failure::from)

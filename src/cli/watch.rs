@@ -70,7 +70,7 @@ pub(super) fn watch(
     }
 }
 
-fn signals() -> nix::Result<SignalFd> {
+pub(super) fn signals() -> nix::Result<SignalFd> {
     let mut signals = SigSet::empty();
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
         signals.add(signal);

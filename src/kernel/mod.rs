@@ -7,6 +7,7 @@ pub mod bpf;
 pub mod conntrack;
 pub mod netlink;
 pub mod netns;
+pub mod nflog;
 pub mod nft;
 pub mod rtnetlink;
 pub mod sock_diag;

@@ -20,10 +20,20 @@ pub enum Difference {
     Chain(String),
     /// The rules of a chain are others.
     Rules(String),
+    /// The rules of a chain decide what they should, and hand over other packets to be looked at than they should, or none.
+    Reports(String),
     /// There is more in the table than should be.
     Foreign,
     /// It could not be read: somebody changes nf_tables in a loop.
     Restless,
+}
+
+impl Difference {
+    /// Whether a packet may fare otherwise for it.
+    #[must_use]
+    pub fn decides(&self) -> bool {
+        !matches!(self, Self::Reports(_))
+    }
 }
 
 impl fmt::Display for Difference {
@@ -35,6 +45,7 @@ impl fmt::Display for Difference {
             Self::Set(name) => write!(f, "set {name} is missing or altered"),
             Self::Chain(name) => write!(f, "chain {name} is missing or hooked elsewhere"),
             Self::Rules(name) => write!(f, "the rules of chain {name} are altered"),
+            Self::Reports(name) => write!(f, "what chain {name} drops is not reported as it should be"),
             Self::Restless => f.write_str("the table cannot be read: nf_tables changes all the time there"),
             Self::Foreign => f.write_str("there is something in the table that does not belong there"),
         }

@@ -1,5 +1,6 @@
 //! What everything else speaks of: names, policies, marks, records, verdicts. Pure: nothing here opens or asks anything.
 
+pub mod attempt;
 pub mod audit;
 pub mod difference;
 pub mod escaped;

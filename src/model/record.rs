@@ -36,6 +36,8 @@ pub struct Record {
     pub interfaces: Vec<PinnedInterface>,
     /// Whether its ADD did not find the interface that it was called for: nobody knows then where that leads.
     pub lacks_interface: bool,
+    /// Whether the first packets of what is dropped while it is isolated are kept.
+    pub capture: bool,
     /// Whether it was made of what the runtime's cache says, after the pod had run: no ADD has seen it.
     pub adopted: bool,
 }
@@ -150,6 +152,7 @@ impl Record {
             host_guard: self.host_guard,
             interfaces: self.interfaces.iter().map(interface).collect(),
             lacks_interface: self.lacks_interface,
+            capture: self.capture,
             adopted: self.adopted,
         };
         // Only a map whose keys are no text, or an error of `Serialize` itself, could make it fail: there is neither.
@@ -182,6 +185,7 @@ impl Record {
             host_guard: file.host_guard,
             interfaces: file.interfaces.into_iter().map(interface).collect(),
             lacks_interface: file.lacks_interface,
+            capture: file.capture,
             adopted: file.adopted,
         })
     }
@@ -201,11 +205,17 @@ struct RecordInFile {
     policy: Policy,
     host_guard: HostGuard,
     interfaces: Vec<InterfaceInFile>,
-    /// Older versions do not know this and the next, and pass them over.
+    /// Older versions do not know this and the next two, and pass them over.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     lacks_interface: bool,
+    #[serde(default = "yes", skip_serializing_if = "Clone::clone")]
+    capture: bool,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     adopted: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// An interface as the file has it. What may be null must be there all the same: a record that lacks it is damaged.
@@ -266,6 +276,7 @@ mod tests {
                 led_outside: true,
             }],
             lacks_interface: true,
+            capture: false,
             adopted: true,
         };
         assert_eq!(Record::read(record.to_json().as_bytes()), Ok(record));

@@ -98,6 +98,12 @@ impl SandboxRecords {
         self.iter().any(|record| record.adopted)
     }
 
+    /// Whether the first packets of what it is kept from sending and receiving are kept: not where one of its records says no.
+    #[must_use]
+    pub fn is_captured(&self) -> bool {
+        self.iter().all(|record| record.capture)
+    }
+
     /// The policy of its conflist, which holds where a mark gives none.
     #[must_use]
     pub fn policy(&self) -> &Policy {

@@ -22,6 +22,8 @@ pub struct Config {
     pub policy: Policy,
     /// What is asked of the host guard.
     pub host_guard: HostGuard,
+    /// Whether the first packets of what is dropped while a sandbox is isolated are kept.
+    pub capture: bool,
     /// Where log lines go.
     pub log: LogConfig,
     /// Whether the agent takes in pods of this network that were made without the plugin.
@@ -34,6 +36,7 @@ impl Default for Config {
             state_dir: PathBuf::from(DEFAULT_STATE_DIR),
             policy: Policy::default(),
             host_guard: HostGuard::default(),
+            capture: true,
             log: LogConfig::default(),
             adopt: true,
         }
@@ -60,6 +63,9 @@ impl Config {
                 .as_str()
                 .and_then(HostGuard::parse)
                 .ok_or_else(|| guard.unexpected("\"auto\", \"require\" or \"off\""))?;
+        }
+        if let Some(capture) = at.get("capture")? {
+            config.capture = capture.value().as_bool().ok_or_else(|| capture.unexpected("true or false"))?;
         }
         if let Some(log) = at.get("log")? {
             config.log = LogConfig::read(&log)?;
@@ -152,6 +158,7 @@ mod tests {
                 "allow": [{"direction": "egress", "peer": "10.20.0.5/32", "protocol": "tcp", "ports": [443]}]
             },
             "hostGuard": "auto",
+            "capture": true,
             "log": {"target": "syslog", "level": "info"},
             "adopt": true
         }))
@@ -168,6 +175,7 @@ mod tests {
             (json!({"stateDir": "/a\u{0}b"}), "stateDir: "),
             (json!({"hostGuard": "always"}), "hostGuard: \"always\""),
             (json!({"hostGuard": null}), "hostGuard: null"),
+            (json!({"capture": "no"}), "capture: \"no\""),
             (json!({"log": {"target": "file"}}), "log.target: \"file\""),
             (json!({"log": {"level": "INFO"}}), "log.level: \"INFO\""),
             (json!({"log": {"file": "x"}}), "log.file: \"x\""),

@@ -198,6 +198,7 @@ fn add(config: &Config, network: &Network, target: &Target) -> Result<Value, Fai
         pod: target.pod.clone(),
         policy: config.policy.clone(),
         host_guard: config.host_guard,
+        capture: config.capture,
         interfaces,
         lacks_interface,
         adopted: false,

@@ -2,5 +2,6 @@
 //! told.
 
 pub mod containment;
+pub mod reports;
 pub mod ruleset;
 mod text;

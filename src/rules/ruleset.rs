@@ -231,12 +231,30 @@ pub enum Statement {
         /// Whether each element counts packets.
         counted: bool,
     },
+    /// Hands the beginning of a packet to whoever listens in the netns of its table (NFLOG), no more of them than the
+    /// limit lets. Ends the rule where the limit is reached, so nothing may stand behind it.
+    Report(Report),
     /// Counts packets and bytes.
     Counter,
     /// Lets the packet pass this chain.
     Accept,
     /// Ends the packet.
     Drop,
+}
+
+/// What is handed over of packets, and to whom.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// The number that listeners bind to.
+    pub group: u16,
+    /// Bytes of each packet.
+    pub length: u32,
+    /// Packets a second, in the long run.
+    pub per_second: u32,
+    /// Packets at once.
+    pub burst: u32,
+    /// What is said with each.
+    pub prefix: String,
 }
 
 /// What the kernel knows about a packet, and what it must be.

@@ -112,6 +112,11 @@ impl fmt::Display for Statement {
             Self::Update { key, set, counted } => {
                 write!(f, "update @{set} {{ {}{} }}", Key(key), if *counted { " counter" } else { "" })
             }
+            Self::Report(Report { group, length, per_second, burst, prefix }) => write!(
+                f,
+                "limit rate {per_second}/second burst {burst} packets log prefix {} group {group} snaplen {length}",
+                Quoted(prefix)
+            ),
             Self::Counter => f.write_str("counter"),
             Self::Accept => f.write_str("accept"),
             Self::Drop => f.write_str("drop"),

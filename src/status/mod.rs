@@ -13,12 +13,14 @@ use std::time::SystemTime;
 
 use serde::Serialize;
 
+use crate::capture::{KeptName, Kind};
 use crate::model::fault::Fault;
 use crate::model::mark::Mark;
 use crate::model::names::{ContainerId, Key, NetnsPath, Pod};
 use crate::model::policy::Policy;
 use crate::model::verdict::{Note, Reason, Verdict};
 
+pub use crate::model::attempt::AttemptProtocol;
 pub use json::{node_to_json, timestamp};
 pub use table::{Style, list_table, sandbox_text, status_table};
 
@@ -170,15 +172,17 @@ pub struct Attempt {
     pub port: Option<u16>,
     /// How often.
     pub packets: u64,
+    /// Whom it asked for there by name, as far as its packets were kept.
+    pub names: Vec<AskedFor>,
 }
 
-/// What an attempt was made with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum AttemptProtocol {
-    /// A question for a neighbour's Ethernet address.
-    Arp,
-    /// An IP protocol, by its number.
-    Ip(u8),
+/// A name that was asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct AskedFor {
+    /// How.
+    pub kind: Kind,
+    /// Whom; escaped.
+    pub name: String,
 }
 
 impl SandboxStatus {
@@ -257,33 +261,12 @@ impl Direction {
     }
 }
 
-impl std::fmt::Display for AttemptProtocol {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self::Ip(number) = self else { return f.write_str("arp") };
-        match number {
-            1 => f.write_str("icmp"),
-            2 => f.write_str("igmp"),
-            6 => f.write_str("tcp"),
-            17 => f.write_str("udp"),
-            33 => f.write_str("dccp"),
-            41 => f.write_str("ipv6"),
-            47 => f.write_str("gre"),
-            50 => f.write_str("esp"),
-            51 => f.write_str("ah"),
-            58 => f.write_str("icmpv6"),
-            132 => f.write_str("sctp"),
-            136 => f.write_str("udplite"),
-            number => write!(f, "{number}"),
-        }
-    }
-}
-
 /// Puts together what several sets have counted: each packet passes one set in each layer, so a destination that is
 /// in several was tried as often as the largest count says. What the policy allows is no attempt. Most tried first.
 #[must_use]
 pub fn merge_attempts(counted: impl IntoIterator<Item = Attempt>, policy: &Policy) -> Vec<Attempt> {
     let mut merged: BTreeMap<(AttemptProtocol, IpAddr, Option<u16>), u64> = BTreeMap::new();
-    for Attempt { protocol, address, port, packets } in counted {
+    for Attempt { protocol, address, port, packets, .. } in counted {
         let count = merged.entry((protocol, address, port)).or_default();
         *count = packets.max(*count);
     }
@@ -293,10 +276,24 @@ pub fn merge_attempts(counted: impl IntoIterator<Item = Attempt>, policy: &Polic
             (AttemptProtocol::Ip(protocol), Some(port)) => !policy.allows_egress(*protocol, *address, *port),
             _ => true,
         })
-        .map(|((protocol, address, port), packets)| Attempt { protocol, address, port, packets })
+        .map(|((protocol, address, port), packets)| Attempt { protocol, address, port, packets, names: Vec::new() })
         .collect();
     attempts.sort_by_key(|attempt| std::cmp::Reverse(attempt.packets));
     attempts
+}
+
+/// Puts the names that were asked for beside where they were asked. What is not counted (any more) was tried once at least.
+pub fn name_attempts(attempts: &mut Vec<Attempt>, names: impl IntoIterator<Item = KeptName>) {
+    for KeptName { kind, name, protocol, address, port, .. } in names {
+        let asked = AskedFor { kind, name };
+        let protocol = AttemptProtocol::Ip(protocol);
+        let is_there =
+            |attempt: &&mut Attempt| (attempt.protocol, attempt.address, attempt.port) == (protocol, address, port);
+        match attempts.iter_mut().find(is_there) {
+            Some(attempt) => attempt.names.push(asked),
+            None => attempts.push(Attempt { protocol, address, port, packets: 1, names: vec![asked] }),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
 //! Sandboxes, read back: what their marks want, and how the kernel is found. Nothing is changed here.
 
 use std::net::IpAddr;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use crate::capture::{self, KeptName, read_names};
 use crate::kernel::nft::Element;
 use crate::model::audit::chain;
 use crate::model::mark::{Desired, MarkContent};
@@ -16,7 +17,7 @@ use crate::rules::ruleset::{Chain, Hook, Table};
 
 use super::{
     Attempt, AttemptProtocol, Direction, Drops, Finding, Layer, Marking, Reading, SandboxEntry, SandboxStatus,
-    merge_attempts,
+    merge_attempts, name_attempts,
 };
 
 /// How long is waited for whoever is at work on a sandbox.
@@ -95,30 +96,48 @@ pub fn read_back(
     entry: SandboxEntry,
     scan: &NodeScan,
 ) -> Option<SandboxStatus> {
-    let status = find(host, records, entry, scan);
+    let status = find(state, host, records, entry, scan);
     if status.is_as_marked() {
         return Some(status);
     }
     let Ok(Some(_lock)) = state.lock_within(container_id, LOCK_PATIENCE) else { return Some(status) };
     match read_entry(state, container_id) {
-        Ok(Some((records, entry))) => Some(find(host, records.as_ref(), entry, scan)),
+        Ok(Some((records, entry))) => Some(find(state, host, records.as_ref(), entry, scan)),
         Ok(None) => None,
         Err(_) => Some(status),
     }
 }
 
 /// How the kernel is found.
-fn find(host: &mut Side, records: Option<&SandboxRecords>, entry: SandboxEntry, scan: &NodeScan) -> SandboxStatus {
+fn find(
+    state: &StateDir,
+    host: &mut Side,
+    records: Option<&SandboxRecords>,
+    entry: SandboxEntry,
+    scan: &NodeScan,
+) -> SandboxStatus {
     let desired = match entry.marking.clone() {
         None => Desired::Released,
         Some(Marking { policy, mark, fault, .. }) => Desired::Isolated { policy, mark: Box::new(mark), fault },
     };
     let finding = match find_wanted(host, &entry.container_id, records, &desired, scan) {
-        Ok(reading) => Finding::Read(reading),
+        Ok(mut reading) => {
+            if let Some(marking) = &entry.marking {
+                name_attempts(&mut reading.attempts, names_since(state, &entry.container_id, marking.since));
+            }
+            Finding::Read(reading)
+        }
         Err(error) if error.is_gone() => Finding::Gone(chain(&error)),
         Err(error) => Finding::Unknown(chain(&error)),
     };
     SandboxStatus { entry, finding }
+}
+
+/// The names that a sandbox has asked for since it was marked, not those of an earlier isolation.
+fn names_since(state: &StateDir, container_id: &ContainerId, since: Option<SystemTime>) -> Vec<KeptName> {
+    let mut names = read_names(&capture::directory(state.path(), container_id));
+    names.retain(|kept| since.is_none_or(|since| SystemTime::from(kept.time) >= since));
+    names
 }
 
 fn find_wanted(
@@ -232,5 +251,5 @@ fn attempt(set: &str, element: &Element) -> Option<Attempt> {
         _ => return None,
     };
     let address = read_address(address)?;
-    Some(Attempt { protocol, address, port, packets: element.count.packets })
+    Some(Attempt { protocol, address, port, packets: element.count.packets, names: Vec::new() })
 }

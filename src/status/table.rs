@@ -8,12 +8,16 @@ use std::fmt::Write as _;
 use crate::model::fault::Fault;
 use crate::model::verdict::Verdict;
 
-use super::{Damaged, Direction, Finding, Marking, Reading, SandboxEntry, SandboxStatus, UnansweredMark, timestamp};
+use super::{
+    AskedFor, Damaged, Direction, Finding, Marking, Reading, SandboxEntry, SandboxStatus, UnansweredMark, timestamp,
+};
 
 /// The least that is shown of a container ID.
 const SHORT_ID: usize = 12;
 /// The most lines of attempts on a sandbox's page.
 const ATTEMPTS_SHOWN: usize = 20;
+/// The most names beside one of them.
+const NAMES_SHOWN: usize = 3;
 
 const NOT_REACHED: &str = "\nPods with hostNetwork, and pods that started before the plugin was in the conflist, have no record here and cannot be reached.\n";
 
@@ -298,18 +302,30 @@ fn write_attempts(text: &mut String, reading: &Reading, style: Style) {
         return;
     }
     text.push('\n');
-    let mut rows = Rows::new(style, &["ATTEMPT", "ADDRESS", "PORT", "PACKETS"]);
+    let has_names = reading.attempts.iter().any(|attempt| !attempt.names.is_empty());
+    let header = ["ATTEMPT", "ADDRESS", "PORT", "PACKETS", "ASKED FOR"];
+    let mut rows = Rows::new(style, if has_names { &header } else { &header[..4] });
     for attempt in reading.attempts.iter().take(ATTEMPTS_SHOWN) {
-        rows.push([
+        let cells = [
             plain(attempt.protocol.to_string()),
             plain(attempt.address.to_string()),
             plain(or_dash(attempt.port.map(|port| port.to_string()))),
             plain(attempt.packets.to_string()),
-        ]);
+        ];
+        rows.push(cells.into_iter().chain(has_names.then(|| plain(asked_for(&attempt.names)))));
     }
     rows.write(text);
     if let Some(more) = reading.attempts.len().checked_sub(ATTEMPTS_SHOWN).filter(|more| *more > 0) {
         let _ = writeln!(text, "and {more} more; -o json has all of them");
+    }
+}
+
+fn asked_for(names: &[AskedFor]) -> String {
+    let shown: Vec<_> =
+        names.iter().take(NAMES_SHOWN).map(|asked| format!("{} {}", asked.kind.as_str(), asked.name)).collect();
+    match names.len().saturating_sub(NAMES_SHOWN) {
+        0 => or_dash((!shown.is_empty()).then(|| shown.join(", "))),
+        more => format!("{} and {more} more", shown.join(", ")),
     }
 }
 

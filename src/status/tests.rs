@@ -54,7 +54,7 @@ fn marking(policy: Policy) -> Marking {
 }
 
 fn attempt(protocol: AttemptProtocol, address: &str, port: Option<u16>, packets: u64) -> Attempt {
-    Attempt { protocol, address: address.parse().unwrap(), port, packets }
+    Attempt { protocol, address: address.parse().unwrap(), port, packets, names: Vec::new() }
 }
 
 fn drops(layer: Layer, interface: Option<&str>, direction: Direction, packets: u64) -> Drops {
@@ -177,6 +177,31 @@ fn as_marked_is_enforced_where_there_is_a_mark_and_released_where_there_is_none(
     assert!(!status(true, Finding::Gone(String::new())));
     assert!(!status(false, Finding::Read(reading(Verdict::Partial))));
     assert!(!status(false, Finding::Unknown(String::new())));
+}
+
+#[test]
+fn a_name_stands_beside_where_it_was_asked_for() {
+    let mut attempts = vec![attempt(AttemptProtocol::Ip(17), "10.96.0.10", Some(53), 7)];
+    let kept = |name: &str, protocol, port| KeptName {
+        time: jiff::Timestamp::UNIX_EPOCH,
+        kind: Kind::Dns,
+        name: name.to_owned(),
+        protocol,
+        address: "10.96.0.10".parse().unwrap(),
+        port: Some(port),
+    };
+    name_attempts(&mut attempts, [kept("a.example", 17, 53), kept("b.example", 17, 53), kept("c.example", 6, 53)]);
+    let names = |at: usize| attempts[at].names.iter().map(|asked| asked.name.as_str()).collect::<Vec<_>>();
+    assert_eq!((names(0), names(1)), (vec!["a.example", "b.example"], vec!["c.example"]));
+    let page = |names: Vec<AskedFor>| {
+        let attempts = vec![Attempt { names, ..attempt(AttemptProtocol::Ip(17), "10.96.0.10", Some(53), 7) }];
+        let finding = Finding::Read(Reading { attempts, ..reading(Verdict::Contained) });
+        let entry = entry("1", "web", Some(marking(Policy::default())));
+        sandbox_text(&SandboxStatus { entry, finding }, Style { colour: false })
+    };
+    let four = ["a", "b", "c", "d"].map(|name| AskedFor { kind: Kind::Dns, name: name.to_owned() });
+    assert!(page(four.to_vec()).contains("dns a, dns b, dns c and 1 more"), "{}", page(four.to_vec()));
+    assert!(!page(Vec::new()).contains("ASKED FOR"));
 }
 
 #[test]

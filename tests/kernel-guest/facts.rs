@@ -5,6 +5,9 @@
 //! to the pod whether its ingress is: a packet socket sees a frame before the ingress hook does.
 
 use std::error::Error;
+use std::time::{Duration, Instant};
+
+use cni_quarantine::internals::{Hook, Nflog};
 
 use crate::lab::{Lab, NODE4, Netns, PEER_MAC, PEER4, POD_MAC, POD4};
 use crate::wire::{FRAMES, Flow, Frame, LONG, SHORT, datagrams, frames};
@@ -41,6 +44,7 @@ pub(crate) fn check_all() -> Outcome {
         ("the sender's user is known on the host's end of the veth", Facts::socket_user),
         ("inet ingress shares a set with inet output", Facts::inet_ingress),
         ("family bridge sees the sender's user and ARP", Facts::bridge_family),
+        ("what a chain drops is handed over in the netns of its hook", Facts::handed_over),
     ];
     check("facts", "the egress hook is there from 5.16 on, else EOPNOTSUPP at once", || {
         ensure!(egress == (version >= (5, 16)), "{release} has egress: {egress}");
@@ -133,6 +137,38 @@ impl Facts {
              chain ingress-eth0 {{ type filter hook ingress device eth0 priority -500; policy drop; jump inbound; drop; }}\n\
              {egress}}}\n"
         )
+    }
+
+    /// By NFLOG, to who is bound to the group in the pod's netns: frames that come in behind their Ethernet header, those that go
+    /// out with it.
+    fn handed_over(&self) -> Outcome {
+        const GROUP: u16 = 20803;
+        let report = format!("limit rate 20/second burst 100 packets log prefix p group {GROUP} snaplen 128; drop;");
+        let egress = if self.egress {
+            format!("chain e {{ type filter hook egress device eth0 priority -500; policy drop; {report} }}\n")
+        } else {
+            String::new()
+        };
+        self.lab.pod.nft(&format!(
+            "table netdev q {{\nchain i {{ type filter hook ingress device eth0 priority -500; policy drop; {report} }}\n{egress}}}"
+        ))?;
+        let bound = self.lab.pod.run(|| Nflog::bind(GROUP, 128))?;
+        ensure!(self.received(false)? == 0, "a datagram came in");
+        let out = self.out(!self.egress)?;
+        ensure!(out == 0 || !self.egress, "a frame left");
+        let (mut inward, mut outward) = (0, 0);
+        let deadline = Instant::now() + LONG;
+        let mut buffer = vec![0; 128 * 1024];
+        while Instant::now() < deadline && (inward == 0 || (outward == 0 && self.egress)) {
+            bound.drain(&mut buffer, 16, |handed| match handed.hook {
+                Hook::Ingress if handed.link_header.len() == 14 && handed.payload[0] >> 4 == 4 => inward += 1,
+                Hook::Egress if handed.payload[6..12] == POD_MAC => outward += 1,
+                _ => {}
+            });
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        ensure!(inward > 0 && (outward > 0 || !self.egress), "handed over: {inward} in, {outward} out");
+        Ok(())
     }
 
     fn toggles(&self) -> Outcome {

@@ -5,6 +5,7 @@
 mod adopt;
 mod agent;
 mod attacks;
+mod capture;
 mod cnitool;
 mod commands;
 mod evidence;

@@ -228,6 +228,12 @@ impl Socket {
         if result == 0 { cookie } else { 0 }
     }
 
+    /// The same socket, from now on listened to.
+    #[must_use]
+    pub fn into_events(self) -> Events {
+        Events { fd: self.fd }
+    }
+
     /// The next sequence number; `count` messages may follow from it.
     pub fn sequences(&mut self, count: u32) -> u32 {
         let first = self.sequence.wrapping_add(1);
@@ -376,16 +382,23 @@ impl Events {
     pub fn drain(&self, buffer: &mut [u8], mut each: impl FnMut(u16, &[u8])) -> Result<bool, NetlinkError> {
         let mut lost = false;
         loop {
-            match recv(self.fd.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT) {
-                Ok(length) => {
-                    Messages(&buffer[..length]).for_each(|message| each(message.message_type(), message.payload()))
-                }
+            match self.receive(buffer, &mut each) {
+                Ok(()) | Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => return Ok(lost),
                 Err(Errno::ENOBUFS) => lost = true,
-                Err(Errno::EINTR) => {}
                 Err(errno) => return Err(socket_error("read events")(errno)),
             }
         }
+    }
+
+    /// Takes one datagram, without blocking.
+    ///
+    /// # Errors
+    /// `EAGAIN` where none waits, `ENOBUFS` where some were lost.
+    pub fn receive(&self, buffer: &mut [u8], mut each: impl FnMut(u16, &[u8])) -> Result<(), Errno> {
+        let length = recv(self.fd.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT)?;
+        Messages(&buffer[..length]).for_each(|message| each(message.message_type(), message.payload()));
+        Ok(())
     }
 }
 

@@ -3,7 +3,7 @@
 use nix::libc;
 
 use crate::kernel::netlink::{attribute, be32, nest, put, put_text, text};
-use crate::rules::ruleset::{Base, Field, Meta, Rule, Statement, Test, Value};
+use crate::rules::ruleset::{Base, Field, Meta, Report, Rule, Statement, Test, Value};
 
 use super::kernel;
 use crate::model::names::IfName;
@@ -17,8 +17,11 @@ const AT_LEAST: u32 = libc::NFT_CMP_GTE as u32;
 const UPDATE: u32 = libc::NFT_DYNSET_OP_UPDATE as u32;
 const INVERTED: u32 = libc::NFT_DYNSET_F_INV as u32;
 const VERDICT_REGISTER: u32 = libc::NFT_REG_VERDICT as u32;
-const DROP: u32 = libc::NF_DROP as u32;
+pub(super) const DROP: u32 = libc::NF_DROP as u32;
 const ACCEPT: u32 = libc::NF_ACCEPT as u32;
+/// A limit's unit, in seconds.
+const ONE_SECOND: u64 = 1;
+const LIMIT_PACKETS: u32 = 0;
 
 /// One expression.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,6 +55,15 @@ pub(super) enum Expression {
         counted: bool,
     },
     Counter,
+    Limit {
+        per_second: u64,
+        burst: u32,
+    },
+    Log {
+        group: u16,
+        length: u32,
+        prefix: Vec<u8>,
+    },
     Verdict {
         code: u32,
     },
@@ -107,12 +119,21 @@ pub(super) fn compile(rule: &Rule) -> Vec<Expression> {
                 let set = set.clone().into_bytes();
                 expressions.push(Expression::Update { set, register: REGISTER, counted: *counted });
             }
+            Statement::Report(report) => expressions.extend(compile_report(report)),
             Statement::Counter => expressions.push(Expression::Counter),
             Statement::Accept => expressions.push(Expression::Verdict { code: ACCEPT }),
             Statement::Drop => expressions.push(Expression::Verdict { code: DROP }),
         }
     }
     expressions
+}
+
+fn compile_report(report: &Report) -> [Expression; 2] {
+    let Report { group, length, per_second, burst, prefix } = report;
+    [
+        Expression::Limit { per_second: u64::from(*per_second), burst: *burst },
+        Expression::Log { group: *group, length: *length, prefix: prefix.clone().into_bytes() },
+    ]
 }
 
 fn reads_length(statement: &Statement) -> bool {
@@ -270,6 +291,17 @@ pub(super) fn encode(bytes: &mut Vec<u8>, expression: &Expression) {
             }
         }),
         Expression::Counter => element(b"counter", &|_| {}),
+        Expression::Limit { per_second, burst } => element(b"limit", &|bytes| {
+            put(bytes, kernel::LIMIT_RATE, &per_second.to_be_bytes());
+            put(bytes, kernel::LIMIT_UNIT, &ONE_SECOND.to_be_bytes());
+            number(bytes, kernel::LIMIT_BURST, *burst);
+            number(bytes, kernel::LIMIT_TYPE, LIMIT_PACKETS);
+        }),
+        Expression::Log { group, length, prefix } => element(b"log", &|bytes| {
+            put(bytes, kernel::LOG_GROUP, &group.to_be_bytes());
+            put_text(bytes, kernel::LOG_PREFIX, prefix);
+            number(bytes, kernel::LOG_SNAPLEN, *length);
+        }),
         Expression::Verdict { code } => element(b"immediate", &|bytes| {
             number(bytes, kernel::IMMEDIATE_DREG, VERDICT_REGISTER);
             nest(bytes, kernel::IMMEDIATE_DATA, |bytes| {
@@ -336,6 +368,19 @@ fn decode_stateless(name: &[u8], data: &[u8]) -> Option<Expression> {
             let (set, register) = (set(kernel::DYNSET_SET_NAME)?, number(kernel::DYNSET_SREG_KEY)?);
             plain.then_some(Expression::Update { set, register, counted: counted.is_some() })
         }
+        b"limit" => {
+            let wide = |kind| attribute(data, kind).and_then(|value| value.try_into().ok()).map(u64::from_be_bytes);
+            let plain = wide(kernel::LIMIT_UNIT)? == ONE_SECOND
+                && number(kernel::LIMIT_TYPE)? == LIMIT_PACKETS
+                && number(kernel::LIMIT_FLAGS).unwrap_or(0) == 0;
+            let (per_second, burst) = (wide(kernel::LIMIT_RATE)?, number(kernel::LIMIT_BURST)?);
+            plain.then_some(Expression::Limit { per_second, burst })
+        }
+        b"log" => Some(Expression::Log {
+            group: attribute(data, kernel::LOG_GROUP)?.try_into().ok().map(u16::from_be_bytes)?,
+            length: number(kernel::LOG_SNAPLEN)?,
+            prefix: text(attribute(data, kernel::LOG_PREFIX)?).to_vec(),
+        }),
         b"immediate" => {
             let verdict =
                 attribute(data, kernel::IMMEDIATE_DATA).and_then(|data| attribute(data, kernel::DATA_VERDICT))?;
@@ -378,6 +423,13 @@ mod tests {
             Statement::Lookup(&[Field::Ip6NextHeader, Field::Ip6Source, Field::SourcePort], "flows6".to_owned()),
             Statement::Update { key: &[Field::IpProtocol], set: "attempts4".to_owned(), counted: true },
             Statement::Update { key: &[Field::IpProtocol], set: "flows4".to_owned(), counted: false },
+            Statement::Report(Report {
+                group: 20_803,
+                length: 128,
+                per_second: 20,
+                burst: 100,
+                prefix: "c1".to_owned(),
+            }),
             Statement::Counter,
             Statement::Accept,
             Statement::Drop,

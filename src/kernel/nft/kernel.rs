@@ -114,5 +114,15 @@ pub(super) const DYNSET_EXPRESSIONS: u16 = 10;
 pub(super) const IMMEDIATE_DREG: u16 = 1;
 pub(super) const IMMEDIATE_DATA: u16 = 2;
 
+pub(super) const LIMIT_RATE: u16 = 1;
+pub(super) const LIMIT_UNIT: u16 = 2;
+pub(super) const LIMIT_BURST: u16 = 3;
+pub(super) const LIMIT_TYPE: u16 = 4;
+pub(super) const LIMIT_FLAGS: u16 = 5;
+
+pub(super) const LOG_GROUP: u16 = 1;
+pub(super) const LOG_PREFIX: u16 = 2;
+pub(super) const LOG_SNAPLEN: u16 = 3;
+
 pub(super) const COUNTER_BYTES: u16 = 1;
 pub(super) const COUNTER_PACKETS: u16 = 2;

@@ -10,6 +10,7 @@ mod expression;
 mod inventory;
 mod kernel;
 mod read;
+mod reported;
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd};

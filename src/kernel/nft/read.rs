@@ -12,6 +12,7 @@ use crate::rules::ruleset::{Chain, Content, Family, Hook, KeyType, NETDEV_PRIORI
 
 use super::batch::{hook_number, key_bytes, key_length, key_type, milliseconds, set_flags};
 use super::expression::{Count, Expression, compile, count, decode};
+use super::reported::without_reports;
 use super::{Nft, header, kernel};
 
 /// No rule of ours has many more.
@@ -244,9 +245,7 @@ impl LoadedTable {
         for chain in &wanted.chains {
             match self.chains.get(&chain.name) {
                 Some(loaded) if loaded.base == BaseChain::wanted(chain) => {
-                    if !loaded.has_rules(&chain.rules) {
-                        differences.push(Difference::Rules(chain.name.clone()));
-                    }
+                    differences.extend(loaded.difference(chain));
                 }
                 _ => differences.push(Difference::Chain(chain.name.clone())),
             }
@@ -310,10 +309,10 @@ impl LoadedTable {
         self.sets.iter().map(|set| &set.name[..])
     }
 
-    /// Whether these rules are all that a chain has.
+    /// Whether this rule is all that a chain has.
     #[must_use]
-    pub fn has_only(&self, chain: &str, rules: &[Rule]) -> bool {
-        self.chains.get(chain).is_some_and(|chain| chain.has_rules(rules))
+    pub fn has_only(&self, chain: &str, rule: &Rule) -> bool {
+        self.chains.get(chain).is_some_and(|chain| chain.rules == [compile(rule)])
     }
 
     /// What the last rule of a chain, the drop, has seen.
@@ -324,8 +323,16 @@ impl LoadedTable {
 }
 
 impl LoadedChain {
-    fn has_rules(&self, wanted: &[Rule]) -> bool {
-        self.rules.len() == wanted.len() && self.rules.iter().zip(wanted).all(|(rule, wanted)| *rule == compile(wanted))
+    fn difference(&self, chain: &Chain) -> Option<Difference> {
+        let wanted: Vec<_> = chain.rules.iter().map(compile).collect();
+        if self.rules == wanted {
+            return None;
+        }
+        let decides_the_same = without_reports(&self.rules).eq(without_reports(&wanted));
+        Some(match decides_the_same {
+            true => Difference::Reports(chain.name.clone()),
+            false => Difference::Rules(chain.name.clone()),
+        })
     }
 }
 

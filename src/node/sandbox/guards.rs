@@ -15,6 +15,7 @@ use crate::model::records::SandboxRecords;
 use crate::rules::containment::{
     EgressHook, GuardedEnd, GuardedInterface, TABLE, guard, guard_table, guarded_by, strayed_by, strayed_set,
 };
+use crate::rules::reports::report_drops;
 use crate::rules::ruleset::{Family, Table};
 
 use super::survey::{End, Strayed, Survey};
@@ -40,6 +41,9 @@ impl Sandbox<'_> {
         table.sets.extend(
             survey.strayed.iter().map(|strayed| strayed_set(&strayed.interface, strayed.index, &strayed.device)),
         );
+        if self.reports_drops() {
+            report_drops(&mut table, self.records.container_id());
+        }
         (!ends.is_empty() || !survey.strayed.is_empty()).then_some(table)
     }
 

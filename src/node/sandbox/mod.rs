@@ -6,6 +6,7 @@
 
 mod cut;
 mod guards;
+mod handing;
 mod report;
 mod side;
 mod survey;
@@ -31,6 +32,7 @@ use crate::model::record::{HostGuard, NodeOnLink};
 use crate::model::records::SandboxRecords;
 use crate::model::verdict::{Exposure, Guard, NoGuard, PodSide, Reason, Verdict, judge};
 use crate::rules::containment::{EgressHook, GuardedInterface, TABLE, frame, guard_table, pod_tables};
+use crate::rules::reports::report_drops;
 use crate::rules::ruleset::{Family, Table};
 
 use survey::{End, Strayed, Survey, Surveyed, jumps_past_guard, jumps_past_pod_side, survey};
@@ -98,6 +100,8 @@ pub struct Sandbox<'a> {
     netns: Netns,
     pod: Side,
     host: &'a mut Side,
+    /// Whether the kernel has refused rules that hand packets over.
+    refused_reports: bool,
 }
 
 /// What is wanted on both sides.
@@ -121,13 +125,13 @@ impl<'a> Sandbox<'a> {
         if records.netns_cookie() != 0 && records.netns_cookie() != pod.links.netns_cookie() {
             return Err(SandboxError::Replaced { path: records.netns().to_string() });
         }
-        Ok(Self { records, netns, pod, host })
+        Ok(Self { records, netns, pod, host, refused_reports: false })
     }
 
     /// A sandbox whose sides are open already; `records` are those of this netns.
     #[must_use]
     pub fn of_sides(host: &'a mut Side, pod: Side, netns: Netns, records: &'a SandboxRecords) -> Self {
-        Self { records, netns, pod, host }
+        Self { records, netns, pod, host, refused_reports: false }
     }
 
     /// Its name.
@@ -156,9 +160,9 @@ impl<'a> Sandbox<'a> {
             let guard = self.cut();
             load_guards(self.host, guard.as_slice());
         }
-        let done = match self.apply_with(desired, EgressHook::Netdev) {
+        let done = match self.apply_with_reports_or_without(desired, EgressHook::Netdev) {
             // No netdev egress hook (before 5.16): the kernel says so when the chain is added, and takes nothing.
-            Err(error) if is_unsupported(&error) => self.apply_with(desired, EgressHook::Missing),
+            Err(error) if is_unsupported(&error) => self.apply_with_reports_or_without(desired, EgressHook::Missing),
             result => result,
         };
         let (wanted, done) = done?;
@@ -194,7 +198,12 @@ impl<'a> Sandbox<'a> {
             }
             match reconcile(&mut self.pod.nft, &wanted.pod) {
                 Ok(transition) => done.pod = transition,
-                Err(error) if wanted.guard.is_none() || error.errno() == Some(Errno::EOPNOTSUPP) => {
+                // Perhaps for what only reports need.
+                Err(error)
+                    if wanted.guard.is_none()
+                        || error.errno() == Some(Errno::EOPNOTSUPP)
+                        || (self.reports_drops() && matches!(error, NetlinkError::Refused { .. })) =>
+                {
                     return Err(error.into());
                 }
                 // Root in the pod can make any change of its rules fail. The guard stands, and the verdict says so.
@@ -305,7 +314,10 @@ impl<'a> Sandbox<'a> {
         let Desired::Isolated { policy, .. } = desired else { return self.wanted_released(egress) };
         let survey = survey(self.host, &mut self.pod, &self.netns, self.records, policy)?;
         let guarded: Vec<_> = survey.interfaces.iter().map(|interface| interface.guarded.clone()).collect();
-        let pod = pod_tables(policy, &guarded, egress, false);
+        let mut pod = pod_tables(policy, &guarded, egress, false);
+        if self.reports_drops() {
+            pod.iter_mut().for_each(|table| report_drops(table, self.records.container_id()));
+        }
         let mut wanted = Wanted { survey, pod, guard: None, compared: None, egress };
         if self.host_guard() != HostGuard::Off {
             wanted.guard = self.guard_of(&wanted.survey, policy, egress);
@@ -374,7 +386,7 @@ impl<'a> Sandbox<'a> {
         }
         let pod_side = differences.is_empty();
         let guard_differences = match (&wanted.guard, &wanted.compared) {
-            (Some(_), Some((differences, _))) => differences.clone(),
+            (Some(_), Some((differences, _))) => differences.iter().filter(|each| each.decides()).cloned().collect(),
             (Some(guard), None) => differences_of(self.host, guard)?,
             (None, _) => Vec::new(),
         };
@@ -484,8 +496,11 @@ struct Done {
     guard: Transition,
 }
 
+/// Those by which a packet may fare otherwise: of a claim, nothing else counts.
 fn differences_of(side: &mut Side, table: &Table) -> Result<Vec<Difference>, NetlinkError> {
-    Ok(side.nft.compare(table)?.0)
+    let mut differences = side.nft.compare(table)?.0;
+    differences.retain(Difference::decides);
+    Ok(differences)
 }
 
 fn is_unsupported(error: &SandboxError) -> bool {

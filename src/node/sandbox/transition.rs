@@ -92,7 +92,9 @@ pub(super) fn reconcile_compared(
 
 /// Whether the chains are there and hooked where they should be, whatever is in them.
 fn is_framed(differences: &[Difference]) -> bool {
-    differences.iter().all(|difference| matches!(difference, Difference::Rules(_) | Difference::Set(_)))
+    differences
+        .iter()
+        .all(|difference| matches!(difference, Difference::Rules(_) | Difference::Reports(_) | Difference::Set(_)))
 }
 
 fn replace(batch: &mut Batch, table: &Table, is_there: bool) {
@@ -126,10 +128,13 @@ fn change_in_place(batch: &mut Batch, table: &Table, loaded: &LoadedTable, diffe
         if differences.contains(&Difference::Chain(chain.name.clone())) {
             batch.add_chain(table, chain);
             batch.add_rules(table, chain);
-        } else if differences.contains(&Difference::Rules(chain.name.clone())) {
+        } else if [Difference::Rules, Difference::Reports]
+            .iter()
+            .any(|of| differences.contains(&of(chain.name.clone())))
+        {
             match chain.rules.split_last() {
                 // The frame: what its drop has counted since the cut goes on to count.
-                Some((last, others)) if loaded.has_only(&chain.name, std::slice::from_ref(last)) => {
+                Some((last, others)) if loaded.has_only(&chain.name, last) => {
                     batch.insert_rules(table, chain, others);
                 }
                 _ => {

@@ -101,6 +101,17 @@ impl StateDir {
     }
 }
 
+impl StateDir {
+    /// Whether an agent seems to run: for what is said to a person, not for what is decided. The lock is not tried, for an
+    /// agent that starts meanwhile would find it taken.
+    #[must_use]
+    pub fn has_agent(&self) -> bool {
+        let said = fs::read_to_string(self.path.join(".agent.lock")).unwrap_or_default();
+        let process = said.trim().strip_prefix("process ").filter(|pid| pid.bytes().all(|byte| byte.is_ascii_digit()));
+        process.is_some_and(|pid| !pid.is_empty() && Path::new("/proc").join(pid).exists())
+    }
+}
+
 /// [`search_holder`], for as long as that is bearable: whoever asks the kernel about a process that hangs in the middle of an
 /// execve (closing a file of a FUSE that never answers) hangs with it, and a pod can have such a process.
 fn holder_of(path: &Path) -> String {
