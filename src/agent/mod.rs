@@ -63,6 +63,8 @@ const SLOW_TIMER: Duration = Duration::from_secs(60);
 const REOPEN: Duration = Duration::from_secs(1);
 /// How long after a directory went it is looked for again: whoever removes a tree is not done with its first directory.
 const REWATCH: Duration = Duration::from_millis(50);
+/// How often a released sandbox is looked at until its connections go on.
+const GOES_ON_SOON: Duration = Duration::from_secs(1);
 const EVENT_BUFFER: usize = 64 * 1024;
 
 /// What wakes the loop, by the number that epoll is given for it.
@@ -395,10 +397,13 @@ impl Agent {
                     self.listen_again(&container_id);
                     is_settled = false;
                 }
-                Outcome::Released => {
+                Outcome::Released { is_to_be_put_back } => {
                     self.settle(&container_id, answer);
                     self.unheard.remove(&container_id);
                     self.stop_listening(&container_id);
+                    if is_to_be_put_back {
+                        self.due.insert((Instant::now() + GOES_ON_SOON, container_id.clone()));
+                    }
                 }
                 Outcome::Gone => {
                     self.forget(&container_id);

@@ -87,7 +87,10 @@ pub(super) enum Outcome {
     /// No mark holds for it any more, and it may not be released yet.
     Waiting,
     /// It is released.
-    Released,
+    Released {
+        /// Whether connections still have to go on, so that it has to be looked at again.
+        is_to_be_put_back: bool,
+    },
     /// It has ended.
     Gone,
     /// It has no record that can be read.
@@ -226,7 +229,7 @@ fn apply(
         Some(enforced) if Some(&enforced.policy) == policy => Cause::Disturbed(&enforced.node),
         _ => Cause::Asked,
     };
-    let mut apply = || enforce::apply_desired(host, &records, &desired, cause, job.before, Scan::Sandbox);
+    let mut apply = || enforce::apply_desired(state, host, &records, &desired, cause, job.before, Scan::Sandbox);
     let applied = match apply() {
         // What was taken to listen may be what is missing.
         Err(error) if error.is_shortage() && events.take().is_some() => apply()?,
@@ -241,7 +244,9 @@ fn apply(
     if let Some(events) = events.as_mut().filter(|_| job.may_capture && records.is_captured()) {
         events.capture(&records);
     }
-    let Some(policy) = policy else { return Ok(Outcome::Released) };
+    let Some(policy) = policy else {
+        return Ok(Outcome::Released { is_to_be_put_back: applied.is_to_be_put_back });
+    };
     Ok(Outcome::Isolated {
         events,
         has_interfaces: applied.report.interfaces > 0,

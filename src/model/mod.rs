@@ -9,6 +9,7 @@ pub mod fingerprint;
 pub mod json;
 pub mod mark;
 pub mod names;
+pub mod patience;
 pub mod policy;
 pub mod record;
 pub mod records;

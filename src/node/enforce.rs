@@ -12,6 +12,7 @@ use crate::model::names::ContainerId;
 use crate::model::record::NodeOnLink;
 use crate::model::records::SandboxRecords;
 use crate::model::verdict::{Reason, Verdict};
+use crate::node::patience::{self, PutBack};
 use crate::node::sandbox::{Applied, Before, Report, Sandbox, SandboxError, Scan, Side, load_guards};
 use crate::node::state::{StateDir, StateError};
 
@@ -53,7 +54,7 @@ pub fn apply(
     scan: Scan<'_>,
 ) -> Result<Enforced, EnforceError> {
     let desired = desired(state, records)?;
-    let applied = apply_desired(host, records, &desired, Cause::Asked, before, scan)?;
+    let applied = apply_desired(state, host, records, &desired, Cause::Asked, before, scan)?;
     let is_new = applied.is_new_isolation(&desired);
     Ok(Enforced { desired, report: applied.report, is_new })
 }
@@ -136,6 +137,7 @@ impl Cause<'_> {
 /// Brings the kernel to what is wanted of a sandbox, reads it back, and says so in the log. The caller holds the
 /// sandbox's lock, and has read what is wanted under it.
 pub fn apply_desired(
+    state: &StateDir,
     host: &mut Side,
     records: &SandboxRecords,
     desired: &Desired,
@@ -145,7 +147,7 @@ pub fn apply_desired(
 ) -> Result<Applied, SandboxError> {
     let started = Instant::now();
     match Sandbox::open(host, records) {
-        Ok(mut sandbox) => carry_out(&mut sandbox, desired, cause, before, scan, started),
+        Ok(mut sandbox) => carry_out(state, &mut sandbox, desired, cause, before, scan, started),
         Err(error) => {
             log_failed(records, desired, &error);
             Err(error)
@@ -161,12 +163,13 @@ pub fn install(state: &StateDir, sandbox: &mut Sandbox<'_>) -> Result<(), Enforc
     if is_released(sandbox, &desired)? {
         sandbox.install()?;
     } else {
-        carry_out(sandbox, &desired, Cause::Asked, Before::Unknown, Scan::Sandbox, started)?;
+        carry_out(state, sandbox, &desired, Cause::Asked, Before::Unknown, Scan::Sandbox, started)?;
     }
     Ok(())
 }
 
 fn carry_out(
+    state: &StateDir,
     sandbox: &mut Sandbox<'_>,
     desired: &Desired,
     cause: Cause<'_>,
@@ -174,13 +177,39 @@ fn carry_out(
     scan: Scan<'_>,
     started: Instant,
 ) -> Result<Applied, SandboxError> {
-    let applied = sandbox.apply(desired, before, scan);
+    let mut applied = sandbox.apply(desired, before, scan);
     let records = sandbox.records();
-    match &applied {
-        Ok(applied) => log_applied(records, desired, applied, cause, started),
+    match &mut applied {
+        Ok(applied) => {
+            log_applied(records, desired, applied, cause, started);
+            keep_connections(state, sandbox, desired, applied);
+        }
         Err(error) => log_failed(records, desired, error),
     }
     applied
+}
+
+/// What is not done of it is said, and is no reason for anything else.
+fn keep_connections(state: &StateDir, sandbox: &mut Sandbox<'_>, desired: &Desired, applied: &mut Applied) {
+    let container_id = sandbox.container_id();
+    let kept = match desired {
+        Desired::Isolated { policy, .. } => {
+            let is_new = applied.is_new_isolation(desired);
+            let held = if is_new { patience::hold_flows(sandbox, policy) } else { Ok(()) };
+            let (netns, cookie) = sandbox.netns();
+            held.and(patience::hold(state, container_id, netns, cookie))
+        }
+        Desired::Released => {
+            let (netns, cookie) = sandbox.netns();
+            patience::put_back(state, container_id, netns, cookie)
+                .map(|put_back| applied.is_to_be_put_back = put_back == PutBack::Later)
+        }
+    };
+    if let Err(error) = kept {
+        let line = subject("not-held", sandbox.records()).with("error", crate::model::audit::chain(&error));
+        // Once for each change: what cannot be had now will not be had at each look.
+        log::log!(if applied.changed { log::Level::Warn } else { log::Level::Debug }, "{line}");
+    }
 }
 
 fn log_failed(records: &SandboxRecords, desired: &Desired, error: &SandboxError) {
@@ -198,7 +227,7 @@ pub fn check(state: &StateDir, sandbox: &mut Sandbox<'_>) -> Result<Enforced, En
         let report = sandbox.verify(&desired, Scan::Sandbox)?;
         return Ok(Enforced { desired, report, is_new: false });
     }
-    let applied = carry_out(sandbox, &desired, Cause::Asked, Before::Unknown, Scan::Sandbox, started)?;
+    let applied = carry_out(state, sandbox, &desired, Cause::Asked, Before::Unknown, Scan::Sandbox, started)?;
     let is_new = applied.is_new_isolation(&desired);
     Ok(Enforced { desired, report: applied.report, is_new })
 }

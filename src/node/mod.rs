@@ -4,6 +4,7 @@
 pub mod enforce;
 pub mod files;
 pub mod logging;
+pub mod patience;
 pub mod sandbox;
 pub mod state;
 pub mod workers;

@@ -2,6 +2,7 @@
 //! told.
 
 pub mod containment;
+pub mod held;
 pub mod reports;
 pub mod ruleset;
 mod text;

@@ -156,18 +156,18 @@ impl Facts {
         ensure!(self.received(false)? == 0, "a datagram came in");
         let out = self.out(!self.egress)?;
         ensure!(out == 0 || !self.egress, "a frame left");
-        let (mut inward, mut outward) = (0, 0);
+        let (mut inward, mut outward, mut other) = (0, 0, String::new());
         let deadline = Instant::now() + LONG;
         let mut buffer = vec![0; 128 * 1024];
         while Instant::now() < deadline && (inward == 0 || (outward == 0 && self.egress)) {
             bound.drain(&mut buffer, 16, |handed| match handed.hook {
                 Hook::Ingress if handed.link_header.len() == 14 && handed.payload[0] >> 4 == 4 => inward += 1,
-                Hook::Egress if handed.payload[6..12] == POD_MAC => outward += 1,
-                _ => {}
+                Hook::Egress if handed.payload.get(12..14) == Some(&[0x88, 0xb5]) => outward += 1,
+                hook => other = format!("{hook:?} {:02x?} {:02x?}", handed.link_header, handed.payload),
             });
             std::thread::sleep(Duration::from_millis(20));
         }
-        ensure!(inward > 0 && (outward > 0 || !self.egress), "handed over: {inward} in, {outward} out");
+        ensure!(inward > 0 && (outward > 0 || !self.egress), "handed over: {inward} in, {outward} out; {other}");
         Ok(())
     }
 

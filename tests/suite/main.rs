@@ -12,6 +12,7 @@ mod evidence;
 mod install;
 #[allow(dead_code, unused_imports)]
 mod lab;
+mod patience;
 mod protocol;
 mod rulesets;
 mod runtimes;

@@ -125,6 +125,24 @@ impl Batch {
         }
     }
 
+    /// Puts elements into a set that is there, by their keys; one that is in it already stays.
+    pub fn put_into_set(&mut self, family: Family, table: &str, set: &str, keys: &[Vec<u8>]) {
+        // An attribute's length is of 16 bits, and an element takes no more than 64 bytes.
+        for keys in keys.chunks(512) {
+            self.push(kernel::MSG_NEWSETELEM, CREATE, "add elements to a set", family, |body| {
+                put_text(body, kernel::SET_ELEM_LIST_TABLE, table.as_bytes());
+                put_text(body, kernel::SET_ELEM_LIST_SET, set.as_bytes());
+                nest(body, kernel::SET_ELEM_LIST_ELEMENTS, |body| {
+                    for key in keys {
+                        nest(body, kernel::LIST_ELEM, |body| {
+                            nest(body, kernel::SET_ELEM_KEY, |body| put(body, kernel::DATA_VALUE, key));
+                        });
+                    }
+                });
+            });
+        }
+    }
+
     /// Takes all elements out of a set.
     pub fn flush_set(&mut self, family: Family, table: &str, set: &str) {
         self.push(kernel::MSG_DELSETELEM, 0, "flush a set", family, |body| {

@@ -11,6 +11,7 @@ use crate::kernel::rtnetlink::Link;
 use crate::model::audit::Line;
 use crate::model::names::{ContainerId, IfName};
 use crate::model::policy::Policy;
+use crate::model::record::HostGuard;
 use crate::model::records::SandboxRecords;
 use crate::rules::containment::{
     EgressHook, GuardedEnd, GuardedInterface, TABLE, guard, guard_table, guarded_by, strayed_by, strayed_set,
@@ -45,6 +46,32 @@ impl Sandbox<'_> {
             report_drops(&mut table, self.records.container_id());
         }
         (!ends.is_empty() || !survey.strayed.is_empty()).then_some(table)
+    }
+
+    pub(super) fn host_guard(&self) -> HostGuard {
+        self.records.host_guard()
+    }
+
+    /// Whether its configuration asks for a host guard without which it is not isolated at all.
+    #[must_use]
+    pub fn requires_host_guard(&self) -> bool {
+        self.host_guard() == HostGuard::Require
+    }
+
+    pub(super) fn require_peers(&self, wanted: &Wanted) -> Result<(), SandboxError> {
+        if self.host_guard() != HostGuard::Require {
+            return Ok(());
+        }
+        // Of those that a runtime attached, and as ADD found them: what root in the pod has made or renamed since must not
+        // keep it from being isolated. Of that the verdict speaks.
+        let survey = &wanted.survey;
+        let leads_outside = |name: &IfName| survey.unguarded().any(|interface| interface.link.name == *name);
+        let pinned = self.records.pinned_interfaces().into_iter().filter(|pinned| pinned.host_end.is_none());
+        let mut attached = pinned.map(|pinned| &pinned.interface.name).filter(|&name| self.records.is_attachment(name));
+        match attached.find(|&name| survey.missing.contains(name) || leads_outside(name)) {
+            None => Ok(()),
+            Some(interface) => Err(SandboxError::NoHostPeer { interface: interface.to_string() }),
+        }
     }
 
     /// Applying takes the guard from no end that still exists, whatever the survey found.

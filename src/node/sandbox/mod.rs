@@ -23,6 +23,7 @@ pub use survey::{NodeScan, Scan, pin_interfaces, pin_said};
 
 use crate::kernel::netlink::NetlinkError;
 use crate::kernel::netns::{Netns, NetnsError};
+use crate::kernel::nft::Nft;
 use crate::kernel::rtnetlink::Link;
 use crate::model::audit::Line;
 use crate::model::difference::Difference;
@@ -32,6 +33,7 @@ use crate::model::record::{HostGuard, NodeOnLink};
 use crate::model::records::SandboxRecords;
 use crate::model::verdict::{Exposure, Guard, NoGuard, PodSide, Reason, Verdict, judge};
 use crate::rules::containment::{EgressHook, GuardedInterface, TABLE, frame, guard_table, pod_tables};
+use crate::rules::held::hold_flows;
 use crate::rules::reports::report_drops;
 use crate::rules::ruleset::{Family, Table};
 
@@ -237,7 +239,8 @@ impl<'a> Sandbox<'a> {
             let differences = transition.differences.into_iter();
             altered.extend(differences.map(|(family, difference)| Deviation { layer, family, difference }));
         }
-        Ok(Applied { changed, was_isolated, altered, report: self.report(desired, wanted, scan)? })
+        let report = self.report(desired, wanted, scan)?;
+        Ok(Applied { changed, was_isolated, altered, is_to_be_put_back: false, report })
     }
 
     /// Reads it back and compares with what is wanted, changing nothing.
@@ -274,6 +277,17 @@ impl<'a> Sandbox<'a> {
     /// Reads the elements of a set on the side where its table is.
     pub fn side_of(&mut self, table: &Table) -> &mut Side {
         if table.name == TABLE { &mut self.pod } else { self.host }
+    }
+
+    /// Its netns, and the cookie of that.
+    #[must_use]
+    pub fn netns(&self) -> (&Netns, u64) {
+        (&self.netns, self.pod.links.netns_cookie())
+    }
+
+    /// Rules and sets on its own side.
+    pub fn pod_nft(&mut self) -> &mut Nft {
+        &mut self.pod.nft
     }
 
     /// Takes the pod-side tables out of it, and the host guard.
@@ -315,6 +329,9 @@ impl<'a> Sandbox<'a> {
         let survey = survey(self.host, &mut self.pod, &self.netns, self.records, policy)?;
         let guarded: Vec<_> = survey.interfaces.iter().map(|interface| interface.guarded.clone()).collect();
         let mut pod = pod_tables(policy, &guarded, egress, false);
+        if egress == EgressHook::Netdev {
+            pod.iter_mut().for_each(hold_flows);
+        }
         if self.reports_drops() {
             pod.iter_mut().for_each(|table| report_drops(table, self.records.container_id()));
         }
@@ -349,32 +366,6 @@ impl<'a> Sandbox<'a> {
                 known: Some((pinned.interface.clone(), pinned.node.clone())),
             })
             .collect())
-    }
-
-    fn host_guard(&self) -> HostGuard {
-        self.records.host_guard()
-    }
-
-    /// Whether its configuration asks for a host guard without which it is not isolated at all.
-    #[must_use]
-    pub fn requires_host_guard(&self) -> bool {
-        self.host_guard() == HostGuard::Require
-    }
-
-    fn require_peers(&self, wanted: &Wanted) -> Result<(), SandboxError> {
-        if self.host_guard() != HostGuard::Require {
-            return Ok(());
-        }
-        // Of those that a runtime attached, and as ADD found them: what root in the pod has made or renamed since must not
-        // keep it from being isolated. Of that the verdict speaks.
-        let survey = &wanted.survey;
-        let leads_outside = |name: &IfName| survey.unguarded().any(|interface| interface.link.name == *name);
-        let pinned = self.records.pinned_interfaces().into_iter().filter(|pinned| pinned.host_end.is_none());
-        let mut attached = pinned.map(|pinned| &pinned.interface.name).filter(|&name| self.records.is_attachment(name));
-        match attached.find(|&name| survey.missing.contains(name) || leads_outside(name)) {
-            None => Ok(()),
-            Some(interface) => Err(SandboxError::NoHostPeer { interface: interface.to_string() }),
-        }
     }
 
     fn report(&mut self, desired: &Desired, wanted: Wanted, scan: Scan<'_>) -> Result<Report, SandboxError> {

@@ -96,6 +96,8 @@ pub struct Applied {
     pub was_isolated: bool,
     /// In what the rules differed from what is wanted.
     pub altered: Vec<Deviation>,
+    /// Whether connections of a released sandbox still have to go on, before the kernel may give them up as soon as before.
+    pub is_to_be_put_back: bool,
     /// What was read back afterwards.
     pub report: Report,
 }

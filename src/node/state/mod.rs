@@ -4,6 +4,7 @@
 //! isolated/<key>                              marks, written by operators; presence isolates
 //! attachments/<container ID>/<ifname>.json    records, written by ADD
 //! index/<container ID>                        which pod that is, for finding by name; may be lost
+//! patience/<container ID>.json                what is to be put back at a release
 //! .lock                                       one byte of it is locked for each sandbox at work
 //! .agent.lock                                 held by the agent while it runs
 //! ```
@@ -164,6 +165,25 @@ impl StateDir {
     #[must_use]
     pub fn attachments(&self) -> PathBuf {
         self.path.join("attachments")
+    }
+}
+
+impl StateDir {
+    /// Where it is kept what connections were held by before.
+    #[must_use]
+    pub fn patience(&self) -> PathBuf {
+        self.path.join("patience")
+    }
+
+    /// Makes that directory, where it is not there.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn create_patience(&self) -> io::Result<()> {
+        match DirBuilder::new().mode(0o700).create(self.patience()) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -86,7 +86,12 @@ impl StateDir {
         for name in names_starting_with_dot(&directory) {
             let _ = fs::remove_file(directory.join(name));
         }
-        match fs::remove_dir(&directory) {
+        let removed = fs::remove_dir(&directory);
+        if removed.is_ok() {
+            // Its netns ends, and with it what is to be put back in there.
+            let _ = fs::remove_file(self.patience().join(format!("{}.json", attachment.container_id)));
+        }
+        match removed {
             // Another attachment is left, or it is gone.
             Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => {
                 Err(failed("remove", &directory)(error))

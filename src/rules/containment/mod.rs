@@ -22,6 +22,7 @@ mod words;
 use std::net::Ipv6Addr;
 
 pub use hops::neighbours_needed;
+pub(super) use words::{attempt_key, no_bare_syn};
 
 use crate::model::fingerprint::fingerprint;
 use crate::model::names::{ContainerId, IfName, SandboxInterface};

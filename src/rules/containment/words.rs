@@ -51,7 +51,7 @@ pub(super) fn bare_syn() -> Statement {
 }
 
 /// That a TCP segment opens nothing: it may be any but a bare SYN.
-pub(super) fn no_bare_syn() -> Statement {
+pub(in crate::rules) fn no_bare_syn() -> Statement {
     Statement::Match(Field::TcpFlags, Test::NotMasked([TCP_FIN_SYN_RST_ACK].into(), [TCP_SYN].into()))
 }
 
@@ -124,7 +124,7 @@ pub(super) fn answer_key(v6: bool) -> &'static [Field] {
 }
 
 /// The key of an attempt is {protocol . remote . remote port}.
-pub(super) fn attempt_key(v6: bool) -> &'static [Field] {
+pub(in crate::rules) fn attempt_key(v6: bool) -> &'static [Field] {
     match v6 {
         false => &[Field::IpProtocol, Field::IpDestination, Field::DestinationPort],
         true => &[Field::Ip6NextHeader, Field::Ip6Destination, Field::DestinationPort],
