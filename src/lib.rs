@@ -12,6 +12,7 @@
 //! | | |
 //! | --- | --- |
 //! | [`plugin`], [`cli`], [`agent`], [`install`] | the faces, and how the plugin gets onto a node |
+//! | [`report`] | all of that as one page, for people |
 //! | [`adopt`] | pods that were made without the plugin: their records, from libcni's cache or their runtime |
 //! | [`evidence`] | what a pod was doing when it was cut off, collected by a process of its own |
 //! | [`metrics`] | numbers as `OpenMetrics` text, and who answers a scraper |
@@ -58,6 +59,7 @@ pub mod metrics;
 mod model;
 mod node;
 mod plugin;
+mod report;
 mod rules;
 pub mod status;
 

@@ -15,9 +15,9 @@ mod recorder;
 use std::io;
 use std::path::{Path, PathBuf};
 
-pub use dissect::dissect;
+pub use dissect::{Conversation, dissect};
 pub use files::packet_files;
-pub use frame::Side;
+pub use frame::{Direction, Side};
 pub use kept_names::{KeptName, read_names};
 pub use names::Kind;
 pub use pcapng::{Packet, packets};

@@ -131,6 +131,7 @@ pub(super) enum Command {
     },
     Evidence(Evidence),
     Watch(Watch),
+    Report(Report),
     Adopt(Adopt),
     Install(InstallArgs),
     Uninstall(UninstallArgs),
@@ -387,6 +388,42 @@ pub(super) struct Watch {
     /// The form of each packet
     #[arg(short, long, value_name = "FORM", default_value = "table")]
     pub(super) output: Output,
+}
+
+/// One page for people: who was isolated, by whom and why, what was cut, what it tried, what ran in it
+///
+/// Put together of the status, the log, the evidence and the packets that are kept. The page stands by itself: it loads nothing and
+/// runs nothing.
+#[derive(Debug, Args)]
+#[command(after_help = format!("\
+{SANDBOXES}
+  Also one that has ended, as long as its evidence is kept.
+
+Examples:
+  quarantine report shop/web-6c9f --out IR-2041.html
+  journalctl -t quarantine | quarantine report shop/web-6c9f --history - -o md
+
+{EXIT_CODES}"))]
+pub(super) struct Report {
+    /// Container ID or a unique prefix of one, pod UID, or namespace/name
+    pub(super) sandbox: String,
+    /// The form of the page
+    #[arg(short, long, value_name = "FORM", default_value = "html")]
+    pub(super) output: Page,
+    /// Write it to a new file, not to standard output
+    #[arg(long, value_name = "FILE")]
+    pub(super) out: Option<PathBuf>,
+    /// The log to take its history from, - for standard input [default: the node's syslog files]
+    #[arg(long, value_name = "FILE")]
+    pub(super) history: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Page {
+    /// A page for a browser
+    Html,
+    /// Markdown, for a ticket
+    Md,
 }
 
 #[derive(Debug, Args)]

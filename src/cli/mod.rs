@@ -11,6 +11,7 @@ mod inventory;
 mod isolate;
 mod live;
 mod manual;
+mod report;
 mod selector;
 mod status;
 mod sync;
@@ -148,6 +149,7 @@ fn dispatch(arguments: &Arguments) -> Result<Exit, Failure> {
         Command::Status(arguments) => status::status(state_dir, arguments),
         Command::List(arguments) => status::list(state_dir, arguments),
         Command::Evidence(arguments) => evidence::evidence(state_dir, arguments),
+        Command::Report(arguments) => report::report(state_dir, arguments),
         Command::Watch(arguments) => live::watch(state_dir, arguments),
         Command::Sync => sync::sync(state_dir, collectors(&arguments.global)?),
         Command::Adopt(arguments) => adopt::run(state_dir, arguments),

@@ -33,6 +33,19 @@ impl fmt::Display for Escaped {
     }
 }
 
+/// Text whose bytes need not be had back: what could deceive is escaped as above, and a backslash stays.
+#[derive(Debug, Clone, Copy)]
+pub struct Shown<'a>(pub &'a str);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.chars().try_for_each(|c| match c {
+            _ if c.is_control() || is_unseen(c) => write!(f, "{}", c.escape_unicode()),
+            _ => fmt::Write::write_char(f, c),
+        })
+    }
+}
+
 impl Serialize for Escaped {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)

@@ -14,6 +14,7 @@ mod install;
 mod lab;
 mod patience;
 mod protocol;
+mod report;
 mod rulesets;
 mod runtimes;
 mod state;
