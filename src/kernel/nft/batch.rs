@@ -5,7 +5,8 @@ use nix::errno::Errno;
 use crate::kernel::netlink::{NetlinkError, append_message, nest, put, put_text};
 use crate::rules::ruleset::{Chain, Content, Family, Hook, Ranges, Rule, Set, Table};
 
-use super::expression::{compile, encode};
+use super::compile::compile;
+use super::expression::encode;
 use super::{header, kernel};
 
 const REQUEST: u16 = 1;

@@ -5,6 +5,8 @@
 //! time that an ADD has. `docs/decisions.md` goes through them one by one. Nothing is decided here.
 
 mod batch;
+mod compare;
+mod compile;
 mod events;
 mod expression;
 mod inventory;

@@ -8,11 +8,9 @@ use nix::errno::Errno;
 use crate::kernel::netlink::{NetlinkError, attribute, attributes, be32, put_text, text};
 use crate::model::difference::Difference;
 use crate::model::names::IfName;
-use crate::rules::ruleset::{Chain, Content, Family, Hook, KeyType, NETDEV_PRIORITY, Rule, Set, Table};
+use crate::rules::ruleset::{Chain, Family, KeyType, NETDEV_PRIORITY, Set, Table};
 
-use super::batch::{hook_number, key_bytes, key_length, key_type, milliseconds, set_flags};
-use super::expression::{Count, Expression, compile, count, decode};
-use super::reported::without_reports;
+use super::expression::{Count, Expression, count, decode};
 use super::{Nft, header, kernel};
 
 /// No rule of ours has many more.
@@ -23,42 +21,42 @@ const EXPRESSIONS_EXPECTED: usize = 24;
 pub struct LoadedTable {
     /// Whether its chains are unhooked.
     pub dormant: bool,
-    foreign_flags: bool,
-    objects: u32,
-    sets: Vec<LoadedSet>,
+    pub(super) foreign_flags: bool,
+    pub(super) objects: u32,
+    pub(super) sets: Vec<LoadedSet>,
     /// Of the chains that are wanted, those that are there.
-    chains: BTreeMap<String, LoadedChain>,
+    pub(super) chains: BTreeMap<String, LoadedChain>,
     /// The names of the others that have rules.
-    others: BTreeSet<String>,
+    pub(super) others: BTreeSet<String>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
-struct LoadedSet {
-    name: Vec<u8>,
-    flags: u32,
-    key_type: u32,
-    key_length: u32,
-    timeout: u64,
-    size: u32,
+pub(super) struct LoadedSet {
+    pub(super) name: Vec<u8>,
+    pub(super) flags: u32,
+    pub(super) key_type: u32,
+    pub(super) key_length: u32,
+    pub(super) timeout: u64,
+    pub(super) size: u32,
     /// First and last key of each, sorted; of a set that packets fill, none.
-    elements: Vec<[Vec<u8>; 2]>,
+    pub(super) elements: Vec<[Vec<u8>; 2]>,
 }
 
 #[derive(Debug)]
-struct LoadedChain {
-    base: BaseChain,
-    rules: Vec<Vec<Expression>>,
+pub(super) struct LoadedChain {
+    pub(super) base: BaseChain,
+    pub(super) rules: Vec<Vec<Expression>>,
     /// What the counter of its last rule, the drop, has seen.
-    dropped: Count,
+    pub(super) dropped: Count,
 }
 
 #[derive(Debug, PartialEq, Eq)]
-struct BaseChain {
-    hook: u32,
-    priority: i32,
-    devices: Vec<Vec<u8>>,
-    is_filter: bool,
-    drops: bool,
+pub(super) struct BaseChain {
+    pub(super) hook: u32,
+    pub(super) priority: i32,
+    pub(super) devices: Vec<Vec<u8>>,
+    pub(super) is_filter: bool,
+    pub(super) drops: bool,
 }
 
 /// An element of a set: its key, one value for each field, and what its counter has seen.
@@ -229,154 +227,6 @@ impl Nft {
     }
 }
 
-impl LoadedTable {
-    /// In what it differs from `wanted`. Elements of sets are the packet path's and not compared.
-    #[must_use]
-    pub fn differences(&self, wanted: &Table) -> Vec<Difference> {
-        let mut differences = Vec::new();
-        if self.dormant != wanted.dormant {
-            differences.push(Difference::Dormant { is: self.dormant });
-        }
-        for set in &wanted.sets {
-            if !self.has_set(set) {
-                differences.push(Difference::Set(set.name.clone()));
-            }
-        }
-        for chain in &wanted.chains {
-            match self.chains.get(&chain.name) {
-                Some(loaded) if loaded.base == BaseChain::wanted(chain) => {
-                    differences.extend(loaded.difference(chain));
-                }
-                _ => differences.push(Difference::Chain(chain.name.clone())),
-            }
-        }
-        if self.surplus(wanted) > 0 || self.foreign_flags {
-            differences.push(Difference::Foreign);
-        }
-        differences
-    }
-
-    /// Whether this very set is in it, with its elements where they are fixed.
-    #[must_use]
-    pub fn has_set(&self, set: &Set) -> bool {
-        self.sets.contains(&LoadedSet::wanted(set))
-    }
-
-    /// Whether this set is in it, whatever its elements are.
-    #[must_use]
-    pub fn has_set_like(&self, set: &Set) -> bool {
-        let wanted = LoadedSet::wanted(set);
-        self.sets.iter().any(|loaded| loaded.is_like(&wanted))
-    }
-
-    /// Whether a set of this name is in it.
-    #[must_use]
-    pub fn has_set_named(&self, name: &str) -> bool {
-        self.sets.iter().any(|set| set.name == name.as_bytes())
-    }
-
-    /// Whether a chain of this name is in it, of those that were asked for.
-    #[must_use]
-    pub fn has_chain_named(&self, name: &str) -> bool {
-        self.chains.contains_key(name)
-    }
-
-    /// The names of the chains with rules in it that were not asked for.
-    pub fn other_chains(&self) -> impl Iterator<Item = &str> {
-        self.others.iter().map(String::as_str)
-    }
-
-    /// How many more sets and chains are in it than `wanted` has, less those that are missing.
-    #[must_use]
-    pub fn surplus(&self, wanted: &Table) -> usize {
-        let present = wanted.sets.iter().filter(|set| self.has_set_named(&set.name)).count()
-            + wanted.chains.iter().filter(|chain| self.has_chain_named(&chain.name)).count();
-        usize::try_from(self.objects).unwrap_or(usize::MAX).saturating_sub(present)
-    }
-
-    /// The sets in it of this kind, told by their names, that `wanted` does not have.
-    #[must_use]
-    pub fn other_sets(&self, wanted: &Table, is_of_kind: fn(&[u8]) -> bool) -> Vec<Vec<u8>> {
-        let names = self.sets.iter().map(|set| &set.name);
-        names
-            .filter(|name| is_of_kind(name) && !wanted.sets.iter().any(|set| set.name.as_bytes() == &name[..]))
-            .cloned()
-            .collect()
-    }
-
-    /// The names of the sets in it.
-    pub fn set_names(&self) -> impl Iterator<Item = &[u8]> {
-        self.sets.iter().map(|set| &set.name[..])
-    }
-
-    /// Whether this rule is all that a chain has.
-    #[must_use]
-    pub fn has_only(&self, chain: &str, rule: &Rule) -> bool {
-        self.chains.get(chain).is_some_and(|chain| chain.rules == [compile(rule)])
-    }
-
-    /// What the last rule of a chain, the drop, has seen.
-    #[must_use]
-    pub fn dropped(&self, chain: &str) -> Count {
-        self.chains.get(chain).map(|chain| chain.dropped).unwrap_or_default()
-    }
-}
-
-impl LoadedChain {
-    fn difference(&self, chain: &Chain) -> Option<Difference> {
-        let wanted: Vec<_> = chain.rules.iter().map(compile).collect();
-        if self.rules == wanted {
-            return None;
-        }
-        let decides_the_same = without_reports(&self.rules).eq(without_reports(&wanted));
-        Some(match decides_the_same {
-            true => Difference::Reports(chain.name.clone()),
-            false => Difference::Rules(chain.name.clone()),
-        })
-    }
-}
-
-impl BaseChain {
-    fn wanted(chain: &Chain) -> Self {
-        Self {
-            hook: hook_number(&chain.hook),
-            priority: chain.hook.priority(),
-            devices: match &chain.hook {
-                Hook::Ingress(device) | Hook::Egress(device) => vec![device.as_bytes().to_vec()],
-                Hook::Input | Hook::Output | Hook::Forward => Vec::new(),
-            },
-            is_filter: true,
-            drops: true,
-        }
-    }
-}
-
-impl LoadedSet {
-    fn wanted(set: &Set) -> Self {
-        Self {
-            name: set.name.clone().into_bytes(),
-            flags: set_flags(set),
-            key_type: key_type(set),
-            key_length: key_length(set),
-            timeout: milliseconds(set),
-            size: match set.content {
-                Content::Dynamic { size, .. } => size,
-                Content::Fixed(_) => 0,
-            },
-            elements: {
-                let mut elements: Vec<_> = set.elements().iter().map(key_bytes).collect();
-                elements.sort_unstable();
-                elements
-            },
-        }
-    }
-
-    fn is_like(&self, other: &Self) -> bool {
-        let all = |set: &Self| (set.flags, set.key_type, set.key_length, set.timeout, set.size);
-        self.name == other.name && all(self) == all(other)
-    }
-}
-
 pub(super) fn behind_header(payload: &[u8]) -> &[u8] {
     payload.get(4..).unwrap_or_default()
 }
@@ -484,7 +334,7 @@ fn read_element(element: &[u8], key: &[KeyType]) -> Option<Element> {
 /// What holds of any bytes (`fuzzing`).
 #[cfg(any(test, fuzzing))]
 pub(super) fn try_any(bytes: &[u8]) {
-    let own = Chain { name: "ingress-eth0".to_owned(), hook: Hook::Input, rules: Vec::new() };
+    let own = Chain { name: "ingress-eth0".to_owned(), hook: crate::rules::ruleset::Hook::Input, rules: Vec::new() };
     let chains = vec![own];
     let table =
         Table { family: Family::Netdev, name: "quarantine".to_owned(), dormant: false, sets: Vec::new(), chains };

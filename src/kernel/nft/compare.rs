@@ -1,0 +1,158 @@
+//! What is loaded beside what is wanted. Pure: `read` has read it.
+
+use crate::model::difference::Difference;
+use crate::rules::ruleset::{Chain, Content, Hook, Rule, Set, Table};
+
+use super::batch::{hook_number, key_bytes, key_length, key_type, milliseconds, set_flags};
+use super::compile::compile;
+use super::expression::Count;
+use super::read::{BaseChain, LoadedChain, LoadedSet, LoadedTable};
+use super::reported::without_reports;
+
+impl LoadedTable {
+    /// In what it differs from `wanted`. Elements of sets are the packet path's and not compared.
+    #[must_use]
+    pub fn differences(&self, wanted: &Table) -> Vec<Difference> {
+        let mut differences = Vec::new();
+        if self.dormant != wanted.dormant {
+            differences.push(Difference::Dormant { is: self.dormant });
+        }
+        for set in &wanted.sets {
+            if !self.has_set(set) {
+                differences.push(Difference::Set(set.name.clone()));
+            }
+        }
+        for chain in &wanted.chains {
+            match self.chains.get(&chain.name) {
+                Some(loaded) if loaded.base == BaseChain::wanted(chain) => {
+                    differences.extend(loaded.difference(chain));
+                }
+                _ => differences.push(Difference::Chain(chain.name.clone())),
+            }
+        }
+        if self.surplus(wanted) > 0 || self.foreign_flags {
+            differences.push(Difference::Foreign);
+        }
+        differences
+    }
+
+    /// Whether this very set is in it, with its elements where they are fixed.
+    #[must_use]
+    pub fn has_set(&self, set: &Set) -> bool {
+        self.sets.contains(&LoadedSet::wanted(set))
+    }
+
+    /// Whether this set is in it, whatever its elements are.
+    #[must_use]
+    pub fn has_set_like(&self, set: &Set) -> bool {
+        let wanted = LoadedSet::wanted(set);
+        self.sets.iter().any(|loaded| loaded.is_like(&wanted))
+    }
+
+    /// Whether a set of this name is in it.
+    #[must_use]
+    pub fn has_set_named(&self, name: &str) -> bool {
+        self.sets.iter().any(|set| set.name == name.as_bytes())
+    }
+
+    /// Whether a chain of this name is in it, of those that were asked for.
+    #[must_use]
+    pub fn has_chain_named(&self, name: &str) -> bool {
+        self.chains.contains_key(name)
+    }
+
+    /// The names of the chains with rules in it that were not asked for.
+    pub fn other_chains(&self) -> impl Iterator<Item = &str> {
+        self.others.iter().map(String::as_str)
+    }
+
+    /// How many more sets and chains are in it than `wanted` has, less those that are missing.
+    #[must_use]
+    pub fn surplus(&self, wanted: &Table) -> usize {
+        let present = wanted.sets.iter().filter(|set| self.has_set_named(&set.name)).count()
+            + wanted.chains.iter().filter(|chain| self.has_chain_named(&chain.name)).count();
+        usize::try_from(self.objects).unwrap_or(usize::MAX).saturating_sub(present)
+    }
+
+    /// The sets in it of this kind, told by their names, that `wanted` does not have.
+    #[must_use]
+    pub fn other_sets(&self, wanted: &Table, is_of_kind: fn(&[u8]) -> bool) -> Vec<Vec<u8>> {
+        let names = self.sets.iter().map(|set| &set.name);
+        names
+            .filter(|name| is_of_kind(name) && !wanted.sets.iter().any(|set| set.name.as_bytes() == &name[..]))
+            .cloned()
+            .collect()
+    }
+
+    /// The names of the sets in it.
+    pub fn set_names(&self) -> impl Iterator<Item = &[u8]> {
+        self.sets.iter().map(|set| &set.name[..])
+    }
+
+    /// Whether this rule is all that a chain has.
+    #[must_use]
+    pub fn has_only(&self, chain: &str, rule: &Rule) -> bool {
+        self.chains.get(chain).is_some_and(|chain| chain.rules == [compile(rule)])
+    }
+
+    /// What the last rule of a chain, the drop, has seen.
+    #[must_use]
+    pub fn dropped(&self, chain: &str) -> Count {
+        self.chains.get(chain).map(|chain| chain.dropped).unwrap_or_default()
+    }
+}
+
+impl LoadedChain {
+    fn difference(&self, chain: &Chain) -> Option<Difference> {
+        let wanted: Vec<_> = chain.rules.iter().map(compile).collect();
+        if self.rules == wanted {
+            return None;
+        }
+        let decides_the_same = without_reports(&self.rules).eq(without_reports(&wanted));
+        Some(match decides_the_same {
+            true => Difference::Reports(chain.name.clone()),
+            false => Difference::Rules(chain.name.clone()),
+        })
+    }
+}
+
+impl BaseChain {
+    pub(super) fn wanted(chain: &Chain) -> Self {
+        Self {
+            hook: hook_number(&chain.hook),
+            priority: chain.hook.priority(),
+            devices: match &chain.hook {
+                Hook::Ingress(device) | Hook::Egress(device) => vec![device.as_bytes().to_vec()],
+                Hook::Input | Hook::Output | Hook::Forward => Vec::new(),
+            },
+            is_filter: true,
+            drops: true,
+        }
+    }
+}
+
+impl LoadedSet {
+    pub(super) fn wanted(set: &Set) -> Self {
+        Self {
+            name: set.name.clone().into_bytes(),
+            flags: set_flags(set),
+            key_type: key_type(set),
+            key_length: key_length(set),
+            timeout: milliseconds(set),
+            size: match set.content {
+                Content::Dynamic { size, .. } => size,
+                Content::Fixed(_) => 0,
+            },
+            elements: {
+                let mut elements: Vec<_> = set.elements().iter().map(key_bytes).collect();
+                elements.sort_unstable();
+                elements
+            },
+        }
+    }
+
+    pub(super) fn is_like(&self, other: &Self) -> bool {
+        let all = |set: &Self| (set.flags, set.key_type, set.key_length, set.timeout, set.size);
+        self.name == other.name && all(self) == all(other)
+    }
+}
