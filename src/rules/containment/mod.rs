@@ -188,7 +188,10 @@ pub fn pod_tables(policy: &Policy, interfaces: &[GuardedInterface], egress: Egre
         chain("forward".to_owned(), Hook::Forward, Vec::new()),
     ];
     netdev.keep_used_sets();
-    inet.keep_used_sets();
+    if egress == EgressHook::Missing {
+        // Elsewhere it has those of attempts alone, which connections that are held are counted in too.
+        inet.keep_used_sets();
+    }
     vec![netdev, inet]
 }
 
