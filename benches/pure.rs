@@ -2,9 +2,9 @@
 #![allow(clippy::unwrap_used, reason = "what is unwrapped is written here")]
 
 use cni_quarantine::internals::Batch;
-use cni_quarantine::internals::HostGuard;
 use cni_quarantine::internals::NodeOnLink;
 use cni_quarantine::internals::Table;
+use cni_quarantine::internals::{Ebpf, HostGuard};
 use cni_quarantine::internals::{EgressHook, GuardedInterface, pod_tables};
 use cni_quarantine::internals::{PinnedInterface, Record};
 use cni_quarantine::mark::Mark;
@@ -98,6 +98,7 @@ fn read_record(bencher: Bencher<'_, '_>) {
         pod: Pod { uid: Some(PodUid::new("00000000-0000-4000-8000-000000000000").unwrap()), ..Pod::default() },
         policy: Policy::default(),
         host_guard: HostGuard::Auto,
+        ebpf: Ebpf::Auto,
         interfaces: vec![PinnedInterface { interface: interface(), node: node(), host_end: None, led_outside: false }],
         lacks_interface: false,
         capture: true,

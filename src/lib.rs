@@ -100,7 +100,7 @@ pub mod internals {
     pub use crate::kernel::netns::Netns;
     pub use crate::kernel::nflog::{Hook, Nflog};
     pub use crate::kernel::nft::{Batch, Nft};
-    pub use crate::model::record::{HostGuard, NodeOnLink, PinnedInterface, Record};
+    pub use crate::model::record::{Ebpf, HostGuard, NodeOnLink, PinnedInterface, Record};
     pub use crate::rules::containment::{EgressHook, GuardedInterface, pod_tables};
     pub use crate::rules::ruleset::{Family, Table};
 }

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use cni_quarantine::internals::Events;
 use nix::sys::socket::SockProtocol;
+use serde_json::json;
 
 use crate::node::{Node, Pod, Rules, wait_for};
 use crate::process::Program;
@@ -12,6 +13,9 @@ use crate::{Effort, Outcome};
 
 /// What security products do.
 pub(crate) const NSENTER: &str = "nsenter, iptables";
+
+/// The same command, of a pod that gets eBPF programs too.
+const WITH_PROGRAMS: &str = "quarantine, with eBPF programs";
 
 /// The commands of [`NSENTER`] that isolate, one process after the other.
 pub(crate) fn nsenter_isolate(pod: &Pod) -> [Program; 2] {
@@ -30,11 +34,16 @@ fn nsenter(pod: &Pod, words: &[&str]) -> Program {
 
 pub(crate) fn measure(node: &Node, effort: &Effort) -> Outcome<Section> {
     let mut section = Section::new("isolation", "Isolate and release one pod");
-    let [own, with_agent, iptables, nft]: [Pod; 4] =
-        node.pods(10..14)?.try_into().map_err(|_| "four pods were wanted")?;
+    let [own, with_agent, iptables, nft, programs]: [Pod; 5] =
+        node.pods(10..15)?.try_into().map_err(|_| "five pods were wanted")?;
     for pod in [&own, &with_agent] {
         node.plugin("ADD", pod, None).run()?;
     }
+    // Where a datapath takes packets past netfilter, they are attached without being asked for.
+    let entry = json!({ "type": "quarantine", "stateDir": node.state, "ebpf": "always" });
+    node.call(&node.quarantine, "ADD", &programs, &entry).run()?;
+    let [isolate_programs, release_programs] =
+        ["isolate", "release"].map(|verb| node.command([verb, &programs.container_id]));
     let isolate = node.command(["isolate", &own.container_id]);
     let release = node.command(["release", &own.container_id]);
     let (awake, guard) = node.rules_for(&own)?;
@@ -49,9 +58,11 @@ pub(crate) fn measure(node: &Node, effort: &Effort) -> Outcome<Section> {
     ];
     let cases = [
         ("isolate, the command to its exit", "quarantine isolate", std::slice::from_ref(&isolate)),
+        ("isolate, the command to its exit", WITH_PROGRAMS, std::slice::from_ref(&isolate_programs)),
         ("isolate, the command to its exit", NSENTER, &nsenter_isolate(&iptables)),
         ("isolate, the command to its exit", "nsenter, nft -f of the same rules", &nft_isolate),
         ("release, the command to its exit", "quarantine release", std::slice::from_ref(&release)),
+        ("release, the command to its exit", WITH_PROGRAMS, std::slice::from_ref(&release_programs)),
         ("release, the command to its exit", NSENTER, &nsenter_release(&iptables)),
         ("release, the command to its exit", "nsenter, nft -f of the same rules", &nft_release),
     ];

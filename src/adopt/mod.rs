@@ -226,6 +226,7 @@ pub fn adopt(state: &StateDir, host: &mut Side, cached: &Cached, config: &Config
         policy: config.policy.clone(),
         host_guard: config.host_guard,
         capture: config.capture,
+        ebpf: config.ebpf,
         interfaces: pin_said(host, &mut pod, &netns, &cached.interfaces)?,
         lacks_interface: false,
         adopted: true,

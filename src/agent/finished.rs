@@ -22,7 +22,8 @@ impl Agent {
                 self.waiting.remove(&container_id);
             }
             match outcome {
-                Outcome::Isolated { events, has_interfaces, policy, was_altered, depends } => {
+                Outcome::Isolated { events, has_interfaces, has_programs, policy, was_altered, depends } => {
+                    self.programs.heed(&container_id, has_programs);
                     self.settle(&container_id, answer);
                     match events {
                         Some(events) => self.listen(&container_id, events, policy),
@@ -49,6 +50,7 @@ impl Agent {
                     is_settled = false;
                 }
                 Outcome::Released { is_to_be_put_back } => {
+                    self.programs.heed(&container_id, false);
                     self.settle(&container_id, answer);
                     self.unheard.remove(&container_id);
                     self.stop_listening(&container_id);
@@ -102,6 +104,7 @@ impl Agent {
     }
 
     pub(super) fn forget(&mut self, container_id: &ContainerId) {
+        self.programs.heed(container_id, false);
         self.stop_listening(container_id);
         self.unheard.remove(container_id);
         if self.applied.remove(container_id).is_some_and(|answer| !answer.is_empty()) {

@@ -14,6 +14,7 @@ mod memory;
 mod metrics;
 mod node_changes;
 mod pacing;
+mod programs;
 mod subscribed;
 mod subscription;
 mod watch;
@@ -37,6 +38,7 @@ use thiserror::Error;
 use crate::adopt::{Places, keep_adopting};
 use crate::evidence::Collectors;
 use crate::kernel::netlink::NetlinkError;
+use crate::kernel::rtnetlink::Links;
 use crate::kernel::rtnetlink::NodeEvents;
 use crate::model::audit::Line;
 use crate::model::names::ContainerId;
@@ -52,6 +54,7 @@ use memory::SeenMarks;
 use metrics::{Counts, serve_metrics};
 use node_changes::{AtWork, NodeChanges};
 use pacing::Retries;
+use programs::Programs;
 use subscribed::Subscribed;
 use subscription::{HostEvents, own_thread};
 use watch::Watch;
@@ -185,6 +188,7 @@ struct Agent {
     next_number: u64,
     failures: BTreeMap<ContainerId, Retries>,
     due: BTreeSet<(Instant, ContainerId)>,
+    programs: Programs,
     buffer: Vec<u8>,
 }
 
@@ -246,6 +250,7 @@ impl Agent {
             next_number: FIRST_SANDBOX,
             failures: BTreeMap::new(),
             due: BTreeSet::new(),
+            programs: Programs::of(Links::open()?.netns_cookie()),
             buffer: vec![0; EVENT_BUFFER],
         };
         agent.watch_or_poll(&agent.state.clone());
@@ -276,7 +281,8 @@ impl Agent {
     /// Waits for an event, no longer than until something is due.
     fn wait<'a>(&self, clock: &Clock, events: &'a mut [EpollEvent]) -> Result<&'a [EpollEvent], AgentError> {
         let due = self.due.first().map(|(when, _)| *when);
-        let next = [Some(clock.resync), clock.ping, self.rewatch_due, due].into_iter().flatten().min();
+        let next =
+            [Some(clock.resync), clock.ping, self.rewatch_due, self.programs.due(), due].into_iter().flatten().min();
         let wait = next.map_or(SLOW_TIMER, |when| when.saturating_duration_since(Instant::now()));
         // Rounded up: a deadline in half a millisecond is not polled for.
         let milliseconds = u16::try_from(wait.as_micros().div_ceil(1000)).unwrap_or(u16::MAX);
@@ -296,6 +302,9 @@ impl Agent {
             if let Some(subscribed) = self.subscribed.get_mut(&container_id) {
                 subscribed.is_due = false;
             }
+            self.dispatch(&container_id);
+        }
+        for container_id in self.programs.displaced(now) {
             self.dispatch(&container_id);
         }
         if self.rewatch_due.take_if(|when| *when <= now).is_some() {

@@ -81,6 +81,8 @@ pub(super) enum Outcome {
         policy: Policy,
         /// Whether somebody had changed its rules.
         was_altered: bool,
+        /// Whether it has eBPF programs.
+        has_programs: bool,
         /// What of the node that depends on.
         depends: Dependence,
     },
@@ -250,6 +252,7 @@ fn apply(
     Ok(Outcome::Isolated {
         events,
         has_interfaces: applied.report.interfaces > 0,
+        has_programs: applied.report.programs.iter().any(|programs| programs.hold),
         was_altered: cause.is_repair(&applied),
         depends: applied.report.depends,
         policy: policy.clone(),

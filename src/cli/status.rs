@@ -167,6 +167,7 @@ fn without_record(node: &Inventory<'_>) -> Result<Vec<SandboxStatus>, Failure> {
                 reasons: vec![Reason::NoRecord],
                 pod_layer: false,
                 host_layer: true,
+                bpf_layer: false,
                 guard_required: false,
                 drops: Vec::new(),
                 attempts: Vec::new(),

@@ -32,6 +32,8 @@ pub struct Record {
     pub policy: Policy,
     /// What the conflist asked of the host guard.
     pub host_guard: HostGuard,
+    /// What the conflist asked of the eBPF layer.
+    pub ebpf: Ebpf,
     /// The interfaces that were there.
     pub interfaces: Vec<PinnedInterface>,
     /// Whether its ADD did not find the interface that it was called for: nobody knows then where that leads.
@@ -126,6 +128,37 @@ impl HostGuard {
     }
 }
 
+/// What is asked of the eBPF layer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Ebpf {
+    /// Where something takes packets past the host guard.
+    #[default]
+    Auto,
+    /// On every host's end.
+    Always,
+    /// Never.
+    Off,
+}
+
+impl Ebpf {
+    /// As the configuration writes it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Always => "always",
+            Self::Off => "off",
+        }
+    }
+
+    /// Reads what `as_str` writes.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Auto, Self::Always, Self::Off].into_iter().find(|ebpf| ebpf.as_str() == text)
+    }
+}
+
 impl Record {
     /// The sandbox.
     #[must_use]
@@ -150,6 +183,7 @@ impl Record {
             pod: self.pod.clone(),
             policy: self.policy.clone(),
             host_guard: self.host_guard,
+            ebpf: self.ebpf,
             interfaces: self.interfaces.iter().map(interface).collect(),
             lacks_interface: self.lacks_interface,
             capture: self.capture,
@@ -183,6 +217,7 @@ impl Record {
             pod: file.pod,
             policy: file.policy,
             host_guard: file.host_guard,
+            ebpf: file.ebpf,
             interfaces: file.interfaces.into_iter().map(interface).collect(),
             lacks_interface: file.lacks_interface,
             capture: file.capture,
@@ -204,6 +239,9 @@ struct RecordInFile {
     pod: Pod,
     policy: Policy,
     host_guard: HostGuard,
+    /// Older versions do not know this, and write no such key.
+    #[serde(default)]
+    ebpf: Ebpf,
     interfaces: Vec<InterfaceInFile>,
     /// Older versions do not know this and the next two, and pass them over.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -257,6 +295,7 @@ mod tests {
             pod: Pod { namespace: None, name: Some(PodName::new("n").unwrap()), uid: Some(PodUid::new("u").unwrap()) },
             policy: Policy::sealed(),
             host_guard: HostGuard::Require,
+            ebpf: Ebpf::Always,
             interfaces: vec![PinnedInterface {
                 interface: SandboxInterface {
                     name: IfName::new("eth0").unwrap(),

@@ -5,7 +5,7 @@
 use crate::model::mark::{Desired, MarkContent};
 use crate::model::names::{AttachmentId, ContainerId, IfName, NetnsPath, Pod};
 use crate::model::policy::Policy;
-use crate::model::record::{HostGuard, PinnedInterface, Record};
+use crate::model::record::{Ebpf, HostGuard, PinnedInterface, Record};
 
 /// The records of one sandbox: at least one, all of the same container ID, in the order of their interface names.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -121,6 +121,13 @@ impl SandboxRecords {
         } else {
             HostGuard::Off
         }
+    }
+
+    /// What is asked of its eBPF layer: the most that one of its attachments asks.
+    #[must_use]
+    pub fn ebpf(&self) -> Ebpf {
+        let asked = |ebpf| self.iter().any(|record| record.ebpf == ebpf);
+        [Ebpf::Always, Ebpf::Auto].into_iter().find(|ebpf| asked(*ebpf)).unwrap_or(Ebpf::Off)
     }
 
     /// The interfaces that its ADDs found, each once.

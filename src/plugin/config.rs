@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::model::json::{At, Unexpected};
 use crate::model::policy::Policy;
-use crate::model::record::HostGuard;
+use crate::model::record::{Ebpf, HostGuard};
 use crate::node::logging::{LogConfig, LogTarget};
 use crate::node::state::DEFAULT_STATE_DIR;
 
@@ -22,6 +22,8 @@ pub struct Config {
     pub policy: Policy,
     /// What is asked of the host guard.
     pub host_guard: HostGuard,
+    /// What is asked of the eBPF layer.
+    pub ebpf: Ebpf,
     /// Whether the first packets of what is dropped while a sandbox is isolated are kept.
     pub capture: bool,
     /// Where log lines go.
@@ -36,6 +38,7 @@ impl Default for Config {
             state_dir: PathBuf::from(DEFAULT_STATE_DIR),
             policy: Policy::default(),
             host_guard: HostGuard::default(),
+            ebpf: Ebpf::default(),
             capture: true,
             log: LogConfig::default(),
             adopt: true,
@@ -66,6 +69,13 @@ impl Config {
         }
         if let Some(capture) = at.get("capture")? {
             config.capture = capture.value().as_bool().ok_or_else(|| capture.unexpected("true or false"))?;
+        }
+        if let Some(ebpf) = at.get("ebpf")? {
+            config.ebpf = ebpf
+                .value()
+                .as_str()
+                .and_then(Ebpf::parse)
+                .ok_or_else(|| ebpf.unexpected("\"auto\", \"always\" or \"off\""))?;
         }
         if let Some(log) = at.get("log")? {
             config.log = LogConfig::read(&log)?;
@@ -158,6 +168,7 @@ mod tests {
                 "allow": [{"direction": "egress", "peer": "10.20.0.5/32", "protocol": "tcp", "ports": [443]}]
             },
             "hostGuard": "auto",
+            "ebpf": "auto",
             "capture": true,
             "log": {"target": "syslog", "level": "info"},
             "adopt": true
@@ -175,6 +186,7 @@ mod tests {
             (json!({"stateDir": "/a\u{0}b"}), "stateDir: "),
             (json!({"hostGuard": "always"}), "hostGuard: \"always\""),
             (json!({"hostGuard": null}), "hostGuard: null"),
+            (json!({"ebpf": "on"}), "ebpf: \"on\""),
             (json!({"capture": "no"}), "capture: \"no\""),
             (json!({"log": {"target": "file"}}), "log.target: \"file\""),
             (json!({"log": {"level": "INFO"}}), "log.level: \"INFO\""),

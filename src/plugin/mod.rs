@@ -199,6 +199,7 @@ fn add(config: &Config, network: &Network, target: &Target) -> Result<Value, Fai
         policy: config.policy.clone(),
         host_guard: config.host_guard,
         capture: config.capture,
+        ebpf: config.ebpf,
         interfaces,
         lacks_interface,
         adopted: false,

@@ -1,6 +1,7 @@
 //! What a policy becomes: tables, chains and rules as data, and as nft text. Pure: nothing here knows how the kernel is
 //! told.
 
+pub mod bpf;
 pub mod containment;
 pub mod held;
 pub mod reports;

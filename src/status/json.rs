@@ -40,6 +40,9 @@ struct CodedJson {
 struct LayersJson {
     pod: bool,
     host: bool,
+    /// Only where programs are attached.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    bpf: bool,
 }
 
 /// What `list` says of a sandbox.
@@ -101,7 +104,7 @@ impl Serialize for SandboxStatus {
             reasons: self.reasons(),
             reason_codes: reading.map(|reading| reading.reasons.iter().map(reason).collect()).unwrap_or_default(),
             layers: reading
-                .map(|reading| LayersJson { pod: reading.pod_layer, host: reading.host_layer })
+                .map(|reading| LayersJson { pod: reading.pod_layer, host: reading.host_layer, bpf: reading.bpf_layer })
                 .unwrap_or_default(),
             drops: reading.map(|reading| &reading.drops[..]).unwrap_or_default(),
             attempts: reading.map(|reading| &reading.attempts[..]).unwrap_or_default(),

@@ -106,6 +106,8 @@ pub struct Reading {
     pub pod_layer: bool,
     /// Whether the host guard is.
     pub host_layer: bool,
+    /// Whether eBPF programs are, on every interface where they are wanted and on one at least.
+    pub bpf_layer: bool,
     /// Whether the configuration requires the host guard.
     pub guard_required: bool,
     /// What each chain has dropped since its rules were written.
@@ -147,6 +149,8 @@ pub enum Layer {
     Pod,
     /// In the host's.
     Host,
+    /// In eBPF programs on both.
+    Bpf,
 }
 
 /// Which way a packet goes, seen from the pod.
@@ -245,6 +249,7 @@ impl Layer {
         match self {
             Self::Pod => "pod",
             Self::Host => "host",
+            Self::Bpf => "bpf",
         }
     }
 }

@@ -9,11 +9,11 @@ use crate::model::audit::chain;
 use crate::model::mark::{Desired, MarkContent};
 use crate::model::names::{ContainerId, IfName, Key};
 use crate::model::records::SandboxRecords;
-use crate::model::verdict::{Note, Reason, Verdict};
-use crate::node::sandbox::{NodeScan, Report, Sandbox, SandboxError, Scan, Side};
+use crate::model::verdict::{Note, ProgramPlace, Reason, Verdict};
+use crate::node::sandbox::{Holder, NodeScan, ProgramsOn, Report, Sandbox, SandboxError, Scan, Side};
 use crate::node::state::{StateDir, StateError};
 use crate::rules::containment::{ATTEMPTS, NEIGHBOUR_ATTEMPTS, PORTLESS_ATTEMPTS, STRAY_PROBES, TABLE, guarded_by};
-use crate::rules::ruleset::{Chain, Hook, Table};
+use crate::rules::ruleset::{Chain, Family, Hook, Table};
 
 use super::{
     Attempt, AttemptProtocol, Direction, Drops, Finding, Layer, Marking, Reading, SandboxEntry, SandboxStatus,
@@ -160,6 +160,7 @@ fn find_wanted(
         reasons: report.reasons,
         pod_layer: report.pod_side,
         host_layer: report.host_guard,
+        bpf_layer: !report.programs.is_empty() && report.programs.iter().all(|programs| programs.hold),
         guard_required,
         drops: counted.drops,
         attempts: merge_attempts(counted.attempts, policy),
@@ -175,7 +176,8 @@ fn released(sandbox: &mut Sandbox<'_>, guard_required: bool) -> Result<Reading, 
         (Verdict::Open, Vec::new())
     };
     let Counted { drops, attempts, notes } = Counted::default();
-    Ok(Reading { verdict, reasons, pod_layer, host_layer, guard_required, drops, attempts, notes })
+    let bpf_layer = false;
+    Ok(Reading { verdict, reasons, pod_layer, host_layer, bpf_layer, guard_required, drops, attempts, notes })
 }
 
 /// What rules have counted.
@@ -202,18 +204,50 @@ fn counted(sandbox: &mut Sandbox<'_>, report: &Report) -> Counted {
             let name = set.name.trim_end_matches(['4', '6']);
             let mut elements = || nft.elements(table, set).unwrap_or_default();
             if [ATTEMPTS, PORTLESS_ATTEMPTS, NEIGHBOUR_ATTEMPTS].contains(&name) {
-                counted.attempts.extend(elements().iter().filter_map(|element| attempt(name, element)));
+                let attempt = |Element { key, count }: &Element| attempt(name, key, count.packets);
+                counted.attempts.extend(elements().iter().filter_map(attempt));
             } else if name == STRAY_PROBES {
-                counted.notes.extend(elements().iter().filter_map(stray_probe));
+                let stray = |element: &Element| stray_probe(element.key.first()?, element.count.packets);
+                counted.notes.extend(elements().iter().filter_map(stray));
             }
         }
     }
+    count_programs(sandbox, report, &mut counted);
     counted
 }
 
-fn stray_probe(element: &Element) -> Option<Note> {
-    let source = read_address(element.key.first()?)?;
-    Some(Note::ProbeSource { source, packets: element.count.packets })
+/// The same of the eBPF programs. They see packets after the pod-side rules and before the host guard, or where both are passed by.
+fn count_programs(sandbox: &mut Sandbox<'_>, report: &Report, counted: &mut Counted) {
+    for ProgramsOn { interface, holder, .. } in &report.programs {
+        for (place, packets, bytes) in sandbox.program_drops(*holder) {
+            let direction = match place {
+                ProgramPlace::FromPod | ProgramPlace::OutOfPod => Direction::Out,
+                ProgramPlace::ToPod | ProgramPlace::InPod => Direction::In,
+            };
+            let (layer, interface) = (Layer::Bpf, Some(interface.clone()));
+            counted.drops.push(Drops { layer, interface, direction, packets, bytes });
+        }
+        let is_theirs = |table: &&Table| match holder {
+            Holder::Pair(_) => table.name != TABLE,
+            Holder::Alone(_) => table.name == TABLE && table.family == Family::Netdev,
+        };
+        for set in report.tables.iter().filter(is_theirs).flat_map(|table| &table.sets) {
+            let name = set.name.trim_end_matches(['4', '6']);
+            for (key, packets) in sandbox.program_elements(*holder, set) {
+                if [ATTEMPTS, PORTLESS_ATTEMPTS, NEIGHBOUR_ATTEMPTS].contains(&name) {
+                    counted.attempts.extend(attempt(name, &key, packets));
+                } else if name == STRAY_PROBES {
+                    // Several interfaces have one set.
+                    let note = key.first().and_then(|field| stray_probe(field, packets));
+                    counted.notes.extend(note.filter(|note| !counted.notes.contains(note)));
+                }
+            }
+        }
+    }
+}
+
+fn stray_probe(source: &[u8], packets: u64) -> Option<Note> {
+    Some(Note::ProbeSource { source: read_address(source)?, packets })
 }
 
 fn read_address(bytes: &[u8]) -> Option<IpAddr> {
@@ -231,8 +265,8 @@ fn place(table: &Table, chain: &Chain) -> Drops {
     let (direction, interface) = match (&chain.hook, layer) {
         (Hook::Ingress(device), Layer::Pod) => (Direction::In, Some(IfName::to_string(device))),
         (Hook::Egress(device), Layer::Pod) => (Direction::Out, Some(IfName::to_string(device))),
-        (Hook::Egress(_), Layer::Host) => (Direction::In, guarded),
-        (Hook::Ingress(_), Layer::Host) => (Direction::Out, guarded),
+        (Hook::Egress(_), Layer::Host | Layer::Bpf) => (Direction::In, guarded),
+        (Hook::Ingress(_), Layer::Host | Layer::Bpf) => (Direction::Out, guarded),
         (Hook::Input, _) => (Direction::In, None),
         (Hook::Output, _) => (Direction::Out, None),
         (Hook::Forward, _) => (Direction::Forward, None),
@@ -240,8 +274,8 @@ fn place(table: &Table, chain: &Chain) -> Drops {
     Drops { layer, interface, direction, packets: 0, bytes: 0 }
 }
 
-fn attempt(set: &str, element: &Element) -> Option<Attempt> {
-    let fields: Vec<&[u8]> = element.key.iter().map(Vec::as_slice).collect();
+fn attempt(set: &str, key: &[Vec<u8>], packets: u64) -> Option<Attempt> {
+    let fields: Vec<&[u8]> = key.iter().map(Vec::as_slice).collect();
     let (protocol, address, port) = match (set, &fields[..]) {
         (NEIGHBOUR_ATTEMPTS, [address]) => (AttemptProtocol::Arp, *address, None),
         (PORTLESS_ATTEMPTS, [[protocol], address]) => (AttemptProtocol::Ip(*protocol), *address, None),
@@ -251,5 +285,5 @@ fn attempt(set: &str, element: &Element) -> Option<Attempt> {
         _ => return None,
     };
     let address = read_address(address)?;
-    Some(Attempt { protocol, address, port, packets: element.count.packets, names: Vec::new() })
+    Some(Attempt { protocol, address, port, packets, names: Vec::new() })
 }

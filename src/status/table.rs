@@ -127,13 +127,10 @@ fn coloured_verdict(sandbox: &SandboxStatus) -> Cell {
     (sandbox.verdict().to_owned(), colour)
 }
 
-fn layers(reading: &Reading) -> &'static str {
-    match (reading.pod_layer, reading.host_layer) {
-        (true, true) => "pod+host",
-        (true, false) => "pod",
-        (false, true) => "host",
-        (false, false) => "-",
-    }
+fn layers(reading: &Reading) -> String {
+    let all = [(reading.pod_layer, "pod"), (reading.host_layer, "host"), (reading.bpf_layer, "bpf")];
+    let there: Vec<_> = all.into_iter().filter_map(|(is_there, layer)| is_there.then_some(layer)).collect();
+    if there.is_empty() { "-".to_owned() } else { there.join("+") }
 }
 
 fn dropped(reading: &Reading, direction: Direction) -> u64 {
@@ -177,7 +174,7 @@ pub fn status_table(
                 reading.attempts.len().to_string(),
             ),
             Finding::Read(reading) => (layers(reading), "-".to_owned(), "-".to_owned()),
-            Finding::Gone(_) | Finding::Unknown(_) => ("-", "-".to_owned(), "-".to_owned()),
+            Finding::Gone(_) | Finding::Unknown(_) => ("-".to_owned(), "-".to_owned(), "-".to_owned()),
         };
         rows.push([
             plain(*id),
@@ -251,7 +248,7 @@ pub fn sandbox_text(sandbox: &SandboxStatus, style: Style) -> String {
         line("", &printable(&reason));
     }
     if let Finding::Read(reading) = &sandbox.finding {
-        line("layers", layers(reading));
+        line("layers", &layers(reading));
         for note in &reading.notes {
             line("note", &note.to_string());
         }

@@ -67,6 +67,7 @@ fn reading(verdict: Verdict) -> Reading {
         reasons: Vec::new(),
         pod_layer: true,
         host_layer: verdict == Verdict::Contained,
+        bpf_layer: false,
         guard_required: false,
         drops: vec![
             drops(Layer::Pod, Some("eth0"), Direction::In, 0),

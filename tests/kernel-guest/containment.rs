@@ -6,6 +6,7 @@
 
 use std::error::Error;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::thread;
@@ -47,6 +48,7 @@ pub(crate) fn check_all() -> Outcome {
         ("flushing the pod's rules opens nothing, and sync puts them back", Containment::flush),
         ("a device that appears later is shut", Containment::late_device),
         ("the agent isolates, repairs, shuts a new device and releases", Containment::agent),
+        ("what tc takes past the guard is stopped by programs, or said, and probes pass", Containment::programs),
         ("status says of this kernel what the attacks have shown", Containment::verdict),
         ("DEL takes the host guard away", Containment::del),
     ];
@@ -261,6 +263,61 @@ impl Containment {
         self.lab.pod.ip("neigh flush dev eth0")?;
         for address in [POD4, POD6] {
             self.probe(node, address, None, true)?;
+        }
+        Ok(())
+    }
+
+    /// Frames that tc hands from the peer's end to the pod's, past the guard.
+    fn programs(&self) -> Outcome {
+        let node = &self.lab.node;
+        let tc = |words: &str| node.command("tc", &words.split(' ').collect::<Vec<_>>(), "");
+        tc("qdisc add dev vpeer clsact")?;
+        tc("filter add dev vpeer ingress protocol all prio 1 matchall action mirred egress redirect dev vpod")?;
+        let outcome = self.behind_programs();
+        tc("qdisc del dev vpeer clsact")?;
+        outcome
+    }
+
+    fn behind_programs(&self) -> Outcome {
+        // Older kernels tell the node's probes by this alone: a process by that name, in a cgroup of its own.
+        let kubelet =
+            "mkdir -p /sys/fs/cgroup && mount -t cgroup2 cgroup2 /sys/fs/cgroup; mkdir -p /sys/fs/cgroup/node/kubelet
+            echo $$ >/sys/fs/cgroup/node/kubelet/cgroup.procs; echo kubelet >/proc/$$/comm; echo ready
+            while :; do sleep 1000; done";
+        let mut shell = (*self.lab.node).command("sh");
+        let mut kubelet = shell.args(["-c", kubelet]).stdout(Stdio::piped()).spawn()?;
+        let outcome = BufReader::new(kubelet.stdout.take().ok_or("no output")?)
+            .read_line(&mut String::new())
+            .map_err(Into::into)
+            .and_then(|_| self.beside_kubelet());
+        kubelet.kill()?;
+        kubelet.wait()?;
+        outcome
+    }
+
+    fn beside_kubelet(&self) -> Outcome {
+        let control = self.inward(Frame::Unknown, LONG)?;
+        ensure!(control == FRAMES, "{control} reach a released pod");
+        self.isolate()?;
+        let (verdict, printed) = self.status()?;
+        let status = serde_json::from_str::<serde_json::Value>(&printed)?;
+        let codes = status["reasonCodes"].as_array().ok_or("no codes")?;
+        let codes: Vec<_> = codes.iter().filter_map(|reason| reason["code"].as_str()).collect();
+        note(&format!("with a tc redirect to the pod's host end the verdict is {verdict}: {codes:?}"));
+        let arrived = self.inward(Frame::Unknown, SHORT)?;
+        ensure!(arrived == 0 || verdict == "partial", "{arrived} reach a pod that is said to be {verdict}");
+        ensure!(verdict == "contained" || codes.contains(&"ebpf-unsupported"), "{verdict}, and no word of programs");
+        let has_programs = status["layers"]["bpf"] == true;
+        let join =
+            |cgroup: &str| fs::write(format!("/sys/fs/cgroup/{cgroup}cgroup.procs"), std::process::id().to_string());
+        join("node/kubelet/")?;
+        for address in [POD4, POD6] {
+            self.probe(&self.lab.node, address, None, true)?;
+        }
+        join("")?;
+        if has_programs {
+            let passes = probe(&self.lab.node, POD4, None, SHORT)?;
+            note(&format!("of the node's root, others than the kubelet reach the pod through programs: {passes}"));
         }
         Ok(())
     }

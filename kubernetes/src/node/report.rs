@@ -297,6 +297,7 @@ mod tests {
             reasons,
             pod_layer: true,
             host_layer: verdict == Verdict::Contained,
+            bpf_layer: false,
             guard_required: false,
             drops: vec![drop(Direction::In, 3), drop(Direction::Out, 4), drop(Direction::In, 1)],
             attempts: Vec::new(),

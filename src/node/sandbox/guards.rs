@@ -20,7 +20,7 @@ use crate::rules::reports::report_drops;
 use crate::rules::ruleset::{Family, Table};
 
 use super::survey::{End, Strayed, Survey};
-use super::{Sandbox, SandboxError, Side, Wanted};
+use super::{Sandbox, SandboxError, Side, Wanted, bpf};
 
 /// The sandboxes for which a guard stands, by the names of the tables.
 pub fn standing_guards(host: &mut Side) -> Result<Vec<ContainerId>, NetlinkError> {
@@ -149,9 +149,10 @@ fn standing_ends(
     Ok((ends, strayed))
 }
 
-/// Removes the host guard of a sandbox that may be gone; says whether there was one.
+/// Removes the host guard of a sandbox that may be gone, and the eBPF programs with it; says whether there was one.
 pub fn remove_guard(host: &mut Side, container_id: &ContainerId) -> Result<bool, NetlinkError> {
-    host.nft.delete(&guard_table(container_id), &[Family::Netdev])
+    let had_programs = bpf::detach(host, container_id);
+    Ok(host.nft.delete(&guard_table(container_id), &[Family::Netdev])? || had_programs)
 }
 
 /// Removes the guards that no record speaks of and that have no interface left to guard: a pod that ended without a DEL

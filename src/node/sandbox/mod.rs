@@ -4,10 +4,14 @@
 //! caller holds the sandbox's lock. The host guard comes before the pod-side rules when a sandbox is isolated, and goes
 //! after them when it is released: each stops everything by itself, so there is no half state in between.
 
+mod bpf;
 mod cut;
+mod exposure;
 mod guards;
 mod handing;
+mod kubelet;
 mod report;
+mod scan;
 mod side;
 mod survey;
 mod transition;
@@ -15,29 +19,31 @@ mod transition;
 use nix::errno::Errno;
 use thiserror::Error;
 
+pub use bpf::{Holder, programs_are_displaced};
 pub use cut::{Before, load_guards};
 pub use guards::{remove_guard, remove_guards_of_nothing, remove_stale_guards, standing_guards};
-pub use report::{Applied, Dependence, Deviation, Layer, Report};
+pub use report::{Applied, Dependence, Deviation, Layer, ProgramsOn, Report};
+pub use scan::{NodeScan, Scan};
 pub use side::Side;
-pub use survey::{NodeScan, Scan, pin_interfaces, pin_said};
+pub use survey::{pin_interfaces, pin_said};
 
 use crate::kernel::netlink::NetlinkError;
 use crate::kernel::netns::{Netns, NetnsError};
 use crate::kernel::nft::Nft;
-use crate::kernel::rtnetlink::Link;
 use crate::model::audit::Line;
 use crate::model::difference::Difference;
 use crate::model::mark::Desired;
 use crate::model::names::{ContainerId, IfName, SandboxInterface};
 use crate::model::record::{HostGuard, NodeOnLink};
 use crate::model::records::SandboxRecords;
-use crate::model::verdict::{Exposure, Guard, NoGuard, PodSide, Reason, Verdict, judge};
+use crate::model::verdict::{Guard, Reason, Verdict, judge};
 use crate::rules::containment::{EgressHook, GuardedInterface, TABLE, frame, guard_table, pod_tables};
 use crate::rules::held::hold_flows;
 use crate::rules::reports::report_drops;
 use crate::rules::ruleset::{Family, Table};
 
-use survey::{End, Strayed, Survey, Surveyed, jumps_past_guard, jumps_past_pod_side, survey};
+use exposure::programs_on;
+use survey::{Survey, survey};
 use transition::{Compared, Transition, reconcile, reconcile_compared};
 
 const POD_FAMILIES: [Family; 2] = [Family::Netdev, Family::Inet];
@@ -114,6 +120,15 @@ struct Wanted {
     /// How the guard was found, where it was read already and nothing was changed since.
     compared: Option<Compared>,
     egress: EgressHook,
+    /// What was wrong when the programs of the eBPF layer were attached.
+    refused: bpf::Refused,
+}
+
+impl Wanted {
+    fn released(pod: Vec<Table>, egress: EgressHook) -> Self {
+        let refused = bpf::Refused::default();
+        Self { survey: Survey::default(), pod, guard: None, compared: None, egress, refused }
+    }
 }
 
 impl<'a> Sandbox<'a> {
@@ -228,13 +243,16 @@ impl<'a> Sandbox<'a> {
     fn applied(
         &mut self,
         desired: &Desired,
-        wanted: Wanted,
+        mut wanted: Wanted,
         done: Done,
         was_isolated: bool,
         scan: Scan<'_>,
     ) -> Result<Applied, SandboxError> {
         let mut altered = Vec::new();
-        let changed = done.pod.changed || done.guard.changed;
+        let mut changed = done.pod.changed || done.guard.changed;
+        if desired.is_isolated() {
+            changed |= self.attach_programs(&mut wanted, scan)?;
+        }
         for (layer, transition) in [(Layer::Pod, done.pod), (Layer::Host, done.guard)] {
             let differences = transition.differences.into_iter();
             altered.extend(differences.map(|(family, difference)| Deviation { layer, family, difference }));
@@ -309,10 +327,8 @@ impl<'a> Sandbox<'a> {
 
     /// Of an isolation, whatever it was: whether pod-side rules are awake, and whether there is a host guard.
     pub fn layers_in_place(&mut self) -> Result<(bool, bool), NetlinkError> {
-        Ok((
-            self.pod_side_is_awake()?,
-            self.host.nft.has_table(Family::Netdev, &guard_table(self.records.container_id()))?,
-        ))
+        let has_guard = self.host.nft.has_table(Family::Netdev, &guard_table(self.records.container_id()))?;
+        Ok((self.pod_side_is_awake()?, has_guard || bpf::stand(self.host, self.records.container_id())))
     }
 
     fn pod_side_is_awake(&mut self) -> Result<bool, NetlinkError> {
@@ -335,7 +351,8 @@ impl<'a> Sandbox<'a> {
         if self.reports_drops() {
             pod.iter_mut().for_each(|table| report_drops(table, self.records.container_id()));
         }
-        let mut wanted = Wanted { survey, pod, guard: None, compared: None, egress };
+        let refused = bpf::Refused::default();
+        let mut wanted = Wanted { survey, pod, guard: None, compared: None, egress, refused };
         if self.host_guard() != HostGuard::Off {
             wanted.guard = self.guard_of(&wanted.survey, policy, egress);
             self.keep_standing(&mut wanted, policy)?;
@@ -346,13 +363,13 @@ impl<'a> Sandbox<'a> {
     /// What ADD left: nothing is looked up, so that what differs was changed by somebody.
     fn wanted_released(&mut self, egress: EgressHook) -> Result<Wanted, SandboxError> {
         let interfaces: Vec<IfName> = self.present_interfaces()?.into_iter().map(|interface| interface.name).collect();
-        Ok(Wanted { survey: Survey::default(), pod: frame(&interfaces, egress), guard: None, compared: None, egress })
+        Ok(Wanted::released(frame(&interfaces, egress), egress))
     }
 
     /// What ADD of version 0.1 left: the rules of the policy, asleep too.
     fn wanted_released_with_policy(&mut self, egress: EgressHook) -> Result<Wanted, SandboxError> {
         let pod = pod_tables(self.records.policy(), &self.present_interfaces()?, egress, true);
-        Ok(Wanted { survey: Survey::default(), pod, guard: None, compared: None, egress })
+        Ok(Wanted::released(pod, egress))
     }
 
     /// The interfaces that ADD found and that are still there.
@@ -382,10 +399,12 @@ impl<'a> Sandbox<'a> {
             (None, _) => Vec::new(),
         };
         let (mut verdict, mut reasons, mut host_guard) = (Verdict::Open, Vec::new(), false);
+        let mut programs = Vec::new();
         if desired.is_isolated() {
             let exposures = self.exposures(&wanted, &guard_differences, scan)?;
             host_guard =
                 !exposures.is_empty() && exposures.iter().all(|exposure| matches!(exposure.guard, Guard::Holds { .. }));
+            programs = programs_on(&wanted.survey, &exposures);
             (verdict, reasons) = judge(pod_side, &exposures);
             reasons.extend(self.records.is_adopted().then_some(Reason::Adopted));
         }
@@ -404,79 +423,7 @@ impl<'a> Sandbox<'a> {
                 .collect(),
         };
         let tables = wanted.pod.into_iter().chain(wanted.guard).collect();
-        Ok(Report { depends, verdict, reasons, interfaces, pod_side, host_guard, differences, tables })
-    }
-
-    fn exposures(
-        &mut self,
-        wanted: &Wanted,
-        guard_differences: &[Difference],
-        scan: Scan<'_>,
-    ) -> Result<Vec<Exposure>, SandboxError> {
-        let mut exposures = Vec::new();
-        let off = || Guard::Missing(NoGuard::Off);
-        let is_off = self.host_guard() == HostGuard::Off;
-        for End { link, guarded } in &wanted.survey.ends {
-            let guard = if is_off {
-                off()
-            } else if !guard_differences.is_empty() {
-                Guard::Missing(NoGuard::NotInPlace { differences: guard_differences.to_vec() })
-            } else {
-                let passed_by = jumps_past_guard(self.host, &guard_table(self.records.container_id()), link, scan)?;
-                Guard::Holds { passed_by, both_ways: wanted.egress == EgressHook::Netdev }
-            };
-            let inside = wanted.survey.interfaces.iter().find(|interface| interface.host_end == Some(link.index));
-            exposures.push(self.exposure(&guarded.name, guard, inside.map(|interface| &interface.link))?);
-        }
-        for interface in wanted.survey.unguarded() {
-            let guard = match interface {
-                interface if interface.leads_elsewhere() => Guard::Elsewhere,
-                _ if is_off => off(),
-                interface if wanted.survey.lost.iter().any(|(name, _)| *name == interface.link.name) => {
-                    Guard::Missing(NoGuard::EndGone)
-                }
-                interface => {
-                    Guard::Missing(NoGuard::NoPeer { kind: String::from_utf8_lossy(&interface.link.kind).into_owned() })
-                }
-            };
-            exposures.push(self.exposure(&interface.link.name, guard, Some(&interface.link))?);
-        }
-        for name in &wanted.survey.missing {
-            exposures.push(self.exposure(name, Guard::Missing(NoGuard::LeftWithoutPeer), None)?);
-        }
-        for Strayed { interface, now, .. } in &wanted.survey.strayed {
-            exposures.push(self.exposure(interface, Guard::IndexTaken { device: now.to_string() }, None)?);
-        }
-        // One of that name in the sandbox speaks for it where it leads out and was said above to have no guard, or has one and
-        // the recorded end is no more. By any other nothing leaves: root in the pod may have given it the name.
-        let is_said = |(name, instead): &&(IfName, Option<IfName>)| {
-            let speaks = |inside: &Surveyed| {
-                inside.link.name == *name
-                    && inside.link.leads_outside()
-                    && (inside.host_end.is_none() || instead.is_none())
-            };
-            wanted.survey.interfaces.iter().any(speaks)
-        };
-        for (name, instead) in wanted.survey.lost.iter().filter(|lost| !is_said(lost)) {
-            let guard = match instead {
-                None => Guard::PairGone,
-                Some(device) => Guard::IndexTaken { device: device.to_string() },
-            };
-            exposures.push(self.exposure(name, guard, None)?);
-        }
-        Ok(exposures)
-    }
-
-    /// `inside` is the sandbox's end, where it is still there.
-    fn exposure(&mut self, interface: &IfName, guard: Guard, inside: Option<&Link>) -> Result<Exposure, SandboxError> {
-        let pod_side = match (&guard, inside) {
-            (_, None) => PodSide::Left,
-            // Not asked where nothing depends on it.
-            (Guard::Holds { passed_by, both_ways: true }, _) if passed_by.is_empty() => PodSide::InTheWay,
-            (_, Some(link)) if jumps_past_pod_side(&mut self.pod.links, &self.netns, link)? => PodSide::PassedBy,
-            (_, Some(_)) => PodSide::InTheWay,
-        };
-        Ok(Exposure { interface: interface.to_string(), guard, pod_side })
+        Ok(Report { depends, verdict, reasons, interfaces, pod_side, host_guard, programs, differences, tables })
     }
 }
 

@@ -11,6 +11,8 @@ use crate::model::record::NodeOnLink;
 use crate::model::verdict::{Reason, Verdict};
 use crate::rules::ruleset::{Family, Table};
 
+use super::Holder;
+
 /// A difference, and where it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Deviation {
@@ -54,12 +56,25 @@ pub struct Report {
     pub pod_side: bool,
     /// Whether the host guard is in place on every interface that leads outside.
     pub host_guard: bool,
+    /// The interfaces on which eBPF programs are wanted.
+    pub programs: Vec<ProgramsOn>,
     /// In what the pod-side tables and the guard differ from what is wanted.
     pub differences: Vec<Deviation>,
     /// The rules as they are wanted, pod-side and host guard.
     pub tables: Vec<Table>,
     /// What of the node they were computed from.
     pub depends: Dependence,
+}
+
+/// An interface on which eBPF programs are wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProgramsOn {
+    /// Its name.
+    pub interface: String,
+    /// What they are on.
+    pub holder: Holder,
+    /// Whether all of them are in place.
+    pub hold: bool,
 }
 
 /// What of the node the rules of a sandbox were computed from: where it changes they are to be computed again.

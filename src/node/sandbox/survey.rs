@@ -3,18 +3,14 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::sync::OnceLock;
 
-use crate::kernel::bpf::has_bpf_links;
 use crate::kernel::netlink::NetlinkError;
 use crate::kernel::netns::Netns;
-use crate::kernel::nft::ChainInFront;
-use crate::kernel::rtnetlink::{Jump, Link, Links};
+use crate::kernel::rtnetlink::{Link, Links};
 use crate::model::names::{IfName, SandboxInterface};
 use crate::model::policy::Policy;
 use crate::model::record::{HostEnd, NodeOnLink, PinnedInterface};
 use crate::model::records::SandboxRecords;
-use crate::model::verdict::Bypass;
 use crate::rules::containment::{GuardedInterface, neighbours_needed};
 
 use super::{SandboxError, Side};
@@ -379,92 +375,4 @@ fn node_seen_from(
 
 fn is_link_local(address: &IpAddr) -> bool {
     matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
-}
-
-/// How far to look for what takes packets past the host guard.
-#[derive(Debug, Clone, Copy)]
-pub enum Scan<'a> {
-    /// On the sandbox's own interfaces and their host ends.
-    Sandbox,
-    /// On every interface of the node that has filters, too: one could redirect to a host end.
-    Node(&'a NodeScan),
-}
-
-/// What is on all of the node's interfaces. It is looked for when it is first asked for, and then kept: once for a
-/// command, however many sandboxes that is about.
-#[derive(Debug, Default)]
-pub struct NodeScan(OnceLock<OnNode>);
-
-#[derive(Debug)]
-struct OnNode {
-    /// From the interface of one index to that of another.
-    redirects: Vec<(u32, u32)>,
-    chains_in_front: Vec<ChainInFront>,
-}
-
-impl NodeScan {
-    fn of(&self, host: &mut Side) -> Result<&OnNode, NetlinkError> {
-        if let Some(found) = self.0.get() {
-            return Ok(found);
-        }
-        let mut redirects = Vec::new();
-        for from in host.links.with_filters()? {
-            let jumps = host.links.jumps(from)?;
-            redirects.extend(jumps.into_iter().filter_map(|jump| match jump {
-                Jump::Redirect(to) => Some((from, to)),
-                Jump::Bpf => None,
-            }));
-        }
-        let found = OnNode { redirects, chains_in_front: host.nft.chains_in_front()? };
-        Ok(self.0.get_or_init(|| found))
-    }
-}
-
-/// What takes packets past the hooks on the host's end of an interface.
-pub(super) fn jumps_past_guard(
-    side: &mut Side,
-    guard: &str,
-    end: &Link,
-    scan: Scan<'_>,
-) -> Result<Vec<Bypass>, NetlinkError> {
-    let mut found = Vec::new();
-    let name = &end.name;
-    let device = || name.to_string();
-    let host = &mut side.links;
-    if end.has_xdp {
-        found.push(Bypass::Xdp { device: device() });
-    }
-    for jump in host.jumps(end.index)? {
-        found.push(match jump {
-            Jump::Redirect(_) => Bypass::TcRedirect { from: None, device: device() },
-            Jump::Bpf => Bypass::TcBpf { device: device() },
-        });
-    }
-    if has_bpf_links(end.index) {
-        found.push(Bypass::BpfLink { device: device() });
-    }
-    if let Scan::Node(node) = scan {
-        let node = node.of(side)?;
-        for &(from, _) in node.redirects.iter().filter(|&&(from, to)| to == end.index && from != end.index) {
-            let from = side.links.by_index(from)?.map_or_else(|| from.to_string(), |link| link.name.to_string());
-            found.push(Bypass::TcRedirect { from: Some(from), device: device() });
-        }
-        for chain in node.chains_in_front.iter().filter(|chain| chain.is_on(name) && chain.table != guard) {
-            found.push(Bypass::TableInFront { table: chain.table.clone(), device: device() });
-        }
-    }
-    Ok(found)
-}
-
-/// Whether something in the sandbox takes packets past the pod-side hooks of this interface.
-pub(super) fn jumps_past_pod_side(pod: &mut Links, netns: &Netns, link: &Link) -> Result<bool, SandboxError> {
-    if link.has_xdp || !pod.jumps(link.index)?.is_empty() || netns.run(|| has_bpf_links(link.index))? {
-        return Ok(true);
-    }
-    for index in pod.with_filters()? {
-        if index != link.index && pod.jumps(index)?.contains(&Jump::Redirect(link.index)) {
-            return Ok(true);
-        }
-    }
-    Ok(false)
 }

@@ -356,6 +356,12 @@ pub fn is_flow_set(name: &[u8]) -> bool {
     is_strayed_set(name) || kinds.into_iter().any(is_of)
 }
 
+/// Whether a set of this name holds the probes for which the set before it has no room.
+#[must_use]
+pub fn is_burst_set(name: &str) -> bool {
+    name.starts_with(BURST_FLOWS)
+}
+
 fn lets_network_through(policy: &Policy) -> bool {
     policy.probes != Probes::Off || !policy.allow.is_empty()
 }

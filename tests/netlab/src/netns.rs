@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -11,9 +12,11 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::fcntl::{Flock, FlockArg};
+use nix::libc;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use nix::unistd::Pid;
 
 use crate::Links;
@@ -178,8 +181,47 @@ fn is_left_by_us(pid: i32, parents: &HashMap<i32, i32>) -> bool {
 
 impl Drop for Netns {
     fn drop(&mut self) {
+        if self.is_ours {
+            self.remove_pins();
+        }
         self.delete();
     }
+}
+
+impl Netns {
+    /// What was pinned for it in the bpffs, by the cookie of the netns: a sandbox that was not deleted leaves it.
+    fn remove_pins(&self) {
+        let Ok(file) = File::open(&self.path) else { return };
+        let cookie = std::thread::scope(|scope| {
+            let inside = scope.spawn(|| {
+                setns(&file, CloneFlags::CLONE_NEWNET).ok()?;
+                let socket = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::empty(), None).ok()?;
+                cookie(socket.as_raw_fd())
+            });
+            inside.join().ok().flatten()
+        });
+        let Some(cookie) = cookie else { return };
+        let directory = Path::new("/sys/fs/bpf/quarantine").join(cookie.to_string());
+        for sandbox in fs::read_dir(&directory).into_iter().flatten().flatten() {
+            for pin in fs::read_dir(sandbox.path()).into_iter().flatten().flatten() {
+                let _ = fs::remove_file(pin.path());
+            }
+            let _ = fs::remove_dir(sandbox.path());
+        }
+        let _ = fs::remove_dir(directory);
+    }
+}
+
+/// The cookie of a socket's netns (Linux 5.14).
+fn cookie(socket: RawFd) -> Option<u64> {
+    const SO_NETNS_COOKIE: libc::c_int = 71;
+    let (mut cookie, mut length) = (0_u64, size_of::<u64>() as libc::socklen_t);
+    // SAFETY: the option is a number of 64 bits, and the length says so.
+    let status = unsafe {
+        let value: *mut u64 = &raw mut cookie;
+        libc::getsockopt(socket, libc::SOL_SOCKET, SO_NETNS_COOKIE, value.cast(), &raw mut length)
+    };
+    (status == 0).then_some(cookie)
 }
 
 /// Makes a network namespace of this name, as `ip netns add` does, with `lo` up and IPv6 usable at once.

@@ -73,7 +73,7 @@ impl Wire for Tap {
 }
 
 /// Frames of a pod's own stack, sent on a wire: to the peer, the node, everybody.
-fn frames_on<'a>(topology: &'a Topology, send: impl Fn(&[u8]) + Send + Sync + 'a) -> Battery<'a> {
+pub(super) fn frames_on<'a>(topology: &'a Topology, send: impl Fn(&[u8]) + Send + Sync + 'a) -> Battery<'a> {
     let send = Arc::new(send);
     let mut attacks = Vec::new();
     let targets = [
@@ -96,7 +96,7 @@ fn frames_on<'a>(topology: &'a Topology, send: impl Fn(&[u8]) + Send + Sync + 'a
 }
 
 /// The same from the peer and the node's bridge to the pod, for these witnesses.
-fn frames_towards(topology: &Topology, witnesses: Witnesses) -> Battery<'_> {
+pub(super) fn frames_towards(topology: &Topology, witnesses: Witnesses) -> Battery<'_> {
     let mut attacks = Vec::new();
     let senders: [(&str, &Netns, &str, Mac); 2] = [
         ("peer", &topology.peer, "eth0", PEER_MAC),
@@ -117,7 +117,7 @@ fn frames_towards(topology: &Topology, witnesses: Witnesses) -> Battery<'_> {
 }
 
 /// What an isolated pod with a stack of its own must show: nothing out, nothing in, probes answered, no other client.
-fn contained(topology: &Topology, sandbox: &Sandbox<'_>, out: &mut Battery<'_>, into: &mut Battery<'_>) {
+pub(super) fn contained(topology: &Topology, sandbox: &Sandbox<'_>, out: &mut Battery<'_>, into: &mut Battery<'_>) {
     let probe = |from, to, limit| http_probe(from, to, 8080, limit);
     let pod = [IpAddr::from(POD4), POD6.into()];
     out.assert_all_arrive();
@@ -174,7 +174,7 @@ fn a_virtual_machine_behind_tc_is_cut_off() {
 
 /// `status` says `partial`, gives a reason, and names one of these words in it.
 #[track_caller]
-fn assert_partial(status: &Value, words: &[&str]) {
+pub(super) fn assert_partial(status: &Value, words: &[&str]) {
     assert_eq!(status["verdict"], "partial", "{status:#}");
     let reasons = status["reasons"].to_string();
     assert!(words.iter().any(|word| reasons.contains(word)), "none of {words:?} in {status:#}");
@@ -183,7 +183,8 @@ fn assert_partial(status: &Value, words: &[&str]) {
 #[test]
 fn a_redirect_between_host_ends_is_partial() {
     let topology = Topology::cilium();
-    let sandbox = Sandbox::add(&topology);
+    // Without the programs that stop it there: `attacks::ebpf`.
+    let sandbox = Sandbox::add_with(&topology, &json!({ "ebpf": "off" }));
     let socket = PacketSocket::open(&topology.pod, "eth0");
     let mut out = frames_on(&topology, move |frame| drop(socket.send(frame)));
     let mut to_the_stack = frames_towards(&topology, Witnesses::default().stack(&topology.pod));
@@ -218,7 +219,7 @@ fn a_redirect_that_comes_after_isolation_is_noticed() {
 #[test]
 fn a_pod_without_a_host_end_is_partial() {
     let topology = Topology::macvlan();
-    let sandbox = Sandbox::add(&topology);
+    let sandbox = Sandbox::add_with(&topology, &json!({ "ebpf": "off" }));
     let xdp = Mutex::new(XdpSocket::open(&topology.pod, "eth0").unwrap());
     let mut by_xdp = frames_on(&topology, move |frame| drop(xdp.lock().unwrap().send(frame)));
     let mut to_listener = frames_towards(&topology, Witnesses::default().frames(&topology.pod, "eth0"));
@@ -262,19 +263,24 @@ fn without_a_host_guard_the_verdict_is_partial() {
     assert_eq!(topology.node.sh("nft list ruleset"), "");
 }
 
-/// What the reference plugin `bandwidth` makes for a limit on what a pod sends: frames from the host's end go through an
-/// ifb and come back as if received there. They come back *behind* netfilter's ingress hook, and so pass the host guard by:
-/// the pod-side rules alone stop them, and the verdict has to say so.
-#[test]
-fn a_bandwidth_limit_passes_the_guard_by() {
-    let topology = Topology::bridge();
-    let sandbox = Sandbox::add(&topology);
+/// What the reference plugin `bandwidth` makes for a limit on what a pod sends.
+pub(super) fn limit_bandwidth(topology: &Topology) {
     topology.node.sh("ip link add bwp0 type ifb
          ip link set bwp0 up
          tc qdisc add dev veth-pod ingress
          tc filter add dev veth-pod parent ffff: protocol all u32 match u32 0 0 action mirred egress redirect dev bwp0
          tc qdisc add dev bwp0 root tbf rate 1gbit burst 10mb latency 25ms
          tc qdisc add dev veth-pod root tbf rate 1gbit burst 10mb latency 25ms");
+}
+
+/// With such a limit frames from the host's end go through an
+/// ifb and come back as if received there. They come back *behind* netfilter's ingress hook, and so pass the host guard by:
+/// the pod-side rules alone stop them, and the verdict has to say so.
+#[test]
+fn a_bandwidth_limit_passes_the_guard_by() {
+    let topology = Topology::bridge();
+    let sandbox = Sandbox::add_with(&topology, &json!({ "ebpf": "off" }));
+    limit_bandwidth(&topology);
     let socket = PacketSocket::open(&topology.pod, "eth0");
     let frame = move |number| drop(socket.send(&packet::ethernet(BROADCAST, POD_MAC, 0x88b5, &tag(number))));
     let udp = |number| drop(udp_on(None, PEER4.into()).send_to(&tag(number), &address(PEER4.into(), 9)));

@@ -8,6 +8,7 @@ mod basic;
 mod burst;
 mod churn;
 mod datapaths;
+mod ebpf;
 mod interfaces;
 mod oracle;
 mod probes;

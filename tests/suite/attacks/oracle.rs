@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::lab::topology::{PEER_MAC, PEER4, PEER6, POD_MAC, POD4, POD6, text};
 use crate::lab::traffic::exchange::{Exchange, Protocol, surprises};
-use crate::lab::{Netns, Sandbox, Topology};
+use crate::lab::{Netns, Sandbox, Topology, not_tried};
 
 /// Long enough for what passes, which the control of each case shows, and short, for there are a hundred cases.
 const SILENCE: Duration = Duration::from_millis(50);
@@ -180,20 +180,47 @@ fn introduce(topology: &Topology) {
 
 #[test]
 fn a_hundred_policies_say_what_the_kernel_does() {
+    ask_the_kernel(100, "off", |_| {});
+}
+
+/// The same policies by all layers, and by the eBPF programs alone: they are compiled from the same rules.
+#[test]
+fn policies_mean_the_same_to_programs() {
+    if !has_programs() {
+        return not_tried("no eBPF program can be attached here");
+    }
+    ask_the_kernel(25, "always", |_| {});
+    ask_the_kernel(25, "always", |topology| {
+        topology.node.sh("nft flush ruleset");
+        topology.pod.sh("nft flush ruleset");
+    });
+}
+
+/// Whether the kernel takes the programs at all.
+fn has_programs() -> bool {
+    let topology = Topology::bridge();
+    let sandbox = Sandbox::add_with(&topology, &json!({ "ebpf": "always" }));
+    sandbox.isolate("");
+    sandbox.status()["layers"]["bpf"] == true
+}
+
+/// `prepare` is called between isolating and sending.
+fn ask_the_kernel(cases: u32, ebpf: &str, prepare: impl Fn(&Topology)) {
     let topology = Topology::bridge();
     introduce(&topology);
     for netns in [&topology.node, &topology.pod, &topology.peer] {
         // No client is given a port that a server of a later round wants.
         netns.sysctl("net.ipv4.ip_local_port_range", "20000 29999");
     }
-    let sandbox = Sandbox::add(&topology);
+    let sandbox = Sandbox::add_with(&topology, &json!({ "ebpf": ebpf }));
     let seeds =
         FileFailurePersistence::Direct(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/suite/attacks/oracle.seeds"));
     // Each step of shrinking is a round of sending: a few suffice to read the failure.
     let config =
-        Config { cases: 100, max_shrink_iters: 30, failure_persistence: Some(Box::new(seeds)), ..Config::default() };
+        Config { cases, max_shrink_iters: 30, failure_persistence: Some(Box::new(seeds)), ..Config::default() };
     let outcome = TestRunner::new(config).run(&any_policy(), |policy| {
         sandbox.isolate_with(&policy.json());
+        prepare(&topology);
         let mut wrong =
             surprises(&exchanges(&topology, &topology.peer, [PEER4.into(), PEER6.into()], &policy), SILENCE);
         wrong.extend(surprises(&exchanges(&topology, &topology.node, topology.node_addresses(), &policy), SILENCE));

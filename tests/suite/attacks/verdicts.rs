@@ -222,7 +222,7 @@ fn doubted(ways: &[(&str, String)]) -> usize {
 #[test]
 fn a_way_past_the_guard_without_the_pod_side_is_open() {
     let topology = Topology::cilium();
-    let sandbox = Sandbox::add(&topology);
+    let sandbox = Sandbox::add_with(&topology, &json!({ "ebpf": "off" }));
     sandbox.isolate("");
     topology.pod.sh("nft flush ruleset");
     let send = |number| drop(udp_on(None, PEER4.into()).send_to(&tag(number), &address(PEER4.into(), 9)));

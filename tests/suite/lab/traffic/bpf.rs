@@ -1,16 +1,27 @@
 //! BPF programs that send every frame of one interface out of another, as a network's datapath does it, by links that
-//! no tc filter shows. Assembled by hand: two instructions of them say something.
+//! no tc filter shows. Assembled by hand: few instructions of them say something.
 
+use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use nix::net::if_::if_nametoindex;
 
-use crate::lab::{Netns, not_tried};
+use crate::lab::{Mac, Netns, not_tried};
 
 const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_LINK_CREATE: libc::c_long = 28;
+const BPF_OBJ_PIN: libc::c_long = 6;
+const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_LINK_UPDATE: libc::c_long = 29;
+const BPF_LINK_DETACH: libc::c_long = 34;
 const BPF_FUNC_REDIRECT: i32 = 23;
+const BPF_FUNC_SKB_LOAD_BYTES: i32 = 26;
+const BPF_FUNC_REDIRECT_PEER: i32 = 155;
+/// Before all others, where it names none.
+const BPF_F_BEFORE: u32 = 1 << 3;
 
 /// Where a program stands.
 #[derive(Debug, Clone, Copy)]
@@ -86,16 +97,120 @@ fn is_root_of_the_machine() -> bool {
 }
 
 fn redirect_here(stand: Stand, from: &str, to: &str) -> io::Result<OwnedFd> {
-    let (from, to) = (if_nametoindex(from)?, if_nametoindex(to)?);
     let (program_type, attach_type, flags) = stand.numbers();
-    let instruction = |code, registers, immediate| Instruction { code, registers, offset: 0, immediate };
-    let program = [
-        // r1 = to; r2 = 0; r0 = bpf_redirect(r1, r2); exit
-        instruction(0xb7, 1, to.cast_signed()),
-        instruction(0xb7, 2, 0),
-        instruction(0x85, 0, BPF_FUNC_REDIRECT),
-        instruction(0x95, 0, 0),
-    ];
+    let to = if_nametoindex(to)?.cast_signed();
+    // r1 = to; r2 = 0; r0 = bpf_redirect(r1, r2); exit
+    let program = [(0xb7, 1, 0, to), (0xb7, 2, 0, 0), (0x85, 0, 0, BPF_FUNC_REDIRECT), (0x95, 0, 0, 0)];
+    link(&load(program_type, &program)?, from, attach_type, flags)
+}
+
+/// A program of a datapath that hangs in a classic tc filter (clsact, direct action), which is anybody's to replace.
+pub(crate) fn classic(netns: &Netns, from: &str, to: &str, mac: Mac, way: Way) {
+    let pin = Path::new("/sys/fs/bpf").join(format!("{}-{from}", netns.name()));
+    let program = netns.run(|| takes(to, mac, way)).unwrap();
+    let path = CString::new(pin.as_os_str().as_bytes()).unwrap();
+    let [low, high] = [path.as_ptr() as u64, u64::from(program.as_raw_fd().cast_unsigned())];
+    let attributes = [low, high];
+    // SAFETY: the command reads the path, which ends, and a descriptor, which is open.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_OBJ_PIN, attributes.as_ptr(), size_of_val(&attributes)) };
+    assert_eq!(result, 0, "{}: {}", pin.display(), io::Error::last_os_error());
+    let hung = netns.try_sh(&format!(
+        "tc qdisc replace dev {from} clsact
+         tc filter replace dev {from} ingress protocol all prio 1 handle 1 bpf da object-pinned {}",
+        pin.display()
+    ));
+    std::fs::remove_file(pin).unwrap();
+    hung.unwrap();
+}
+
+/// Detaches a link that is pinned, as `bpftool link detach` does.
+pub(crate) fn detach(pin: &Path) {
+    let path = CString::new(pin.as_os_str().as_bytes()).unwrap();
+    let get = [path.as_ptr() as u64, 0];
+    // SAFETY: the command reads the path, which ends, and a descriptor that it does not use.
+    let link = unsafe { bpf(BPF_OBJ_GET, &get) }.unwrap();
+    let link = [link.as_raw_fd().cast_unsigned()];
+    // SAFETY: the command reads one descriptor.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_LINK_DETACH, link.as_ptr(), size_of_val(&link)) };
+    assert_eq!(result, 0, "{}: {}", pin.display(), io::Error::last_os_error());
+}
+
+/// Where a program of a datapath puts the frames that it takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// Out of an interface of the node.
+    Out,
+    /// In by the other end of one, past that.
+    IntoPeer,
+}
+
+/// A program of a datapath at tcx ingress of an interface of the node: it takes the frames for one Ethernet address and lets all
+/// others by. As long as it lives.
+pub(crate) struct Datapath<'a> {
+    netns: &'a Netns,
+    link: OwnedFd,
+}
+
+impl<'a> Datapath<'a> {
+    /// Put before all that hangs there, or behind it. `None` where the kernel is too old; that is said.
+    pub(crate) fn attach(netns: &'a Netns, from: &str, to: &str, mac: Mac, way: Way, first: bool) -> Option<Self> {
+        let (_, attach_type, _) = Stand::TcxIngress.numbers();
+        let flags = if first { BPF_F_BEFORE } else { 0 };
+        let made = netns.run(|| link(&takes(to, mac, way)?, from, attach_type, flags));
+        match made {
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                not_tried("this kernel has no tcx");
+                None
+            }
+            made => Some(Self { netns, link: made.unwrap() }),
+        }
+    }
+
+    /// Replaces it in place, as an agent does that is updated.
+    pub(crate) fn replace(&self, to: &str, mac: Mac, way: Way) {
+        let program = self.netns.run(|| takes(to, mac, way)).unwrap();
+        let update = Create {
+            program: self.link.as_raw_fd().cast_unsigned(),
+            target: program.as_raw_fd().cast_unsigned(),
+            ..Create::default()
+        };
+        // SAFETY: the command reads two descriptors and a word of flags.
+        let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_LINK_UPDATE, &raw const update, size_of::<Create>()) };
+        assert_eq!(result, 0, "{}", io::Error::last_os_error());
+    }
+}
+
+/// Loads a program that takes the frames for one Ethernet address.
+fn takes(to: &str, [a, b, c, d, e, f]: Mac, way: Way) -> io::Result<OwnedFd> {
+    let to = if_nametoindex(to)?.cast_signed();
+    let helper = if way == Way::Out { BPF_FUNC_REDIRECT } else { BPF_FUNC_REDIRECT_PEER };
+    load(
+        3,
+        &[
+            // bpf_skb_load_bytes(skb, 0, r10 - 8, 6)
+            (0xb7, 2, 0, 0),
+            (0xbf, 0xa3, 0, 0),
+            (0x07, 3, 0, -8),
+            (0xb7, 4, 0, 6),
+            (0x85, 0, 0, BPF_FUNC_SKB_LOAD_BYTES),
+            (0x61, 0xa1, -8, 0),
+            (0x56, 1, 6, i32::from_ne_bytes([a, b, c, d])),
+            (0x69, 0xa1, -4, 0),
+            (0x56, 1, 4, u16::from_ne_bytes([e, f]).into()),
+            (0xb7, 1, 0, to),
+            (0xb7, 2, 0, 0),
+            (0x85, 0, 0, helper),
+            (0x95, 0, 0, 0),
+            // TCX_NEXT
+            (0xb7, 0, 0, -1),
+            (0x95, 0, 0, 0),
+        ],
+    )
+}
+
+fn load(program_type: u32, program: &[(u8, u8, i16, i32)]) -> io::Result<OwnedFd> {
+    let instruction = |&(code, registers, offset, immediate)| Instruction { code, registers, offset, immediate };
+    let program: Vec<_> = program.iter().map(instruction).collect();
     let load = Load {
         program_type,
         instruction_count: program.len() as u32,
@@ -104,9 +219,13 @@ fn redirect_here(stand: Stand, from: &str, to: &str) -> io::Result<OwnedFd> {
         ..Load::default()
     };
     // SAFETY: `Load` is the start of what the command reads, and the program and the text that it points to live.
-    let program = unsafe { bpf(BPF_PROG_LOAD, &load) }?;
+    unsafe { bpf(BPF_PROG_LOAD, &load) }
+}
+
+fn link(program: &OwnedFd, from: &str, attach_type: u32, flags: u32) -> io::Result<OwnedFd> {
+    let target = if_nametoindex(from)?;
     let create =
-        Create { program: program.as_raw_fd().cast_unsigned(), target: from, attach_type, flags, ..Create::default() };
+        Create { program: program.as_raw_fd().cast_unsigned(), target, attach_type, flags, ..Create::default() };
     // SAFETY: `Create` is the start of what the command reads, and holds no pointer.
     unsafe { bpf(BPF_LINK_CREATE, &create) }
 }

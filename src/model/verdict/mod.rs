@@ -5,8 +5,18 @@
 //! ingress, not AF_XDP out, and not what the pod's own tc redirects. So only the host guard, whole and not passed by,
 //! makes an interface `contained`; the pod-side rules alone make it `partial`.
 
+mod bypass;
+mod programs;
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
 use std::net::IpAddr;
+
+pub use bypass::Bypass;
+pub use programs::{ProgramDoubt, ProgramPlace, Programs};
+
+use bypass::Leak;
 
 use crate::model::difference::{Difference, joined};
 
@@ -42,6 +52,8 @@ pub struct Exposure {
     pub guard: Guard,
     /// How its end in the sandbox stands to the pod-side rules.
     pub pod_side: PodSide,
+    /// The programs of the eBPF layer on both of its ends.
+    pub programs: Programs,
 }
 
 /// How an interface stands to the pod-side rules, where they hold.
@@ -99,66 +111,6 @@ pub enum NoGuard {
         /// All that was found.
         differences: Vec<Difference>,
     },
-}
-
-/// What takes packets past the host guard.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Bypass {
-    /// An XDP program on the device.
-    Xdp {
-        /// The host's end.
-        device: String,
-    },
-    /// A tc action that redirects or copies.
-    TcRedirect {
-        /// The interface that the filter is on, where it is another one.
-        from: Option<String>,
-        /// The host's end.
-        device: String,
-    },
-    /// A BPF program in a tc filter.
-    TcBpf {
-        /// The host's end.
-        device: String,
-    },
-    /// A BPF program that no tc filter shows.
-    BpfLink {
-        /// The host's end.
-        device: String,
-    },
-    /// Another table that sees frames first.
-    TableInFront {
-        /// The table.
-        table: String,
-        /// The host's end.
-        device: String,
-    },
-}
-
-impl fmt::Display for Bypass {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Xdp { device } => write!(f, "an XDP program on {device}"),
-            Self::TcRedirect { from: None, device } => write!(f, "a tc redirect on {device}"),
-            Self::TcRedirect { from: Some(from), device } => write!(f, "a tc redirect from {from} to {device}"),
-            Self::TcBpf { device } => write!(f, "a BPF program in tc on {device}"),
-            Self::BpfLink { device } => write!(f, "a BPF program in tcx or netkit on {device}"),
-            Self::TableInFront { table, device } => {
-                write!(f, "nftables table netdev {table} in front of the guard on {device}")
-            }
-        }
-    }
-}
-
-impl Bypass {
-    fn code(&self) -> &'static str {
-        match self {
-            Self::Xdp { .. } => "xdp-program",
-            Self::TcRedirect { .. } => "tc-redirect",
-            Self::TcBpf { .. } | Self::BpfLink { .. } => "bpf-program",
-            Self::TableInFront { .. } => "table-in-front",
-        }
-    }
 }
 
 impl fmt::Display for NoGuard {
@@ -237,6 +189,13 @@ pub enum Reason {
         /// What stands behind it.
         behind: Behind,
     },
+    /// Something is wrong with the eBPF layer of an interface.
+    Programs {
+        /// Its name.
+        interface: String,
+        /// What it is.
+        doubt: ProgramDoubt,
+    },
     /// An interface that came after ADD and leads to a third netns.
     LeadsElsewhere {
         /// Its name.
@@ -274,6 +233,8 @@ pub enum Doubt {
     NoGuard(NoGuard),
     /// It is passed by.
     PassedBy(Vec<Bypass>),
+    /// It is passed by, and the programs of the eBPF layer stop all but what a neighbour redirects.
+    NeighbourRedirects(Vec<Bypass>),
     /// It sees only what leaves the pod.
     NoEgressHook,
 }
@@ -283,6 +244,8 @@ pub enum Doubt {
 pub enum Behind {
     /// They hold, which leaves what they cannot see.
     Holds,
+    /// They hold, and eBPF programs at the same place, which leaves less.
+    HoldsWithPrograms,
     /// The sandbox's own tc or XDP takes packets past them.
     PassedBy,
     /// They do not hold.
@@ -303,7 +266,7 @@ impl Behind {
 
     fn verdict(self) -> Verdict {
         match self {
-            Self::Holds | Self::PassedBy => Verdict::Partial,
+            Self::Holds | Self::HoldsWithPrograms | Self::PassedBy => Verdict::Partial,
             Self::Missing | Self::Left => Verdict::Open,
         }
     }
@@ -317,6 +280,8 @@ impl Reason {
             Self::Interface { doubt: Doubt::NoGuard(why), .. } => why.code(),
             Self::Interface { doubt: Doubt::PassedBy(ways), .. } => ways.first().map_or("passed-by", Bypass::code),
             Self::Interface { doubt: Doubt::NoEgressHook, .. } => "no-egress-hook",
+            Self::Interface { doubt: Doubt::NeighbourRedirects(_), .. } => "neighbour-redirects",
+            Self::Programs { doubt, .. } => doubt.code(),
             Self::LeadsElsewhere { .. } => "leads-elsewhere",
             Self::PairGone { .. } => "pair-gone",
             Self::IndexTaken { .. } => "index-taken",
@@ -333,7 +298,16 @@ impl fmt::Display for Reason {
         match self {
             Self::Interface { interface, doubt, behind } => {
                 write!(f, "{interface}: ")?;
+                if let Doubt::NeighbourRedirects(ways) = doubt {
+                    let ways: Vec<_> = ways.iter().map(ToString::to_string).collect();
+                    return write!(
+                        f,
+                        "{} takes packets past the host guard; eBPF programs stop them, but for frames that another pod of this node, as root with CAP_NET_ADMIN, redirects by tc: some program on this node puts frames straight into pods (bpf_redirect_peer), and those reach this pod's packet sockets",
+                        ways.join(", ")
+                    );
+                }
                 match doubt {
+                    Doubt::NeighbourRedirects(_) => {}
                     Doubt::NoGuard(why) => write!(f, "{why}")?,
                     Doubt::PassedBy(ways) => {
                         let ways: Vec<_> = ways.iter().map(ToString::to_string).collect();
@@ -347,6 +321,9 @@ impl fmt::Display for Reason {
                     Behind::Holds => {
                         "; the pod-side rules hold, but frames in to a packet socket of the pod and AF_XDP out of it are not covered"
                     }
+                    Behind::HoldsWithPrograms => {
+                        "; the pod-side rules hold, and eBPF programs stop what comes in, but AF_XDP out of the pod is not covered"
+                    }
                     Behind::PassedBy => "; tc or XDP in the pod takes packets past the pod-side rules",
                     Behind::Missing => ", and the pod-side rules do not hold",
                     Behind::Left => {
@@ -354,6 +331,7 @@ impl fmt::Display for Reason {
                     }
                 })
             }
+            Self::Programs { interface, doubt } => write!(f, "{interface}: {doubt}"),
             Self::LeadsElsewhere { interface } => write!(
                 f,
                 "{interface}: it came after ADD and leads to another network namespace; that one is below the pod, or the host made it, which cannot be told apart"
@@ -390,13 +368,38 @@ pub fn judge(pod_side_holds: bool, exposures: &[Exposure]) -> (Verdict, Vec<Reas
     }
     let mut verdict = Verdict::Contained;
     let mut reasons = Vec::new();
-    for Exposure { interface, guard, pod_side } in exposures {
+    for Exposure { interface, guard, pod_side, programs } in exposures {
         let interface = interface.clone();
-        let behind = Behind::of(pod_side_holds, *pod_side);
+        let behind = match (Behind::of(pod_side_holds, *pod_side), guard, programs) {
+            (Behind::Holds, Guard::Missing(_), Programs::Hold { .. }) => Behind::HoldsWithPrograms,
+            (behind, ..) => behind,
+        };
+        if let Programs::Doubted(doubts) = programs {
+            verdict = verdict.max(Verdict::Partial);
+            let reason = |doubt: &ProgramDoubt| Reason::Programs { interface: interface.clone(), doubt: doubt.clone() };
+            reasons.extend(doubts.iter().map(reason));
+        }
         let (worst, reason) = match guard {
-            Guard::Holds { passed_by, both_ways: true } if passed_by.is_empty() => continue,
-            Guard::Holds { passed_by, .. } => {
-                let doubt = if passed_by.is_empty() { Doubt::NoEgressHook } else { Doubt::PassedBy(passed_by.clone()) };
+            Guard::Holds { passed_by, both_ways } => {
+                let left = |leak| -> Vec<Bypass> {
+                    let is_left = |way: &&Bypass| match programs {
+                        Programs::Hold { into_pods } => way.behind_programs(*into_pods) == leak,
+                        Programs::NotWanted | Programs::Doubted(_) => leak == Leak::Open,
+                    };
+                    passed_by.iter().filter(is_left).cloned().collect()
+                };
+                let (open, of_neighbours) = (left(Leak::Open), left(Leak::OfNeighbours));
+                let doubt = match both_ways {
+                    _ if !open.is_empty() => Doubt::PassedBy(open),
+                    false => Doubt::NoEgressHook,
+                    true if of_neighbours.is_empty() => continue,
+                    true => {
+                        let doubt = Doubt::NeighbourRedirects(of_neighbours);
+                        verdict = verdict.max(Verdict::Partial);
+                        reasons.push(Reason::Interface { interface, doubt, behind });
+                        continue;
+                    }
+                };
                 (behind.verdict(), Reason::Interface { interface, doubt, behind })
             }
             Guard::Missing(why) => {
@@ -412,62 +415,4 @@ pub fn judge(pod_side_holds: bool, exposures: &[Exposure]) -> (Verdict, Vec<Reas
         reasons.push(reason);
     }
     (verdict, reasons)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn holds(passed_by: &[Bypass], both_ways: bool) -> Guard {
-        Guard::Holds { passed_by: passed_by.to_vec(), both_ways }
-    }
-
-    fn verdict(pod_side_holds: bool, guard: Guard, pod_side: PodSide) -> Verdict {
-        let exposure = Exposure { interface: "eth0".to_owned(), guard, pod_side };
-        let (verdict, reasons) = judge(pod_side_holds, &[exposure]);
-        assert_eq!(reasons.is_empty(), verdict == Verdict::Contained, "every doubt has its reason");
-        verdict
-    }
-
-    #[test]
-    fn only_the_whole_host_guard_contains() {
-        use PodSide::{InTheWay, Left, PassedBy};
-        use Verdict::{Contained, Open, Partial};
-        let missing = || Guard::Missing(NoGuard::NoPeer { kind: "macvlan".to_owned() });
-        let redirect = [Bypass::TcRedirect { from: None, device: "veth1".to_owned() }];
-        for (pod_side_holds, guard, pod_side, expected) in [
-            (true, holds(&[], true), InTheWay, Contained),
-            (true, holds(&[], true), PassedBy, Contained),
-            (true, holds(&[], true), Left, Contained),
-            (false, holds(&[], true), InTheWay, Contained),
-            (true, holds(&[], false), InTheWay, Partial),
-            (false, holds(&[], false), InTheWay, Open),
-            (true, holds(&redirect, true), InTheWay, Partial),
-            (true, holds(&redirect, true), PassedBy, Partial),
-            (true, holds(&redirect, true), Left, Open),
-            (false, holds(&redirect, true), InTheWay, Open),
-            (true, missing(), InTheWay, Partial),
-            (true, missing(), PassedBy, Partial),
-            (true, missing(), Left, Open),
-            (false, missing(), InTheWay, Open),
-            (true, Guard::Missing(NoGuard::EndGone), InTheWay, Partial),
-            (false, Guard::Elsewhere, InTheWay, Partial),
-            (true, Guard::PairGone, Left, Partial),
-            (true, Guard::IndexTaken { device: "veth2".to_owned() }, Left, Partial),
-        ] {
-            assert_eq!(
-                verdict(pod_side_holds, guard.clone(), pod_side),
-                expected,
-                "{pod_side_holds} {guard:?} {pod_side:?}"
-            );
-        }
-    }
-
-    #[test]
-    fn the_worst_interface_decides_and_nothing_is_claimed_over_nothing() {
-        let exposure = |guard| Exposure { interface: "eth0".to_owned(), guard, pod_side: PodSide::InTheWay };
-        let both = [exposure(holds(&[], true)), exposure(Guard::Missing(NoGuard::Off))];
-        assert_eq!(judge(true, &both).0, Verdict::Partial);
-        assert_eq!(judge(true, &[]), (Verdict::Open, vec![Reason::NothingFound]));
-    }
 }

@@ -1,0 +1,283 @@
+//! Programs, maps and links: made, and read back.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use super::BpfError;
+use super::query::attached;
+use super::syscall::{Attributes, Command, info};
+use crate::rules::bpf::{Map, Program, Stand, VALUE};
+
+/// `BPF_MAP_TYPE_ARRAY`, `BPF_MAP_TYPE_LRU_HASH`.
+const ARRAY: u32 = 2;
+const LRU_HASH: u32 = 9;
+/// `BPF_PROG_TYPE_SCHED_CLS`, `BPF_PROG_TYPE_XDP`.
+const SCHED_CLS: u32 = 3;
+const XDP: u32 = 6;
+/// `BPF_F_BEFORE`: before all others, where it is said without one of them.
+const BEFORE: u32 = 1 << 3;
+/// `XDP_FLAGS_SKB_MODE`.
+const SKB_MODE: u32 = 1 << 1;
+
+/// Where a link hangs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hook {
+    /// `BPF_TCX_INGRESS`.
+    TcxIngress,
+    /// `BPF_TCX_EGRESS`.
+    TcxEgress,
+    /// `BPF_XDP`.
+    Xdp,
+}
+
+impl Hook {
+    fn attach_type(self) -> u32 {
+        match self {
+            Self::Xdp => 37,
+            Self::TcxIngress => 46,
+            Self::TcxEgress => 47,
+        }
+    }
+}
+
+pub(super) fn word(bytes: &[u8]) -> u32 {
+    bytes.try_into().map_or(0, u32::from_ne_bytes)
+}
+
+/// A map in the kernel.
+#[derive(Debug)]
+pub struct LoadedMap(pub(super) OwnedFd);
+
+impl LoadedMap {
+    /// Makes one.
+    ///
+    /// # Errors
+    /// [`BpfError`].
+    pub fn create(map: &Map) -> Result<Self, BpfError> {
+        let (kind, entries, name) = match map {
+            Map::Drops => (ARRAY, map.size(), "q_drops"),
+            Map::Set(_) => (LRU_HASH, map.size(), "q_set"),
+        };
+        let mut attributes = Attributes::new()
+            .word(0, kind)
+            .word(4, map.key_length())
+            .word(8, VALUE)
+            .word(12, entries)
+            .put(28, name.as_bytes())
+            .put(40, &[0; 4]);
+        // SAFETY: the command follows no pointer, and makes a descriptor.
+        let made = unsafe { attributes.open(Command::MapCreate) };
+        Ok(Self(made.map_err(|errno| BpfError::of("make a map", errno))?))
+    }
+
+    /// The value of a key; `None` where there is none. `map` is what it was made as.
+    fn value(&self, map: &Map, key: &[u8]) -> Option<[u8; VALUE as usize]> {
+        if key.len() != map.key_length() as usize {
+            return None;
+        }
+        let mut value = [0; VALUE as usize];
+        let mut attributes = Attributes::new().descriptor(0, self.0.as_fd()).reads(8, key).writes(16, &mut value);
+        // SAFETY: key and value are as long as the map's, which was made so and found by its name in a directory that is root's.
+        unsafe { attributes.call(Command::MapLookupElem) }.ok()?;
+        Some(value)
+    }
+
+    /// Packets and bytes that were dropped, of a map of drops.
+    #[must_use]
+    pub fn drops(&self) -> (u64, u64) {
+        self.value(&Map::Drops, &[0; 4]).map_or((0, 0), halves)
+    }
+
+    /// The keys of a set, and how often each was used.
+    #[must_use]
+    pub fn elements(&self, map: &Map) -> Vec<(Vec<u8>, u64)> {
+        let length = map.key_length() as usize;
+        let mut elements = Vec::new();
+        let mut key: Option<Vec<u8>> = None;
+        // What is forgotten while it is read makes the kernel begin anew: it ends all the same.
+        for _ in 0..2 * map.size() {
+            let mut next = vec![0; length];
+            let mut attributes = Attributes::new().descriptor(0, self.0.as_fd()).put(8, &[0; 8]);
+            if let Some(key) = &key {
+                attributes = attributes.reads(8, key);
+            }
+            let mut attributes = attributes.writes(16, &mut next);
+            // SAFETY: both keys are as long as the map's; the first is none at the beginning.
+            if unsafe { attributes.call(Command::MapGetNextKey) }.is_err() {
+                break;
+            }
+            if let Some(value) = self.value(map, &next) {
+                elements.push((next.clone(), halves(value).1));
+            }
+            key = Some(next);
+        }
+        elements.sort();
+        elements.dedup_by(|later, first| later.0 == first.0);
+        elements
+    }
+}
+
+fn halves(value: [u8; VALUE as usize]) -> (u64, u64) {
+    let half = |bytes: &[u8]| bytes.try_into().map_or(0, u64::from_ne_bytes);
+    (half(&value[..8]), half(&value[8..]))
+}
+
+/// What makes two programs the same: their instructions, and their maps.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    tag: [u8; 8],
+    maps: Vec<u32>,
+}
+
+/// A program in the kernel.
+#[derive(Debug)]
+pub struct LoadedProgram(OwnedFd);
+
+impl LoadedProgram {
+    /// Loads one; `maps` are those that it names, in order.
+    ///
+    /// # Errors
+    /// [`BpfError`].
+    pub fn load(program: &Program, maps: &[LoadedMap]) -> Result<Self, BpfError> {
+        let mut code = Vec::with_capacity(8 * program.code.len());
+        for instruction in &program.code {
+            let map = instruction.map().and_then(|map| maps.get(map));
+            let instruction = map.map_or(*instruction, |map| instruction.with_descriptor(map.0.as_raw_fd()));
+            code.extend_from_slice(&instruction.bytes());
+        }
+        let (kind, name): (_, &[u8]) = match program.stand {
+            Stand::Tcx => (SCHED_CLS, b"quarantine_tcx"),
+            Stand::Xdp => (XDP, b"quarantine_xdp"),
+        };
+        let mut attributes = Attributes::new()
+            .word(0, kind)
+            .word(4, program.code.len() as u32)
+            .reads(8, &code)
+            .reads(16, c"Apache-2.0".to_bytes_with_nul())
+            .put(48, name)
+            .put(68, &[0; 4]);
+        // SAFETY: there are as many instructions as is said, and the text ends; the command makes a descriptor.
+        let loaded = unsafe { attributes.open(Command::ProgLoad) };
+        Ok(Self(loaded.map_err(|errno| BpfError::of("load a program", errno))?))
+    }
+
+    /// What tells it from others.
+    ///
+    /// # Errors
+    /// [`BpfError`].
+    pub fn identity(&self) -> Result<Identity, BpfError> {
+        const MAPS: usize = 16;
+        let mut maps = [0; 4 * MAPS];
+        let mut program_info = [0; 88];
+        program_info[52..56].copy_from_slice(&(MAPS as u32).to_ne_bytes());
+        program_info[56..64].copy_from_slice(&(maps.as_mut_ptr().expose_provenance() as u64).to_ne_bytes());
+        // SAFETY: the one pointer in it is to room for as many numbers as is said beside it.
+        let read = unsafe { info(self.0.as_fd(), &mut program_info) };
+        read.map_err(|errno| BpfError::of("read a program", errno))?;
+        let count = word(&program_info[52..56]) as usize;
+        let mut maps: Vec<u32> = maps.chunks_exact(4).take(count).map(word).collect();
+        maps.sort_unstable();
+        Ok(Identity { tag: program_info[8..16].try_into().unwrap_or_default(), maps })
+    }
+
+    /// The program of this ID.
+    fn by_id(id: u32) -> Result<Self, BpfError> {
+        let mut attributes = Attributes::new().word(0, id).put(8, &[0; 4]);
+        // SAFETY: the command follows no pointer, and makes a descriptor.
+        let found = unsafe { attributes.open(Command::ProgGetFdById) };
+        Ok(Self(found.map_err(|errno| BpfError::of("find a program", errno))?))
+    }
+}
+
+/// A link: a program that hangs on an interface for as long as the link is held or pinned.
+#[derive(Debug)]
+pub struct Link(pub(super) OwnedFd);
+
+/// What the kernel says of a link.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LinkInfo {
+    /// Its ID.
+    pub id: u32,
+    /// Its program's.
+    pub program: u32,
+    /// The interface that it hangs on, by its index; `None` where it hangs nowhere any more.
+    pub interface: Option<u32>,
+}
+
+impl Link {
+    /// Hangs a program on an interface of the calling thread's netns: before all others where it is a tcx hook, and in generic mode
+    /// where it is XDP.
+    ///
+    /// # Errors
+    /// [`BpfError`].
+    pub fn create(program: &LoadedProgram, hook: Hook, interface: u32) -> Result<Self, BpfError> {
+        let flags = if hook == Hook::Xdp { SKB_MODE } else { BEFORE };
+        let mut attributes = Attributes::new()
+            .descriptor(0, program.0.as_fd())
+            .word(4, interface)
+            .word(8, hook.attach_type())
+            .word(12, flags)
+            .put(24, &[0; 8]);
+        // SAFETY: the command follows no pointer here, and makes a descriptor.
+        let made = unsafe { attributes.open(Command::LinkCreate) };
+        Ok(Self(made.map_err(|errno| BpfError::of("attach a program", errno))?))
+    }
+
+    /// Puts another program in the place of its own, without a packet in between.
+    ///
+    /// # Errors
+    /// [`BpfError`].
+    pub fn update(&self, program: &LoadedProgram) -> Result<(), BpfError> {
+        let mut attributes =
+            Attributes::new().descriptor(0, self.0.as_fd()).descriptor(4, program.0.as_fd()).word(8, 0);
+        // SAFETY: the command follows no pointer.
+        let done = unsafe { attributes.call(Command::LinkUpdate) };
+        done.map(drop).map_err(|errno| BpfError::of("replace a program", errno))
+    }
+
+    /// What the kernel says of it.
+    ///
+    /// # Errors
+    /// [`BpfError`].
+    pub fn info(&self) -> Result<LinkInfo, BpfError> {
+        let mut link_info = [0; 32];
+        // SAFETY: it is all zero, and so has no pointer.
+        unsafe { info(self.0.as_fd(), &mut link_info) }.map_err(|errno| BpfError::of("read a link", errno))?;
+        let interface = word(&link_info[16..20]);
+        Ok(LinkInfo {
+            id: word(&link_info[4..8]),
+            program: word(&link_info[8..12]),
+            interface: (interface != 0).then_some(interface),
+        })
+    }
+
+    /// What tells its program from others.
+    ///
+    /// # Errors
+    /// [`BpfError`].
+    pub fn identity(&self) -> Result<Identity, BpfError> {
+        LoadedProgram::by_id(self.info()?.program)?.identity()
+    }
+
+    /// Whether it is what packets meet first at this hook. Asks in the calling thread's netns.
+    ///
+    /// # Errors
+    /// [`BpfError`].
+    pub fn is_first(&self, hook: Hook, interface: u32) -> Result<bool, BpfError> {
+        let order = attached(interface, hook.attach_type());
+        let order = order.map_err(|errno| BpfError::of("list what is attached", errno))?;
+        let id = self.info()?.id;
+        Ok(order.first().is_some_and(|first| first.link == id))
+    }
+}
+
+impl AsFd for Link {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl AsFd for LoadedMap {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
