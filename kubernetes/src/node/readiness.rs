@@ -158,7 +158,8 @@ impl Uncovered {
         let (state_dir, cache) = (state_dir.to_owned(), cache.to_owned());
         let found = tokio::task::spawn_blocking(move || {
             let state = StateDir::open_or_create(&state_dir).map_err(|error| error.to_string())?;
-            let places = Places { cache, conf: PathBuf::new() };
+            // The runtime's socket is not in this container.
+            let places = Places { cache, conf: PathBuf::new(), cri: Vec::new() };
             uncovered_pods(&state, &places).map_err(|error| error.to_string())
         });
         let found: BTreeSet<String> = match found.await {
