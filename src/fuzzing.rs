@@ -3,23 +3,26 @@
 //!
 //! Each parser says what that is beside itself, in a `try_any`. None of it is in the product.
 
-use crate::{adopt, evidence, install, kernel, model, plugin};
+use crate::{adopt, capture, evidence, install, kernel, model, plugin, report};
 
 /// Reads any bytes; panics where something does not hold.
 pub type Target = fn(&[u8]);
 
 /// Their names, which are those of the programs and of the directories of seeds.
-pub const TARGETS: [(&str, Target); 15] = [
+pub const TARGETS: [(&str, Target); 18] = [
+    ("capture", capture::try_any),
     ("cni", plugin::cni::try_any),
     ("conflist", install::conflist::try_any),
     ("conntrack", kernel::conntrack::try_any),
     ("cri", adopt::try_any_cri),
     ("environment", plugin::cni::try_any_environment),
     ("escaped", model::escaped::try_any),
+    ("history", report::try_any),
     ("libcni_cache", adopt::try_any),
     ("manifest", evidence::fuzzing::manifest),
     ("mark", model::mark::try_any),
     ("netlink", kernel::netlink::try_any),
+    ("nflog", kernel::nflog::try_any),
     ("nft", kernel::nft::try_any),
     ("proc", evidence::fuzzing::proc),
     ("record", model::record::try_any),

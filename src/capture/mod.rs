@@ -45,3 +45,13 @@ pub fn read_packets(state_dir: &Path, container_id: &ContainerId) -> io::Result<
     }
     Ok(found)
 }
+
+/// What holds of any bytes (`fuzzing`), taken as a frame, as the first words of a connection, and as a file.
+#[cfg(any(test, fuzzing))]
+pub fn try_any(bytes: &[u8]) {
+    dissect::try_any(bytes);
+    names::try_any(bytes);
+    let (found, read) = packets(bytes);
+    assert!(read <= bytes.len());
+    found.iter().for_each(|packet| dissect::try_any(&packet.frame));
+}

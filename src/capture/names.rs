@@ -209,6 +209,15 @@ pub fn http_host(request: &[u8]) -> Option<String> {
     })
 }
 
+/// What holds of any bytes (`fuzzing`).
+#[cfg(any(test, fuzzing))]
+pub(super) fn try_any(said: &[u8]) {
+    for found in [dns_question(said), tls_server_name(said), http_host(said)].into_iter().flatten() {
+        assert!(!found.chars().any(char::is_control), "{found:?}");
+        assert!(found.len() <= 10 * NAME_MAX + 16);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -269,12 +278,8 @@ mod tests {
             let mut hello = client_hello(&bytes[..bytes.len().min(NAME_MAX)]);
             let at = at % hello.len();
             hello[at] = byte;
-            for said in [&bytes[..], &hello] {
-                for found in [dns_question(said), tls_server_name(said), http_host(said)].into_iter().flatten() {
-                    assert!(!found.chars().any(char::is_control), "{found:?}");
-                    assert!(found.len() <= 10 * NAME_MAX + 16);
-                }
-            }
+            try_any(&bytes);
+            try_any(&hello);
         }
     }
 }

@@ -76,6 +76,12 @@ fn unquoted(text: &str) -> (String, &str) {
     (value, "")
 }
 
+/// What holds of any bytes (`fuzzing`).
+#[cfg(any(test, fuzzing))]
+pub fn try_any(bytes: &[u8]) {
+    let _ = entries(&String::from_utf8_lossy(bytes), "c1", &[]);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -12,6 +12,9 @@ mod history;
 mod html;
 mod markdown;
 
+#[cfg(any(test, fuzzing))]
+pub use history::try_any;
+
 pub use compose::compose;
 pub use gather::{GatherError, gather};
 pub use html::to_html;

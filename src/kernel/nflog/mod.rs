@@ -12,6 +12,8 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::SockProtocol;
 
+#[cfg(any(test, fuzzing))]
+pub use read::try_any;
 pub use read::{Handed, Hook, read};
 
 use super::netlink::{Events, NetlinkError, Socket, put};

@@ -79,6 +79,14 @@ fn read_time(value: &[u8]) -> Option<SystemTime> {
     UNIX_EPOCH.checked_add(since)
 }
 
+/// What holds of any bytes (`fuzzing`).
+#[cfg(any(test, fuzzing))]
+pub fn try_any(bytes: &[u8]) {
+    if let Some(handed) = read(bytes) {
+        assert!(handed.payload.len() + handed.link_header.len() <= bytes.len());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
