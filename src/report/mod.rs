@@ -1,7 +1,7 @@
 //! A report for people: who was isolated, by whom and why, what was cut, what the pod tried, and what ran in it; one page that
 //! stands by itself.
 //!
-//! [`mod@gather`] asks the state directory and the kernel; all else is pure: what was found becomes a [`Document`] ([`mod@compose`]),
+//! [`mod@gather`] asks the state directory and the kernel; all else is pure: what was found becomes a [`document::Document`] ([`mod@compose`]),
 //! and that a page of HTML or Markdown, which are the only two places where text becomes markup, and escape all of it.
 
 mod compose;
