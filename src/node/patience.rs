@@ -28,6 +28,8 @@ use crate::rules::held::{Flow, HELD_MAX, held_set};
 use crate::rules::ruleset::Family;
 
 const FILE_MAX: u64 = 4096;
+/// Says where `/proc/sys/net` is: a container has it read-only there, and takes another mount of it to write to.
+const ELSEWHERE: &str = "QUARANTINE_PROC_SYS_NET";
 /// Sockets that are looked at before it is put back.
 const SOCKETS: usize = 20_000;
 /// A connection retransmits once in this time at least (`TCP_RTO_MAX` is 120 s), and goes on or will not any more.
@@ -80,8 +82,10 @@ fn write_found(state: &StateDir, container_id: &ContainerId, found: &Found) -> R
     write().map_err(failed("write", path.display()))
 }
 
-fn place(setting: Setting) -> String {
-    format!("/proc/sys/net/ipv4/{}", setting.name())
+/// Where the settings are of the netns that the asking thread is in.
+fn place(setting: Setting) -> PathBuf {
+    let root = std::env::var_os(ELSEWHERE).map_or_else(|| PathBuf::from("/proc/sys/net"), PathBuf::from);
+    root.join("ipv4").join(setting.name())
 }
 
 /// In the calling thread's netns.

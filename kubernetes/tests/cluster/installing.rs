@@ -91,6 +91,13 @@ fn evidence(node: &str, container: &str, file: &str) -> Option<Value> {
     Some(serde_json::from_str(&text).unwrap())
 }
 
+/// Where the network namespace of a sandbox is, which is isolated.
+fn netns_of(node: &str, container: &str) -> String {
+    let status = on(node, &format!("/opt/cni/bin/quarantine status {container} -o json"));
+    let status: Value = serde_json::from_str(&status).unwrap();
+    status["netns"].as_str().unwrap().to_owned()
+}
+
 /// Most pods are older than the plugin when it is first installed.
 #[test]
 fn pods_that_are_older_than_the_plugin_are_adopted_and_the_evidence_names_who_holds_the_connection() {
@@ -103,7 +110,8 @@ fn pods_that_are_older_than_the_plugin_are_adopted_and_the_evidence_names_who_ho
         namespace.apply(&format!(
             "{{apiVersion: v1, kind: Pod, metadata: {{name: implant}}, spec: {{nodeName: b, terminationGracePeriodSeconds: 1, \
              containers: [{}, {{name: beacon, image: 'local/box:1', imagePullPolicy: Never, \
-             command: [sh, -c, 'sleep 100000 | nc 10.200.0.1 {port}']}}]}}}}",
+             command: [sh, -c, 'while :; do busybox nslookup -type=a c2.example 10.200.0.1; sleep 1; done >/dev/null 2>&1 & \
+             sleep 100000 | nc 10.200.0.1 {port}']}}]}}}}",
             web_container("livenessProbe: {tcpSocket: {port: 80}, periodSeconds: 1, failureThreshold: 2}")
         ));
         let pod = namespace.ready("implant");
@@ -131,11 +139,20 @@ fn pods_that_are_older_than_the_plugin_are_adopted_and_the_evidence_names_who_ho
         assert_eq!(process["arguments"], serde_json::json!(["nc", "10.200.0.1", port.to_string()]), "{process:#}");
         assert!(process["executable"]["sha256"].is_string(), "{process:#}");
 
+        let names =
+            || on("b", &format!("cat /var/lib/cni/quarantine/captures/{container}/names.jsonl 2>/dev/null || true"));
+        await_true(60, "the name that it asks for is kept", || names().contains("\"c2.example\""));
+        // What the agent of a container can do as well as one on the node: the pod's connections outlive the investigation.
+        let netns = netns_of("b", &container);
+        let patience = || on("b", &format!("nsenter --net={netns} cat /proc/sys/net/ipv4/tcp_retries2"));
+        await_true(60, "connections are kept from being given up", || patience().trim() == "255");
+
         thread::sleep(Duration::from_secs(10));
         assert_eq!(pod.restarts(), 0, "its probes pass");
         pod.assert_answers(false);
         pod.release();
         pod.assert_answers(true);
+        await_true(240, "and left to themselves again", || patience().trim() == "15");
     }
 }
 
