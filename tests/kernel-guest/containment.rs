@@ -9,11 +9,10 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::lab::{Lab, NODE4, NODE6, Netns, PEER_MAC, PEER4, PEER6, POD_MAC, POD4, POD6};
-use crate::wire::{FRAMES, Flow, Frame, LONG, SHORT, datagrams, frames, probe, serve};
+use crate::wire::{FRAMES, Flow, Frame, LONG, SHORT, datagrams, eventually, frames, probe, serve};
 use crate::{Checks, Outcome, check, ensure, note};
 
 const CONTAINER: &str = "c0ffee0000000000000000000000000000000000000000000000000000000009";
@@ -496,16 +495,4 @@ impl Containment {
         fs::remove_file(carried)?;
         Ok(())
     }
-}
-
-/// Polls until a condition holds. The guest gets no event for what the agent does.
-fn eventually(what: &str, so: impl Fn() -> Result<bool, Box<dyn Error>>) -> Outcome {
-    // Each look is a process or two, which an emulated machine on a busy one takes seconds for.
-    let limit = 8 * LONG;
-    let end = Instant::now() + limit;
-    while !so()? {
-        ensure!(Instant::now() < end, "not within {limit:?}: {what}");
-        thread::sleep(Duration::from_millis(20));
-    }
-    Ok(())
 }

@@ -16,6 +16,7 @@ use nix::errno::Errno;
 use nix::libc;
 
 use crate::lab::Netns;
+use crate::{Outcome, ensure};
 
 pub(crate) const LONG: Duration = Duration::from_secs(8);
 pub(crate) const SHORT: Duration = Duration::from_millis(250);
@@ -231,4 +232,16 @@ pub(crate) fn probe(
         Ok::<bool, std::io::Error>(answer == "ok")
     })
     .map_err(Into::into)
+}
+
+/// Polls until a condition holds. The guest gets no event for what the agent does.
+pub(crate) fn eventually(what: &str, so: impl Fn() -> Result<bool, Box<dyn Error>>) -> Outcome {
+    // Each look is a process or two, which an emulated machine on a busy one takes seconds for.
+    let limit = 8 * LONG;
+    let end = Instant::now() + limit;
+    while !so()? {
+        ensure!(Instant::now() < end, "not within {limit:?}: {what}");
+        thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
 }

@@ -12,12 +12,15 @@
 
 mod assembler;
 mod headers;
+mod map;
 #[cfg(test)]
 mod tests;
 
 pub use assembler::Instruction;
+pub use map::{Map, VALUE};
 
 use assembler::{Assembler, Label, Operation, Register, Size, When};
+use map::padded;
 
 use crate::rules::containment::is_burst_set;
 use crate::rules::ruleset::{Base, Chain, Content, Field, Hook, Meta, Ranges, Rule, Set, Statement, Test, Value};
@@ -55,39 +58,6 @@ pub struct Program {
     pub code: Vec<Instruction>,
     /// Its maps.
     pub maps: Vec<Map>,
-}
-
-/// A map of a program.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Map {
-    /// Packets and bytes that the program has dropped: an array of one.
-    Drops,
-    /// A set of the ruleset: a hash that forgets what was used least recently. A key is as nftables has it in registers; a value is
-    /// [`VALUE`].
-    Set(Set),
-}
-
-/// Bytes of a map's value: of a set when it was last used, in nanoseconds since the boot, and how often; of drops packets and bytes.
-pub const VALUE: u32 = 16;
-
-impl Map {
-    /// The most elements that it holds.
-    #[must_use]
-    pub fn size(&self) -> u32 {
-        match self {
-            Self::Drops | Self::Set(Set { content: Content::Fixed(_), .. }) => 1,
-            Self::Set(Set { content: Content::Dynamic { size, .. }, .. }) => *size,
-        }
-    }
-
-    /// Bytes of a key.
-    #[must_use]
-    pub fn key_length(&self) -> u32 {
-        match self {
-            Self::Drops => 4,
-            Self::Set(set) => set.key.iter().map(|field| padded(field.length()) as u32).sum(),
-        }
-    }
 }
 
 /// Why a chain has no program.
@@ -466,11 +436,6 @@ impl Compiler<'_> {
 fn stack_address(assembler: &mut Assembler, to: Register, at: i16) {
     assembler.with_register(Operation::Move, to, R10);
     assembler.with(Operation::Add, to, at.into());
-}
-
-/// How many bytes a field takes in a key.
-fn padded(length: usize) -> usize {
-    length.next_multiple_of(4)
 }
 
 /// So much of a value as one comparison takes, as the processor reads it.
