@@ -1,5 +1,6 @@
 //! The commands as a person and a script meet them: what they say, what they leave behind, how they exit.
 
+mod cut;
 mod node;
 mod selection;
 mod status;
