@@ -15,7 +15,7 @@ use thiserror::Error;
 pub use object::{Hook, Link, LoadedMap, LoadedProgram};
 pub use peer::may_redirect_to_peers;
 pub use pins::Pins;
-pub use query::{ProgramFound, programs_on};
+pub use query::{ProgramFound, programs_on, refuses_tcx};
 
 /// Why something about programs could not be done.
 #[derive(Debug, Error)]

@@ -36,6 +36,14 @@ pub(super) fn attached(interface: u32, attach_type: u32) -> Result<Vec<Attached>
     Ok(both.map(|(program, link)| Attached { program: numbers(program), link: numbers(link) }).collect())
 }
 
+/// Why the kernel lets no program hang on an interface by tcx, where it does not (before 6.6).
+#[must_use]
+pub fn refuses_tcx() -> Option<Errno> {
+    /// Every netns has it from its beginning.
+    const LOOPBACK: u32 = 1;
+    attached(LOOPBACK, ATTACH_TYPES[0].0).err()
+}
+
 /// A BPF program that hangs on an interface by tcx or netkit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]

@@ -6,7 +6,7 @@
 //!
 //! A failure here fails nothing else. What is not in place is said when it is read back, and that is what the verdict goes by.
 
-use crate::kernel::bpf::{BpfError, Hook, Link as BpfLink, LoadedMap, LoadedProgram, Pins};
+use crate::kernel::bpf::{BpfError, Hook, Link as BpfLink, LoadedMap, LoadedProgram, Pins, refuses_tcx};
 use crate::kernel::netlink::NetlinkError;
 use crate::kernel::netns::Netns;
 use crate::model::audit::Line;
@@ -198,7 +198,10 @@ impl Part<'_> {
 
     /// What is wrong with it.
     fn doubt(&self, pins: &Pins) -> Result<Option<ProgramDoubt>, Failure> {
-        let Some(link) = self.standing(pins)? else { return Ok(Some(ProgramDoubt::Missing(self.place))) };
+        let Some(link) = self.standing(pins)? else {
+            let without_tcx = if self.hook() == Hook::Xdp { None } else { without_tcx(self.place) };
+            return Ok(Some(without_tcx.unwrap_or(ProgramDoubt::Missing(self.place))));
+        };
         let is_it = match self.load(pins, false)? {
             Some(wanted) => wanted.identity()? == link.identity()?,
             None => false,
@@ -234,6 +237,12 @@ impl Part<'_> {
         pins.pin_link(&self.pin(), &link)?;
         Ok(true)
     }
+}
+
+/// That this kernel lets no program hang there, where it does not.
+fn without_tcx(place: ProgramPlace) -> Option<ProgramDoubt> {
+    let why = |errno| format!("it lets no program hang on an interface by tcx (Linux 6.6 does): {errno}");
+    refuses_tcx().map(|errno| ProgramDoubt::Unsupported(place, why(errno)))
 }
 
 fn pin(place: ProgramPlace, holder: Holder) -> String {
@@ -364,7 +373,7 @@ impl Sandbox<'_> {
         let pins = self.pins();
         let is_there = |place: &ProgramPlace| !pins.link(&pin(*place, holder)).is_ok_and(|link| link.is_none());
         if !holder.places().iter().any(is_there) {
-            return vec![ProgramDoubt::NoneAttached];
+            return vec![without_tcx(holder.places()[0]).unwrap_or(ProgramDoubt::NoneAttached)];
         }
         let doubt = |part: Part<'_>| part.doubt(&pins).unwrap_or_else(|failure| Some(failure.doubt(part.place)));
         self.parts(wanted, holder).into_iter().filter_map(doubt).collect()
