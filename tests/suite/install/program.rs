@@ -134,6 +134,8 @@ fn the_state_directory_goes_only_when_asked_and_unused() {
     let state = |marks: &[&str]| {
         fs::create_dir_all(node.path("state/isolated")).unwrap();
         fs::create_dir_all(node.path("state/attachments")).unwrap();
+        fs::create_dir_all(node.path("state/index")).unwrap();
+        node.write("state/index/c1", "");
         marks.iter().for_each(|mark| node.write(&format!("state/isolated/{mark}"), ""));
     };
     let purging = UninstallOptions { purge: true, ..node.uninstalling() };
