@@ -109,35 +109,35 @@ impl Batch {
 
     /// Adds the elements of a set, where they are fixed.
     pub fn add_elements(&mut self, table: &Table, set: &Set) {
-        for some in set.elements().chunks(ELEMENTS_AT_ONCE) {
-            self.push(kernel::MSG_NEWSETELEM, CREATE, "add elements to a set", table.family, |body| {
-                put_text(body, kernel::SET_ELEM_LIST_TABLE, table.name.as_bytes());
-                put_text(body, kernel::SET_ELEM_LIST_SET, set.name.as_bytes());
-                nest(body, kernel::SET_ELEM_LIST_ELEMENTS, |body| {
-                    for element in some {
-                        let [first, last] = key_bytes(element);
-                        nest(body, kernel::LIST_ELEM, |body| {
-                            nest(body, kernel::SET_ELEM_KEY, |body| put(body, kernel::DATA_VALUE, &first));
-                            nest(body, kernel::SET_ELEM_KEY_END, |body| put(body, kernel::DATA_VALUE, &last));
-                        });
-                    }
-                });
-            });
-        }
+        self.push_elements(table.family, &table.name, &set.name, set.elements(), |body, element| {
+            let [first, last] = key_bytes(element);
+            nest(body, kernel::SET_ELEM_KEY, |body| put(body, kernel::DATA_VALUE, &first));
+            nest(body, kernel::SET_ELEM_KEY_END, |body| put(body, kernel::DATA_VALUE, &last));
+        });
     }
 
     /// Puts elements into a set that is there, by their keys; one that is in it already stays.
     pub fn put_into_set(&mut self, family: Family, table: &str, set: &str, keys: &[Vec<u8>]) {
-        // An attribute's length is of 16 bits, and an element takes no more than 64 bytes.
-        for keys in keys.chunks(512) {
+        self.push_elements(family, table, set, keys, |body, key| {
+            nest(body, kernel::SET_ELEM_KEY, |body| put(body, kernel::DATA_VALUE, key));
+        });
+    }
+
+    fn push_elements<T>(
+        &mut self,
+        family: Family,
+        table: &str,
+        set: &str,
+        elements: &[T],
+        write: impl Fn(&mut Vec<u8>, &T),
+    ) {
+        for some in elements.chunks(ELEMENTS_AT_ONCE) {
             self.push(kernel::MSG_NEWSETELEM, CREATE, "add elements to a set", family, |body| {
                 put_text(body, kernel::SET_ELEM_LIST_TABLE, table.as_bytes());
                 put_text(body, kernel::SET_ELEM_LIST_SET, set.as_bytes());
                 nest(body, kernel::SET_ELEM_LIST_ELEMENTS, |body| {
-                    for key in keys {
-                        nest(body, kernel::LIST_ELEM, |body| {
-                            nest(body, kernel::SET_ELEM_KEY, |body| put(body, kernel::DATA_VALUE, key));
-                        });
+                    for element in some {
+                        nest(body, kernel::LIST_ELEM, |body| write(body, element));
                     }
                 });
             });
