@@ -1,8 +1,7 @@
 //! From what a rule handed over to an Ethernet frame with a direction. Pure.
 
-use serde::Serialize;
-
 use crate::kernel::nflog::{Handed, Hook};
+pub use crate::model::direction::Direction;
 
 const ETHERNET_HEADER: usize = 14;
 
@@ -13,30 +12,6 @@ pub enum Side {
     Pod,
     /// The host guard, which is at the other end: what comes in there has left the pod.
     Node,
-}
-
-/// Which way a packet goes, seen from the pod.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Direction {
-    /// To the pod.
-    In,
-    /// From the pod.
-    Out,
-    /// From one interface of the pod to another.
-    Forward,
-}
-
-impl Direction {
-    /// One word.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::In => "in",
-            Self::Out => "out",
-            Self::Forward => "forward",
-        }
-    }
 }
 
 /// Which way a packet goes that was met there.

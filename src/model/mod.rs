@@ -3,6 +3,7 @@
 pub mod attempt;
 pub mod audit;
 pub mod difference;
+pub mod direction;
 pub mod escaped;
 pub mod fault;
 pub mod fingerprint;

@@ -21,6 +21,7 @@ use crate::model::policy::Policy;
 use crate::model::verdict::{Note, Reason, Verdict};
 
 pub use crate::model::attempt::AttemptProtocol;
+pub use crate::model::direction::Direction;
 pub use json::{node_to_json, timestamp};
 pub use table::{Style, list_table, sandbox_text, status_table};
 
@@ -153,18 +154,6 @@ pub enum Layer {
     Bpf,
 }
 
-/// Which way a packet goes, seen from the pod.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Direction {
-    /// To the pod.
-    In,
-    /// From the pod.
-    Out,
-    /// From one interface of the pod to another.
-    Forward,
-}
-
 /// A destination that an isolated pod tried to reach.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Attempt {
@@ -250,18 +239,6 @@ impl Layer {
             Self::Pod => "pod",
             Self::Host => "host",
             Self::Bpf => "bpf",
-        }
-    }
-}
-
-impl Direction {
-    /// As JSON has it.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::In => "in",
-            Self::Out => "out",
-            Self::Forward => "forward",
         }
     }
 }
