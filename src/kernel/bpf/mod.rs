@@ -3,6 +3,7 @@
 //! By bpf(2) alone. A library would bring a loader of object files and a crate for their debugging data, and the programs here come
 //! from no file: they are computed (`rules::bpf`). Nothing is decided here.
 
+mod loaded;
 mod object;
 mod peer;
 mod pins;
@@ -12,6 +13,7 @@ mod syscall;
 use nix::errno::Errno;
 use thiserror::Error;
 
+pub use loaded::none_for_interfaces_but;
 pub use object::{Hook, Link, LoadedMap, LoadedProgram};
 pub use peer::may_redirect_to_peers;
 pub use pins::Pins;

@@ -8,8 +8,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 
+use super::loaded::{SCHED_CLS, by_id, loaded, read};
 use super::object::word;
-use super::syscall::{Attributes, Command, info};
+use super::syscall::{Attributes, Command};
 
 const REDIRECT_PEER: i32 = 155;
 /// A tail call is shown as a call of this.
@@ -17,7 +18,6 @@ const TAIL_CALL: u32 = 12;
 const CALL: u8 = 0x85;
 /// `BPF_PROG_TYPE_SCHED_CLS`, `…_SCHED_ACT` and `…_EXT`: those that may call it, and those that stand in for a part of one.
 const TYPES: [u32; 3] = [SCHED_CLS, 4, 28];
-const SCHED_CLS: u32 = 3;
 /// No program is longer.
 const LONGEST: usize = 8_000_000;
 
@@ -44,7 +44,7 @@ pub fn may_redirect_to_peers(attached: Option<&[u32]>) -> bool {
         // Which programs a tail call leads to is in a map, and anybody's to change.
         Some(attached) => attached
             .iter()
-            .filter_map(|id| by_id(*id))
+            .filter_map(|id| by_id(*id).ok())
             .any(|program| does(&program, &[helper]) || (does(&program, &[TAIL_CALL]) && any_does())),
     }
 }
@@ -72,44 +72,17 @@ fn calling_one() -> Result<OwnedFd, Errno> {
 
 /// The other programs that might call it.
 fn others(ours: &OwnedFd) -> impl Iterator<Item = OwnedFd> {
-    let id_of = |program: BorrowedFd<'_>| read(program, &mut []).map_or(0, |(_, id, _)| id);
-    let ours = id_of(ours.as_fd());
-    let mut last = 0;
-    std::iter::from_fn(move || {
-        let mut attributes = Attributes::new().word(0, last).put(4, &[0; 8]);
-        // SAFETY: the command follows no pointer.
-        unsafe { attributes.call(Command::ProgGetNextId) }.ok()?;
-        last = attributes.word_at(4);
-        Some(last)
-    })
-    .filter(move |id| *id != ours)
-    .filter_map(by_id)
-    .filter(|program| read(program.as_fd(), &mut []).is_none_or(|(kind, ..)| TYPES.contains(&kind)))
-}
-
-/// The program of an ID. One that is gone by now calls nothing.
-fn by_id(id: u32) -> Option<OwnedFd> {
-    let mut attributes = Attributes::new().word(0, id).put(8, &[0; 4]);
-    // SAFETY: the command follows no pointer, and makes a descriptor.
-    unsafe { attributes.open(Command::ProgGetFdById) }.ok()
-}
-
-/// Type and ID of a program, and how long its instructions are, of which as many are read as there is room for.
-fn read(program: BorrowedFd<'_>, code: &mut [u8]) -> Option<(u32, u32, usize)> {
-    let mut program_info = [0; 88];
-    if !code.is_empty() {
-        program_info[20..24].copy_from_slice(&u32::try_from(code.len()).ok()?.to_ne_bytes());
-        program_info[32..40].copy_from_slice(&(code.as_mut_ptr().expose_provenance() as u64).to_ne_bytes());
-    }
-    // SAFETY: the one pointer in it is to as many bytes as is said beside it, or null.
-    unsafe { info(program, &mut program_info) }.ok()?;
-    let is_shown = code.is_empty() || program_info[32..40] != [0; 8];
-    is_shown.then(|| (word(&program_info[0..4]), word(&program_info[4..8]), word(&program_info[20..24]) as usize))
+    let ours = read(ours.as_fd(), &mut []).map_or(0, |found| found.id);
+    loaded()
+        .map_while(Result::ok)
+        .filter(move |id| *id != ours)
+        .filter_map(|id| by_id(id).ok())
+        .filter(|program| read(program.as_fd(), &mut []).is_none_or(|found| TYPES.contains(&found.kind)))
 }
 
 /// The instructions of a program, where the kernel shows them.
 fn instructions(program: BorrowedFd<'_>) -> Option<Vec<u8>> {
-    let (_, _, length) = read(program, &mut [])?;
+    let length = read(program, &mut [])?.length;
     if length == 0 || length > LONGEST {
         return None;
     }
