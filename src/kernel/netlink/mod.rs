@@ -307,22 +307,33 @@ impl Socket {
     }
 }
 
-/// Puts a second reference to a socket where only the kernel can find it: into a message that waits at one end of a pair,
-/// and which holds that end itself. When both ends are closed here, nobody can receive the message any more, and the
-/// kernel's garbage collector (a work queue since 6.9; before, the closing itself) closes all that is in it.
+/// A second reference to a socket where only the kernel can find it: in a message that waits at one end of a pair, and which
+/// holds that end itself. When both ends are closed here, nobody can receive the message any more, and the kernel's garbage
+/// collector (a work queue since 6.9; before, the closing itself) closes all that is in it.
 ///
-/// # Errors
-/// When it cannot be left to the kernel; closing it here is right all the same.
-pub fn leave_to_kernel(socket: BorrowedFd<'_>) -> nix::Result<()> {
-    let (sender, holder) =
-        socketpair(AddressFamily::Unix, SockType::Datagram, None, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK)?;
-    let held = [socket.as_raw_fd(), holder.as_raw_fd()];
-    let carry = [ControlMessage::ScmRights(&held)];
-    sendmsg::<()>(sender.as_raw_fd(), &[IoSlice::new(&[0])], &carry, MsgFlags::empty(), None)?;
+/// It has to outlive the socket: a collector that comes first leaves the last reference, and the waiting, to whoever
+/// closes that.
+#[derive(Debug)]
+#[must_use = "it is dropped after the socket"]
+pub struct LeftToKernel {
     // In this order: it is the end of the sender that has the collector look.
-    drop(holder);
-    drop(sender);
-    Ok(())
+    _holder: OwnedFd,
+    _sender: OwnedFd,
+}
+
+impl LeftToKernel {
+    /// Leaves the closing of a socket to the kernel.
+    ///
+    /// # Errors
+    /// When it cannot be left to it; closing it here is right all the same.
+    pub fn of(socket: BorrowedFd<'_>) -> nix::Result<Self> {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let (sender, holder) = socketpair(AddressFamily::Unix, SockType::Datagram, None, flags)?;
+        let held = [socket.as_raw_fd(), holder.as_raw_fd()];
+        let carry = [ControlMessage::ScmRights(&held)];
+        sendmsg::<()>(sender.as_raw_fd(), &[IoSlice::new(&[0])], &carry, MsgFlags::empty(), None)?;
+        Ok(Self { _holder: holder, _sender: sender })
+    }
 }
 
 impl AsFd for Socket {

@@ -25,7 +25,7 @@ pub use events::{Committer, NftChange, NftEvents};
 pub use inventory::{ChainFound, RuleFound, SetFound, TableFound};
 pub use read::{ChainInFront, Element, LoadedTable};
 
-use crate::kernel::netlink::{NetlinkError, Socket, error_of, leave_to_kernel};
+use crate::kernel::netlink::{LeftToKernel, NetlinkError, Socket, error_of};
 use crate::rules::ruleset::Family;
 
 /// The `nfgenmsg` that every message's body begins with.
@@ -49,12 +49,14 @@ pub fn try_any(bytes: &[u8]) {
 #[derive(Debug)]
 pub struct Nft {
     socket: Socket,
+    // Behind the socket: fields are dropped in this order.
+    left: Option<LeftToKernel>,
 }
 
 impl Nft {
     /// Opens it in the calling thread's netns.
     pub fn open() -> Result<Self, NetlinkError> {
-        Ok(Self { socket: Socket::open(SockProtocol::NetlinkNetFilter)? })
+        Ok(Self { socket: Socket::open(SockProtocol::NetlinkNetFilter)?, left: None })
     }
 
     /// Has the kernel take all of `batch`, or nothing.
@@ -120,7 +122,7 @@ impl Nft {
 /// somebody who just did. The kernel's own threads do that waiting.
 impl Drop for Nft {
     fn drop(&mut self) {
-        let _ = leave_to_kernel(self.socket.as_fd());
+        self.left = LeftToKernel::of(self.socket.as_fd()).ok();
     }
 }
 
