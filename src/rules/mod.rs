@@ -2,7 +2,9 @@
 //! told.
 
 pub mod bpf;
+pub mod branches;
 pub mod containment;
+mod field;
 pub mod held;
 pub mod reports;
 pub mod ruleset;

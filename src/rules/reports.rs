@@ -39,7 +39,7 @@ pub fn trial_table() -> Table {
     let rules = vec![Rule::new(vec![report(String::new())])];
     let chain = Chain { name: "trial".to_owned(), hook: Hook::Forward, rules };
     let name = format!("{TABLE}-trial");
-    Table { family: Family::Inet, name, dormant: true, sets: Vec::new(), chains: vec![chain] }
+    Table { family: Family::Inet, name, dormant: true, sets: Vec::new(), branches: Vec::new(), chains: vec![chain] }
 }
 
 fn report(prefix: String) -> Statement {

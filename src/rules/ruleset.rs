@@ -9,6 +9,9 @@ use std::ops::Deref;
 
 use crate::model::names::IfName;
 
+pub(super) use super::field::Notation;
+pub use super::field::{Base, Field};
+
 /// The address family of a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Family {
@@ -29,14 +32,25 @@ pub struct Table {
     pub dormant: bool,
     /// Its sets.
     pub sets: Vec<Set>,
-    /// Its chains, all of them base chains.
+    /// The chains that its base chains jump to.
+    pub branches: Vec<Branch>,
+    /// Its base chains.
     pub chains: Vec<Chain>,
 }
 
 impl Table {
+    /// Its chains of either sort, each before those that jump to it.
+    pub fn all_chains(&self) -> impl Iterator<Item = AnyChain<'_>> {
+        let branches = self.branches.iter().map(|Branch { name, rules }| AnyChain { name, hook: None, rules });
+        let base = self.chains.iter().map(|Chain { name, hook, rules }| AnyChain { name, hook: Some(hook), rules });
+        branches.chain(base)
+    }
+
     /// Leaves out the sets that no rule fills or looks anything up in: those of a family that the sandbox does not have.
     pub fn keep_used_sets(&mut self) {
-        let statements = self.chains.iter().flat_map(|chain| &chain.rules).flat_map(|rule| &rule.statements);
+        let branches = self.branches.iter().flat_map(|branch| &branch.rules);
+        let rules = branches.chain(self.chains.iter().flat_map(|chain| &chain.rules));
+        let statements = rules.flat_map(|rule| &rule.statements);
         let used: BTreeSet<&str> = statements
             .filter_map(|statement| match statement {
                 Statement::Lookup(_, set) | Statement::Update { set, .. } => Some(set.as_str()),
@@ -166,6 +180,26 @@ pub struct Chain {
     pub rules: Vec<Rule>,
 }
 
+/// A chain that packets come to by a jump, and leave at its end, where nothing in it has ended them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Branch {
+    /// Its name.
+    pub name: String,
+    /// Its rules, in order.
+    pub rules: Vec<Rule>,
+}
+
+/// A chain of either sort.
+#[derive(Debug, Clone, Copy)]
+pub struct AnyChain<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Where packets meet it, if it is a base chain.
+    pub hook: Option<&'a Hook>,
+    /// Its rules, in order.
+    pub rules: &'a [Rule],
+}
+
 /// Where a base chain sits.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Hook {
@@ -236,6 +270,8 @@ pub enum Statement {
     Report(Report),
     /// Counts packets and bytes.
     Counter,
+    /// Goes through the rules of a branch, and on behind this one where none of them ended the packet.
+    Jump(String),
     /// Lets the packet pass this chain.
     Accept,
     /// Ends the packet.
@@ -270,6 +306,8 @@ pub enum Meta {
     Skuid(u32),
     /// That its frame was sent to this host, and to no other and not to many.
     ForThisHost,
+    /// The type of its frame, in front of fields of what that carries: what nft knows them by.
+    Protocol([u8; 2]),
     /// Its family, in a table of family inet.
     Nfproto {
         /// Whether it is IPv6.
@@ -340,134 +378,6 @@ impl Deref for Value {
 impl fmt::Debug for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         (**self).fmt(f)
-    }
-}
-
-/// Where a payload field is counted from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Base {
-    /// The Ethernet header.
-    Link,
-    /// The IP or ARP header.
-    Network,
-    /// The header behind it.
-    Transport,
-}
-
-/// A field of a packet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[allow(missing_docs, reason = "each variant is the nft name of the field; `text` spells it")]
-pub enum Field {
-    EtherDestination,
-    EtherSource,
-    EtherType,
-    /// Hardware type, protocol type and both lengths of an ARP packet.
-    ArpFormat,
-    ArpOperation,
-    ArpSenderEther,
-    ArpSenderIp,
-    ArpTargetEther,
-    ArpTargetIp,
-    IpProtocol,
-    IpSource,
-    IpDestination,
-    /// The first eight bytes of an IPv6 header: version, class, flow label, length, next header, hop limit.
-    Ip6Head,
-    Ip6NextHeader,
-    Ip6HopLimit,
-    Ip6Source,
-    Ip6Destination,
-    SourcePort,
-    DestinationPort,
-    TcpFlags,
-    Icmp6Type,
-    /// Type, code and checksum of a neighbour solicitation.
-    SolicitationHead,
-    /// What is reserved behind them, counted from the IPv6 header: counted from its own, nft would list it as a parameter
-    /// problem, which it does not read again.
-    SolicitationReserved,
-    /// The target address of neighbour discovery.
-    NeighbourTarget,
-    /// The option behind the target of a neighbour solicitation or advertisement.
-    NeighbourOption,
-}
-
-/// How the values of a field are written.
-#[derive(Clone, Copy)]
-pub(super) enum Notation {
-    Number,
-    Hexadecimal,
-    Mac,
-    Ipv4,
-    Ipv6,
-    EtherType,
-    Protocol,
-    Operation,
-    TcpFlags,
-    Icmp6Type,
-}
-
-impl Field {
-    /// Where the field is: base, offset and length in bytes.
-    #[must_use]
-    pub fn place(self) -> (Base, u32, u32) {
-        match self {
-            Self::EtherDestination => (Base::Link, 0, 6),
-            Self::EtherSource => (Base::Link, 6, 6),
-            Self::EtherType => (Base::Link, 12, 2),
-            Self::ArpFormat => (Base::Network, 0, 6),
-            Self::ArpOperation => (Base::Network, 6, 2),
-            Self::ArpSenderEther => (Base::Network, 8, 6),
-            Self::ArpSenderIp => (Base::Network, 14, 4),
-            Self::ArpTargetEther => (Base::Network, 18, 6),
-            Self::ArpTargetIp => (Base::Network, 24, 4),
-            Self::IpProtocol => (Base::Network, 9, 1),
-            Self::IpSource => (Base::Network, 12, 4),
-            Self::IpDestination => (Base::Network, 16, 4),
-            Self::Ip6Head => (Base::Network, 0, 8),
-            Self::Ip6NextHeader => (Base::Network, 6, 1),
-            Self::Ip6HopLimit => (Base::Network, 7, 1),
-            Self::Ip6Source => (Base::Network, 8, 16),
-            Self::Ip6Destination => (Base::Network, 24, 16),
-            Self::SourcePort => (Base::Transport, 0, 2),
-            Self::DestinationPort => (Base::Transport, 2, 2),
-            Self::TcpFlags => (Base::Transport, 13, 1),
-            Self::Icmp6Type => (Base::Transport, 0, 1),
-            Self::SolicitationHead => (Base::Transport, 0, 4),
-            Self::SolicitationReserved => (Base::Network, 44, 4),
-            Self::NeighbourTarget => (Base::Transport, 8, 16),
-            Self::NeighbourOption => (Base::Transport, 24, 8),
-        }
-    }
-
-    pub(super) fn text(self) -> (&'static str, Notation) {
-        match self {
-            Self::EtherDestination => ("ether daddr", Notation::Mac),
-            Self::EtherSource => ("ether saddr", Notation::Mac),
-            Self::EtherType => ("ether type", Notation::EtherType),
-            Self::ArpFormat => ("@nh,0,48", Notation::Hexadecimal),
-            Self::ArpOperation => ("arp operation", Notation::Operation),
-            Self::ArpSenderEther => ("arp saddr ether", Notation::Mac),
-            Self::ArpSenderIp => ("arp saddr ip", Notation::Ipv4),
-            Self::ArpTargetEther => ("arp daddr ether", Notation::Mac),
-            Self::ArpTargetIp => ("arp daddr ip", Notation::Ipv4),
-            Self::IpProtocol => ("ip protocol", Notation::Protocol),
-            Self::IpSource => ("ip saddr", Notation::Ipv4),
-            Self::IpDestination => ("ip daddr", Notation::Ipv4),
-            Self::Ip6Head => ("@nh,0,64", Notation::Hexadecimal),
-            Self::Ip6NextHeader => ("ip6 nexthdr", Notation::Protocol),
-            Self::Ip6HopLimit => ("ip6 hoplimit", Notation::Number),
-            Self::Ip6Source => ("ip6 saddr", Notation::Ipv6),
-            Self::Ip6Destination => ("ip6 daddr", Notation::Ipv6),
-            Self::SourcePort => ("th sport", Notation::Number),
-            Self::DestinationPort => ("th dport", Notation::Number),
-            Self::TcpFlags => ("tcp flags", Notation::TcpFlags),
-            Self::Icmp6Type => ("icmpv6 type", Notation::Icmp6Type),
-            Self::SolicitationHead => ("@th,0,32", Notation::Hexadecimal),
-            Self::SolicitationReserved => ("@nh,352,32", Notation::Hexadecimal),
-            Self::NeighbourTarget => ("@th,64,128", Notation::Hexadecimal),
-            Self::NeighbourOption => ("@th,192,64", Notation::Hexadecimal),
-        }
     }
 }
 

@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use crate::model::names::Mac;
 
+use super::branches::protocol_name;
 use super::ruleset::*;
 
 impl fmt::Display for Family {
@@ -43,27 +44,33 @@ impl fmt::Display for Table {
             }
             writeln!(f, "\t}}")?;
         }
-        for chain in &self.chains {
-            writeln!(f, "\tchain {} {{", Word(&chain.name))?;
-            let (hook, device) = match &chain.hook {
-                Hook::Ingress(device) => ("ingress", Some(device)),
-                Hook::Egress(device) => ("egress", Some(device)),
-                Hook::Input => ("input", None),
-                Hook::Output => ("output", None),
-                Hook::Forward => ("forward", None),
-            };
-            write!(f, "\t\ttype filter hook {hook}")?;
-            if let Some(device) = device {
-                write!(f, " device {}", Quoted(&device.to_string()))?;
+        for chain in self.all_chains() {
+            writeln!(f, "\tchain {} {{", Word(chain.name))?;
+            if let Some(hook) = chain.hook {
+                write_hook(f, hook)?;
             }
-            writeln!(f, " priority {}; policy drop;", chain.hook.priority())?;
-            for rule in &chain.rules {
+            for rule in chain.rules {
                 writeln!(f, "\t\t{rule}")?;
             }
             writeln!(f, "\t}}")?;
         }
         writeln!(f, "}}")
     }
+}
+
+fn write_hook(f: &mut fmt::Formatter<'_>, at: &Hook) -> fmt::Result {
+    let (hook, device) = match at {
+        Hook::Ingress(device) => ("ingress", Some(device)),
+        Hook::Egress(device) => ("egress", Some(device)),
+        Hook::Input => ("input", None),
+        Hook::Output => ("output", None),
+        Hook::Forward => ("forward", None),
+    };
+    write!(f, "\t\ttype filter hook {hook}")?;
+    if let Some(device) = device {
+        write!(f, " device {}", Quoted(&device.to_string()))?;
+    }
+    writeln!(f, " priority {}; policy drop;", at.priority())
 }
 
 impl fmt::Display for Rule {
@@ -118,6 +125,7 @@ impl fmt::Display for Statement {
                 Quoted(prefix)
             ),
             Self::Counter => f.write_str("counter"),
+            Self::Jump(branch) => write!(f, "jump {}", Word(branch)),
             Self::Accept => f.write_str("accept"),
             Self::Drop => f.write_str("drop"),
         }
@@ -131,6 +139,7 @@ impl fmt::Display for Meta {
             Self::Iifname(name) => write!(f, "iifname {}", Quoted(&name.to_string())),
             Self::Oifname(name) => write!(f, "oifname {}", Quoted(&name.to_string())),
             Self::Skuid(user) => write!(f, "meta skuid {user}"),
+            Self::Protocol(ether_type) => write!(f, "meta protocol {}", protocol_name(*ether_type)),
             Self::ForThisHost => f.write_str("meta pkttype host"),
             Self::Nfproto { v6 } => write!(f, "meta nfproto {}", if *v6 { "ipv6" } else { "ipv4" }),
         }
@@ -231,7 +240,7 @@ struct Word<'a>(&'a str);
 impl fmt::Display for Word<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let bare = self.0.starts_with(|first: char| first.is_ascii_alphabetic())
-            && self.0.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte));
+            && self.0.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-./".contains(&byte));
         if bare { f.write_str(self.0) } else { write!(f, "{}", Quoted(self.0)) }
     }
 }

@@ -3,7 +3,7 @@
 use nix::errno::Errno;
 
 use crate::kernel::netlink::{NetlinkError, append_message, nest, put, put_text};
-use crate::rules::ruleset::{Chain, Content, Family, Hook, Ranges, Rule, Set, Table};
+use crate::rules::ruleset::{AnyChain, Content, Family, Hook, Ranges, Rule, Set, Table};
 
 use super::compile::compile;
 use super::expression::encode;
@@ -54,7 +54,7 @@ impl Batch {
         for set in &table.sets {
             self.add_set(table, set);
         }
-        for chain in &table.chains {
+        for chain in table.all_chains() {
             self.add_chain(table, chain);
             self.add_rules(table, chain);
         }
@@ -160,15 +160,16 @@ impl Batch {
         });
     }
 
-    /// Adds a base chain, without its rules.
-    pub fn add_chain(&mut self, table: &Table, chain: &Chain) {
-        self.push(kernel::MSG_NEWCHAIN, CREATE, "add a base chain", table.family, |body| {
+    /// Adds a chain, without its rules.
+    pub fn add_chain(&mut self, table: &Table, chain: AnyChain<'_>) {
+        self.push(kernel::MSG_NEWCHAIN, CREATE, "add a chain", table.family, |body| {
             put_text(body, kernel::CHAIN_TABLE, table.name.as_bytes());
             put_text(body, kernel::CHAIN_NAME, chain.name.as_bytes());
+            let Some(hook) = chain.hook else { return };
             nest(body, kernel::CHAIN_HOOK, |body| {
-                put(body, kernel::HOOK_HOOKNUM, &hook_number(&chain.hook).to_be_bytes());
-                put(body, kernel::HOOK_PRIORITY, &chain.hook.priority().to_be_bytes());
-                if let Some(device) = chain.hook.device() {
+                put(body, kernel::HOOK_HOOKNUM, &hook_number(hook).to_be_bytes());
+                put(body, kernel::HOOK_PRIORITY, &hook.priority().to_be_bytes());
+                if let Some(device) = hook.device() {
                     put_text(body, kernel::HOOK_DEV, device.as_bytes());
                 }
             });
@@ -194,20 +195,20 @@ impl Batch {
     }
 
     /// Appends the rules of `chain` to it.
-    pub fn add_rules(&mut self, table: &Table, chain: &Chain) {
-        for rule in &chain.rules {
+    pub fn add_rules(&mut self, table: &Table, chain: AnyChain<'_>) {
+        for rule in chain.rules {
             self.push_rule(APPEND, table, chain, rule);
         }
     }
 
     /// Puts rules, in this order, in front of all that a chain has.
-    pub fn insert_rules(&mut self, table: &Table, chain: &Chain, rules: &[Rule]) {
+    pub fn insert_rules(&mut self, table: &Table, chain: AnyChain<'_>, rules: &[Rule]) {
         for rule in rules.iter().rev() {
             self.push_rule(0, table, chain, rule);
         }
     }
 
-    fn push_rule(&mut self, place: u16, table: &Table, chain: &Chain, rule: &Rule) {
+    fn push_rule(&mut self, place: u16, table: &Table, chain: AnyChain<'_>, rule: &Rule) {
         self.push(kernel::MSG_NEWRULE, CREATE | place, "add a rule", table.family, |body| {
             put_text(body, kernel::RULE_TABLE, table.name.as_bytes());
             put_text(body, kernel::RULE_CHAIN, chain.name.as_bytes());

@@ -1,7 +1,7 @@
 //! What is loaded beside what is wanted. Pure: `read` has read it.
 
 use crate::model::difference::Difference;
-use crate::rules::ruleset::{Chain, Content, Hook, Rule, Set, Table};
+use crate::rules::ruleset::{AnyChain, Content, Hook, Rule, Set, Table};
 
 use super::batch::{hook_number, key_bytes, key_length, key_type, milliseconds, set_flags};
 use super::compile::compile;
@@ -22,12 +22,12 @@ impl LoadedTable {
                 differences.push(Difference::Set(set.name.clone()));
             }
         }
-        for chain in &wanted.chains {
-            match self.chains.get(&chain.name) {
-                Some(loaded) if loaded.base == BaseChain::wanted(chain) => {
+        for chain in wanted.all_chains() {
+            match self.chains.get(chain.name) {
+                Some(loaded) if loaded.base == chain.hook.map(BaseChain::wanted) => {
                     differences.extend(loaded.difference(chain));
                 }
-                _ => differences.push(Difference::Chain(chain.name.clone())),
+                _ => differences.push(Difference::Chain(chain.name.to_owned())),
             }
         }
         if self.surplus(wanted) > 0 || self.foreign_flags {
@@ -70,7 +70,7 @@ impl LoadedTable {
     #[must_use]
     pub fn surplus(&self, wanted: &Table) -> usize {
         let present = wanted.sets.iter().filter(|set| self.has_set_named(&set.name)).count()
-            + wanted.chains.iter().filter(|chain| self.has_chain_named(&chain.name)).count();
+            + wanted.all_chains().filter(|chain| self.has_chain_named(chain.name)).count();
         usize::try_from(self.objects).unwrap_or(usize::MAX).saturating_sub(present)
     }
 
@@ -103,25 +103,25 @@ impl LoadedTable {
 }
 
 impl LoadedChain {
-    fn difference(&self, chain: &Chain) -> Option<Difference> {
+    fn difference(&self, chain: AnyChain<'_>) -> Option<Difference> {
         let wanted: Vec<_> = chain.rules.iter().map(compile).collect();
         if self.rules == wanted {
             return None;
         }
         let decides_the_same = without_reports(&self.rules).eq(without_reports(&wanted));
         Some(match decides_the_same {
-            true => Difference::Reports(chain.name.clone()),
-            false => Difference::Rules(chain.name.clone()),
+            true => Difference::Reports(chain.name.to_owned()),
+            false => Difference::Rules(chain.name.to_owned()),
         })
     }
 }
 
 impl BaseChain {
-    pub(super) fn wanted(chain: &Chain) -> Self {
+    pub(super) fn wanted(hook: &Hook) -> Self {
         Self {
-            hook: hook_number(&chain.hook),
-            priority: chain.hook.priority(),
-            devices: match &chain.hook {
+            hook: hook_number(hook),
+            priority: hook.priority(),
+            devices: match hook {
                 Hook::Ingress(device) | Hook::Egress(device) => vec![device.as_bytes().to_vec()],
                 Hook::Input | Hook::Output | Hook::Forward => Vec::new(),
             },

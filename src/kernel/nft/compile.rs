@@ -48,6 +48,7 @@ pub(super) fn compile(rule: &Rule) -> Vec<Expression> {
             }
             Statement::Report(report) => expressions.extend(compile_report(report)),
             Statement::Counter => expressions.push(Expression::Counter),
+            Statement::Jump(branch) => expressions.push(Expression::Jump { chain: branch.clone().into_bytes() }),
             Statement::Accept => expressions.push(Expression::Verdict { code: ACCEPT }),
             Statement::Drop => expressions.push(Expression::Verdict { code: DROP }),
         }
@@ -119,6 +120,7 @@ fn compile_meta(meta: &Meta) -> [Expression; 2] {
         Meta::Iifname(name) => meta_is(libc::NFT_META_IIFNAME, interface_name(name)),
         Meta::Oifname(name) => meta_is(libc::NFT_META_OIFNAME, interface_name(name)),
         Meta::Skuid(user) => meta_is(libc::NFT_META_SKUID, user.to_ne_bytes().into()),
+        Meta::Protocol(ether_type) => meta_is(libc::NFT_META_PROTOCOL, (*ether_type).into()),
         Meta::ForThisHost => meta_is(libc::NFT_META_PKTTYPE, [libc::PACKET_HOST].into()),
         Meta::Nfproto { v6 } => {
             let family = if *v6 { libc::NFPROTO_IPV6 } else { libc::NFPROTO_IPV4 };

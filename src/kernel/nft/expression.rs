@@ -18,6 +18,7 @@ pub(super) const INVERTED: u32 = libc::NFT_DYNSET_F_INV as u32;
 const VERDICT_REGISTER: u32 = libc::NFT_REG_VERDICT as u32;
 pub(super) const DROP: u32 = libc::NF_DROP as u32;
 pub(super) const ACCEPT: u32 = libc::NF_ACCEPT as u32;
+const JUMP: u32 = libc::NFT_JUMP as u32;
 /// A limit's unit, in seconds.
 const ONE_SECOND: u64 = 1;
 const LIMIT_PACKETS: u32 = 0;
@@ -66,6 +67,9 @@ pub(super) enum Expression {
     Verdict {
         code: u32,
     },
+    Jump {
+        chain: Vec<u8>,
+    },
     /// One that no rule of ours has.
     Foreign,
 }
@@ -88,6 +92,17 @@ pub(super) fn encode(bytes: &mut Vec<u8>, expression: &Expression) {
         nest(bytes, kernel::LIST_ELEM, |bytes| {
             put_text(bytes, kernel::EXPR_NAME, name);
             nest(bytes, kernel::EXPR_DATA, write);
+        });
+    };
+    let verdict = |bytes: &mut Vec<u8>, code, chain: Option<&Vec<u8>>| {
+        number(bytes, kernel::IMMEDIATE_DREG, VERDICT_REGISTER);
+        nest(bytes, kernel::IMMEDIATE_DATA, |bytes| {
+            nest(bytes, kernel::DATA_VERDICT, |bytes| {
+                number(bytes, kernel::VERDICT_CODE, code);
+                if let Some(chain) = chain {
+                    put_text(bytes, kernel::VERDICT_CHAIN, chain);
+                }
+            });
         });
     };
     match expression {
@@ -141,12 +156,8 @@ pub(super) fn encode(bytes: &mut Vec<u8>, expression: &Expression) {
             put_text(bytes, kernel::LOG_PREFIX, prefix);
             number(bytes, kernel::LOG_SNAPLEN, *length);
         }),
-        Expression::Verdict { code } => element(b"immediate", &|bytes| {
-            number(bytes, kernel::IMMEDIATE_DREG, VERDICT_REGISTER);
-            nest(bytes, kernel::IMMEDIATE_DATA, |bytes| {
-                nest(bytes, kernel::DATA_VERDICT, |bytes| number(bytes, kernel::VERDICT_CODE, *code))
-            });
-        }),
+        Expression::Verdict { code } => element(b"immediate", &|bytes| verdict(bytes, *code, None)),
+        Expression::Jump { chain } => element(b"immediate", &|bytes| verdict(bytes, JUMP, Some(chain))),
         // Nothing compiles to it.
         Expression::Foreign => {}
     }
@@ -224,7 +235,13 @@ fn decode_stateless(name: &[u8], data: &[u8]) -> Option<Expression> {
             let verdict =
                 attribute(data, kernel::IMMEDIATE_DATA).and_then(|data| attribute(data, kernel::DATA_VERDICT))?;
             let code = attribute(verdict, kernel::VERDICT_CODE).and_then(be32)?;
-            (number(kernel::IMMEDIATE_DREG)? == VERDICT_REGISTER).then_some(Expression::Verdict { code })
+            let chain = attribute(verdict, kernel::VERDICT_CHAIN).map(|chain| text(chain).to_vec());
+            let expression = match (code, chain) {
+                (JUMP, Some(chain)) => Expression::Jump { chain },
+                (code, None) => Expression::Verdict { code },
+                (_, Some(_)) => Expression::Foreign,
+            };
+            (number(kernel::IMMEDIATE_DREG)? == VERDICT_REGISTER).then_some(expression)
         }
         _ => None,
     }

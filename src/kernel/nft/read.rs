@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use crate::kernel::netlink::{NetlinkError, attribute, attributes, be32, put_text, text};
 use crate::model::difference::Difference;
 use crate::model::names::IfName;
-use crate::rules::ruleset::{Chain, Family, KeyType, NETDEV_PRIORITY, Set, Table};
+use crate::rules::ruleset::{Family, KeyType, NETDEV_PRIORITY, Set, Table};
 
 use super::expression::{Count, Expression, count, decode};
 use super::{Nft, header, kernel};
@@ -44,7 +44,8 @@ pub(super) struct LoadedSet {
 
 #[derive(Debug)]
 pub(super) struct LoadedChain {
-    pub(super) base: BaseChain,
+    /// How it is hooked, where it is a base chain.
+    pub(super) base: Option<BaseChain>,
     pub(super) rules: Vec<Vec<Expression>>,
     /// What the counter of its last rule, the drop, has seen.
     pub(super) dropped: Count,
@@ -119,13 +120,13 @@ impl Nft {
         }
         let mut chains = BTreeMap::new();
         // Chain by chain: the kernel's dump is of all chains of the netns, and on a node that is every guard's.
-        for chain in &wanted.chains {
+        for chain in wanted.all_chains() {
             let body = named(family, &[(kernel::CHAIN_TABLE, name), (kernel::CHAIN_NAME, chain.name.as_bytes())]);
             let answer = self.socket.ask("read a chain", kernel::SUBSYSTEM | kernel::MSG_GETCHAIN, &body);
             if let Some(payload) = absent_as_none(answer)?.flatten() {
                 let base = read_chain(behind_header(&payload));
                 let rules = Vec::with_capacity(chain.rules.len());
-                chains.insert(chain.name.clone(), LoadedChain { base, rules, dropped: Count::default() });
+                chains.insert(chain.name.to_owned(), LoadedChain { base, rules, dropped: Count::default() });
             }
         }
         let body = named(family, &[(kernel::RULE_TABLE, name)]);
@@ -137,7 +138,7 @@ impl Nft {
             match rule {
                 // One that came only now is missing, as it was when it was asked for.
                 LoadedRule::Wanted(chain, expressions, counted) => {
-                    if let Some(chain) = chains.get_mut(&chain.name) {
+                    if let Some(chain) = chains.get_mut(chain) {
                         chain.rules.push(expressions);
                         chain.dropped = counted;
                     }
@@ -161,7 +162,8 @@ impl Nft {
         let body = named(Family::Netdev, &names);
         let answer = self.socket.ask("read a chain", kernel::SUBSYSTEM | kernel::MSG_GETCHAIN, &body);
         let chain = absent_as_none(answer)?.flatten();
-        Ok(chain.map(|payload| read_chain(behind_header(&payload)).devices).unwrap_or_default())
+        let base = chain.and_then(|payload| read_chain(behind_header(&payload)));
+        Ok(base.map(|base| base.devices).unwrap_or_default())
     }
 
     /// In what the table differs from `wanted`, read back; with what was read, where it could be.
@@ -189,8 +191,7 @@ impl Nft {
         self.socket.dump_all_seen("list the chains", kernel::SUBSYSTEM | kernel::MSG_GETCHAIN, &body, |payload| {
             let chain = behind_header(payload);
             let table = String::from_utf8_lossy(text(attribute(chain, kernel::CHAIN_TABLE)?)).into_owned();
-            attribute(chain, kernel::CHAIN_HOOK)?;
-            let base = read_chain(chain);
+            let base = read_chain(chain)?;
             (base.priority <= NETDEV_PRIORITY).then_some(ChainInFront { table, devices: base.devices })
         })
     }
@@ -274,8 +275,9 @@ fn read_range(element: &[u8]) -> Option<[Vec<u8>; 2]> {
     Some([first, last])
 }
 
-fn read_chain(chain: &[u8]) -> BaseChain {
-    let hook = attribute(chain, kernel::CHAIN_HOOK).unwrap_or_default();
+/// How a chain is hooked; `None` of one that is not.
+fn read_chain(chain: &[u8]) -> Option<BaseChain> {
+    let hook = attribute(chain, kernel::CHAIN_HOOK)?;
     let number = |kind| attribute(hook, kind).and_then(be32).unwrap_or(u32::MAX);
     let mut devices: Vec<_> = attribute(hook, kernel::HOOK_DEVS)
         .map(|list| attributes(list).map(|(_, name)| text(name).to_vec()).collect())
@@ -283,19 +285,19 @@ fn read_chain(chain: &[u8]) -> BaseChain {
     if devices.is_empty() {
         devices.extend(attribute(hook, kernel::HOOK_DEV).map(|name| text(name).to_vec()));
     }
-    BaseChain {
+    Some(BaseChain {
         hook: number(kernel::HOOK_HOOKNUM),
         priority: number(kernel::HOOK_PRIORITY).cast_signed(),
         devices,
         is_filter: attribute(chain, kernel::CHAIN_TYPE).map(text) == Some(b"filter"),
         drops: attribute(chain, kernel::CHAIN_POLICY).and_then(be32) == Some(0),
-    }
+    })
 }
 
 /// A rule of a table.
 enum LoadedRule<'a> {
     /// In a chain that is wanted: its expressions, and what its last counter has seen.
-    Wanted(&'a Chain, Vec<Expression>, Count),
+    Wanted(&'a str, Vec<Expression>, Count),
     /// In another one, of this name.
     OfAnother(String),
 }
@@ -305,7 +307,7 @@ fn read_rule<'a>(rule: &[u8], table: &'a Table) -> Option<LoadedRule<'a>> {
         return None;
     }
     let name = text(attribute(rule, kernel::RULE_CHAIN)?);
-    let Some(chain) = table.chains.iter().find(|chain| chain.name.as_bytes() == name) else {
+    let Some(chain) = table.all_chains().find(|chain| chain.name.as_bytes() == name) else {
         return Some(LoadedRule::OfAnother(String::from_utf8_lossy(name).into_owned()));
     };
     let list = attribute(rule, kernel::RULE_EXPRESSIONS).unwrap_or_default();
@@ -316,7 +318,7 @@ fn read_rule<'a>(rule: &[u8], table: &'a Table) -> Option<LoadedRule<'a>> {
         counted = count.unwrap_or(counted);
         expressions.push(expression);
     }
-    Some(LoadedRule::Wanted(chain, expressions, counted))
+    Some(LoadedRule::Wanted(chain.name, expressions, counted))
 }
 
 fn read_element(element: &[u8], key: &[KeyType]) -> Option<Element> {
@@ -334,10 +336,19 @@ fn read_element(element: &[u8], key: &[KeyType]) -> Option<Element> {
 /// What holds of any bytes (`fuzzing`).
 #[cfg(any(test, fuzzing))]
 pub(super) fn try_any(bytes: &[u8]) {
-    let own = Chain { name: "ingress-eth0".to_owned(), hook: crate::rules::ruleset::Hook::Input, rules: Vec::new() };
-    let chains = vec![own];
-    let table =
-        Table { family: Family::Netdev, name: "quarantine".to_owned(), dormant: false, sets: Vec::new(), chains };
+    let own = crate::rules::ruleset::Chain {
+        name: "ingress-eth0".to_owned(),
+        hook: crate::rules::ruleset::Hook::Input,
+        rules: Vec::new(),
+    };
+    let table = Table {
+        family: Family::Netdev,
+        name: "quarantine".to_owned(),
+        dormant: false,
+        sets: Vec::new(),
+        branches: Vec::new(),
+        chains: vec![own],
+    };
     let body = behind_header(bytes);
     let _ = (read_set(bytes), read_chain(body));
     if let Some(LoadedRule::OfAnother(name)) = read_rule(body, &table) {

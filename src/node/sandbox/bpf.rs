@@ -14,6 +14,7 @@ use crate::model::names::ContainerId;
 use crate::model::record::Ebpf;
 use crate::model::verdict::{Bypass, ProgramDoubt, ProgramPlace, Programs};
 use crate::rules::bpf::{Inexpressible, Map, Sender, Stand, program};
+use crate::rules::branches::inlined;
 use crate::rules::containment::guard_table;
 use crate::rules::ruleset::{Chain, Family, Hook as Netfilter, KeyType, Set};
 
@@ -80,7 +81,7 @@ pub fn programs_are_displaced(netns_cookie: u64, container_id: &ContainerId) -> 
 struct Part<'a> {
     place: ProgramPlace,
     /// The chain that it is compiled from.
-    chain: &'a Chain,
+    chain: Chain,
     sets: &'a [Set],
     /// What it is on.
     holder: Holder,
@@ -155,7 +156,7 @@ impl Part<'_> {
 
     fn load_for(&self, sender: Sender, pins: &Pins, makes_maps: bool) -> Result<Option<LoadedProgram>, Failure> {
         let stand = if self.place == ProgramPlace::InPod { Stand::Xdp } else { Stand::Tcx };
-        let program = program(self.chain, self.sets, stand, sender).map_err(Failure::Program)?;
+        let program = program(&self.chain, self.sets, stand, sender).map_err(Failure::Program)?;
         let mut maps = Vec::with_capacity(program.maps.len());
         for map in &program.maps {
             let name = self.pin_of_map(map);
@@ -457,6 +458,7 @@ impl Sandbox<'_> {
                 Netfilter::Egress(hooked) => !is_ingress && hooked == device,
                 _ => false,
             })?;
+            let chain = inlined(table, chain);
             let (netns, netns_cookie) = (&self.netns, self.host.links.netns_cookie());
             Some(Part { place, chain, sets: &table.sets, holder, inside, netns, netns_cookie })
         };

@@ -9,6 +9,7 @@
 use crate::kernel::netlink::NetlinkError;
 use crate::kernel::nft::{Batch, LoadedTable, Nft};
 use crate::model::difference::Difference;
+use crate::rules::branches::is_branch;
 use crate::rules::containment::is_flow_set;
 use crate::rules::ruleset::{Family, Table};
 
@@ -57,7 +58,8 @@ pub(super) fn reconcile_compared(
         let wakes = was_dormant != Some(false) && !table.dormant;
         // The frame that ADD left is whole: it cuts, in a batch of one message a table, before what the policy opens is
         // loaded into it.
-        let cuts_first = wakes && !is_as_wanted && loaded.as_ref().is_some_and(|_| is_framed(&differences));
+        let cuts_first =
+            wakes && !is_as_wanted && loaded.as_ref().is_some_and(|loaded| is_framed(table, loaded, &differences));
         match (&loaded, was_dormant) {
             _ if is_as_wanted => {}
             (Some(loaded), _) if cuts_first => {
@@ -90,11 +92,15 @@ pub(super) fn reconcile_compared(
     Ok(transition)
 }
 
-/// Whether the chains are there and hooked where they should be, whatever is in them.
-fn is_framed(differences: &[Difference]) -> bool {
-    differences
-        .iter()
-        .all(|difference| matches!(difference, Difference::Rules(_) | Difference::Reports(_) | Difference::Set(_)))
+/// Whether the base chains are there and hooked where they should be, whatever is in them.
+fn is_framed(table: &Table, loaded: &LoadedTable, differences: &[Difference]) -> bool {
+    let is_missing_branch =
+        |name: &String| !loaded.has_chain_named(name) && table.branches.iter().any(|branch| branch.name == *name);
+    differences.iter().all(|difference| match difference {
+        Difference::Rules(_) | Difference::Reports(_) | Difference::Set(_) => true,
+        Difference::Chain(name) => is_missing_branch(name),
+        _ => false,
+    })
 }
 
 fn replace(batch: &mut Batch, table: &Table, is_there: bool) {
@@ -105,12 +111,15 @@ fn replace(batch: &mut Batch, table: &Table, is_there: bool) {
 }
 
 fn change_in_place(batch: &mut Batch, table: &Table, loaded: &LoadedTable, differences: &[Difference]) {
-    // Sets of another policy's flows are what is foreign after a change of policy, and can go; anything else is not ours.
+    // Sets of another policy's flows, and its branches, are what is foreign after a change of policy, and can go; anything else
+    // is not ours.
     let stale = loaded.other_sets(table, is_flow_set);
-    let foreign = differences.contains(&Difference::Foreign) && loaded.surplus(table) != stale.len();
+    let stale_branches: Vec<_> = loaded.other_chains().filter(|name| is_branch(name)).collect();
+    let foreign =
+        differences.contains(&Difference::Foreign) && loaded.surplus(table) != stale.len() + stale_branches.len();
     let in_the_way = table.sets.iter().any(|set| loaded.has_set_named(&set.name) && !loaded.has_set_like(set))
-        || table.chains.iter().any(|chain| {
-            differences.contains(&Difference::Chain(chain.name.clone())) && loaded.has_chain_named(&chain.name)
+        || table.all_chains().any(|chain| {
+            differences.contains(&Difference::Chain(chain.name.to_owned())) && loaded.has_chain_named(chain.name)
         });
     if foreign || in_the_way {
         replace(batch, table, true);
@@ -124,17 +133,17 @@ fn change_in_place(batch: &mut Batch, table: &Table, loaded: &LoadedTable, diffe
             batch.add_set(table, set);
         }
     }
-    for chain in &table.chains {
-        if differences.contains(&Difference::Chain(chain.name.clone())) {
+    for chain in table.all_chains() {
+        if differences.contains(&Difference::Chain(chain.name.to_owned())) {
             batch.add_chain(table, chain);
             batch.add_rules(table, chain);
         } else if [Difference::Rules, Difference::Reports]
             .iter()
-            .any(|of| differences.contains(&of(chain.name.clone())))
+            .any(|of| differences.contains(&of(chain.name.to_owned())))
         {
             match chain.rules.split_last() {
                 // The frame: what its drop has counted since the cut goes on to count.
-                Some((last, others)) if loaded.has_only(&chain.name, last) => {
+                Some((last, others)) if loaded.has_only(chain.name, last) => {
                     batch.insert_rules(table, chain, others);
                 }
                 _ => {
@@ -143,6 +152,11 @@ fn change_in_place(batch: &mut Batch, table: &Table, loaded: &LoadedTable, diffe
                 }
             }
         }
+    }
+    // Nothing jumps to them any more.
+    for branch in stale_branches {
+        batch.flush_chain(table.family, &table.name, branch.as_bytes());
+        batch.delete_chain(table.family, &table.name, branch.as_bytes());
     }
     for set in stale {
         batch.delete_set(table.family, &table.name, &set);

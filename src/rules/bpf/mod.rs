@@ -107,7 +107,7 @@ mod helper {
 const ETHERNET_HEADER: i32 = 14;
 const NANOSECONDS: u64 = 1_000_000_000;
 
-/// The program of a chain. `node` says how the node's own sockets are told.
+/// The program of a chain, in which its branches are inlined. `node` says how the node's own sockets are told.
 ///
 /// # Errors
 /// [`Inexpressible`].
@@ -176,7 +176,7 @@ impl Compiler<'_> {
                 Statement::Meta(meta) => self.meta(meta, next)?,
                 Statement::Lookup(key, set) => self.lookup(key, set, next)?,
                 Statement::Update { key, set, .. } => self.update(key, set, next)?,
-                Statement::Report(_) => return Err(Inexpressible::Statement),
+                Statement::Report(_) | Statement::Jump(_) => return Err(Inexpressible::Statement),
                 Statement::Counter => self.count(),
                 Statement::Accept => self.assembler.exit(match self.stand {
                     // TCX_NEXT, XDP_PASS.
@@ -218,7 +218,7 @@ impl Compiler<'_> {
                     assembler.jump_if(R1, When::NotEqual, 0, next);
                 }
             }
-            Meta::Iifname(_) | Meta::Oifname(_) | Meta::Skuid(_) | Meta::Nfproto { .. } => {
+            Meta::Iifname(_) | Meta::Oifname(_) | Meta::Skuid(_) | Meta::Nfproto { .. } | Meta::Protocol(_) => {
                 return Err(Inexpressible::Statement);
             }
         }

@@ -131,10 +131,22 @@ enum Place {
 /// The pod-side tables of a sandbox.
 #[must_use]
 pub fn pod_tables(policy: &Policy, interfaces: &[GuardedInterface], egress: EgressHook, dormant: bool) -> Vec<Table> {
-    let mut netdev =
-        Table { family: Family::Netdev, name: TABLE.to_owned(), dormant, sets: Vec::new(), chains: Vec::new() };
-    let mut inet =
-        Table { family: Family::Inet, name: TABLE.to_owned(), dormant, sets: attempt_sets(), chains: Vec::new() };
+    let mut netdev = Table {
+        family: Family::Netdev,
+        name: TABLE.to_owned(),
+        dormant,
+        sets: Vec::new(),
+        branches: Vec::new(),
+        chains: Vec::new(),
+    };
+    let mut inet = Table {
+        family: Family::Inet,
+        name: TABLE.to_owned(),
+        dormant,
+        sets: attempt_sets(),
+        branches: Vec::new(),
+        chains: Vec::new(),
+    };
     let flows = FlowSets::of(policy);
     let (mut input, mut output) = (Vec::new(), Vec::new());
     if policy.loopback {
@@ -200,7 +212,14 @@ pub fn pod_tables(policy: &Policy, interfaces: &[GuardedInterface], egress: Egre
 /// it off.
 #[must_use]
 pub fn frame(interfaces: &[IfName], egress: EgressHook) -> Vec<Table> {
-    let table = |family, chains| Table { family, name: TABLE.to_owned(), dormant: true, sets: Vec::new(), chains };
+    let table = |family, chains| Table {
+        family,
+        name: TABLE.to_owned(),
+        dormant: true,
+        sets: Vec::new(),
+        branches: Vec::new(),
+        chains,
+    };
     let mut hooks = Vec::with_capacity(2 * interfaces.len());
     for name in interfaces {
         hooks.push(chain(format!("ingress-{name}"), Hook::Ingress(name.clone()), Vec::new()));
@@ -241,7 +260,14 @@ pub fn guard(container_id: &ContainerId, policy: &Policy, ends: &[GuardedEnd], e
         }
         chains.push(chain(format!("from-{name}"), Hook::Ingress(device.clone()), compiled.outbound));
     }
-    let mut table = Table { family: Family::Netdev, name: guard_table(container_id), dormant: false, sets, chains };
+    let mut table = Table {
+        family: Family::Netdev,
+        name: guard_table(container_id),
+        dormant: false,
+        sets,
+        branches: Vec::new(),
+        chains,
+    };
     table.keep_used_sets();
     table
 }
@@ -265,7 +291,14 @@ pub fn sealed_guard(container_id: &ContainerId, ends: &[SealedEnd], egress: Egre
         }
         chains.push(chain(format!("from-{interface}"), Hook::Ingress(device.clone()), Vec::new()));
     }
-    Table { family: Family::Netdev, name: guard_table(container_id), dormant: false, sets: Vec::new(), chains }
+    Table {
+        family: Family::Netdev,
+        name: guard_table(container_id),
+        dormant: false,
+        sets: Vec::new(),
+        branches: Vec::new(),
+        chains,
+    }
 }
 
 /// What the name of one of the guard's chains says: the interface that it is for, and, where no record speaks of it, the
@@ -274,8 +307,10 @@ pub fn sealed_guard(container_id: &ContainerId, ends: &[SealedEnd], egress: Egre
 pub fn guarded_by(chain: &str) -> Option<(&str, Option<u32>)> {
     let name = chain.strip_prefix("to-").or_else(|| chain.strip_prefix("from-"))?;
     // No interface has a slash in its name, and nft reads one in a chain's.
-    let tagged = name.rsplit_once('/').and_then(|(name, index)| Some((name, index.parse().ok()?)));
-    Some(tagged.map_or((name, None), |(name, index)| (name, Some(index))))
+    match name.rsplit_once('/') {
+        Some((name, index)) => Some((name, Some(index.parse().ok()?))),
+        None => Some((name, None)),
+    }
 }
 
 /// What the guard remembers an end by that it was hooked on by a name which the end has no more: a set that nothing is put into.

@@ -10,6 +10,7 @@ use super::*;
 use crate::model::names::Mac;
 use crate::model::policy::{Allow, Direction, Ports};
 use crate::model::record::NodeOnLink;
+use crate::rules::branches::{branch_off, inlined};
 
 fn name(text: &str) -> IfName {
     IfName::new(text).unwrap()
@@ -96,7 +97,10 @@ fn the_rules_are_as_they_were_read() {
     for (case, tables) in cases {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("testdata/rulesets/{case}.nft"));
         let mut text = String::new();
-        for table in &tables {
+        for mut table in tables {
+            let whole = table.clone();
+            branch_off(&mut table);
+            assert_eq!(in_groups(&table), in_groups(&whole), "{case}");
             write!(text, "{table}").unwrap();
         }
         if std::env::var_os("UPDATE_TESTDATA").is_some() {
@@ -106,6 +110,17 @@ fn the_rules_are_as_they_were_read() {
         let expected = std::fs::read_to_string(&path).unwrap_or_default();
         assert!(text == expected, "{case} is not as in {}:\n{text}", path.display());
     }
+}
+
+/// The rules of each chain as the programs of the eBPF layer are compiled from them, whatever the order of those that no frame
+/// meets both of.
+fn in_groups(table: &Table) -> Vec<Vec<String>> {
+    let sorted = |chain: &Chain| {
+        let mut rules: Vec<_> = inlined(table, chain).rules.iter().map(ToString::to_string).collect();
+        rules.sort();
+        rules
+    };
+    table.chains.iter().map(sorted).collect()
 }
 
 #[test]
