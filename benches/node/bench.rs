@@ -6,6 +6,7 @@
 
 mod crowd;
 mod evidence;
+mod flood;
 mod isolation;
 mod node;
 mod packets;
@@ -14,6 +15,7 @@ mod process;
 mod report;
 mod stream;
 mod tamper;
+mod tcx;
 
 use std::error::Error;
 use std::fmt::Write as _;
@@ -141,7 +143,7 @@ fn measure(arguments: &Arguments, work: &Path) -> Outcome<Vec<Section>> {
         ("isolation", isolation::measure),
         ("evidence", evidence::measure),
         ("released", packets::released),
-        ("flood", packets::flood),
+        ("flood", flood::flood),
         ("tampering", tamper::measure),
     ];
     for (key, measure) in alone {

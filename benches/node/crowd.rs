@@ -37,11 +37,16 @@ pub(crate) fn measure(node: &Node, effort: &Effort, wanted: &Wanted) -> Outcome<
     for size in effort.crowd() {
         let have = u32::try_from(crowd.len())?;
         let more = node.pods(FIRST + have..FIRST + size)?;
+        let before = kernel_memory()?;
         for pod in &more {
             node.plugin("ADD", pod, None).run()?;
         }
+        if wanted.growth && more.len() > 100 {
+            let each = (kernel_memory()? - before) / more.len() as f64;
+            growth.push("kernel memory of a released pod", &named(*size), "KiB", each);
+        }
         crowd.extend(more);
-        let named = format!("{size} on the node");
+        let named = named(*size);
         if wanted.growth {
             comings_and_goings(node, &guests, &named, &mut growth)?;
         }
@@ -65,6 +70,23 @@ pub(crate) fn measure(node: &Node, effort: &Effort, wanted: &Wanted) -> Outcome<
         .into_iter()
         .filter_map(|(is_wanted, section)| is_wanted.then_some(section))
         .collect())
+}
+
+fn named(size: u32) -> String {
+    format!("{size} on the node")
+}
+
+/// What the kernel has allocated for no cache of a kind of its own, in KiB: that is where rules, chains and tables are, and not
+/// what files and directories take.
+fn kernel_memory() -> Outcome<f64> {
+    let mut bytes = 0.0;
+    for line in std::fs::read_to_string("/proc/slabinfo")?.lines().filter(|line| line.starts_with("kmalloc-")) {
+        let mut words = line.split_whitespace().skip(1);
+        let mut number = || words.next().ok_or("slabinfo is not as expected")?.parse::<f64>().map_err(|_| "no number");
+        let (used, _, length) = (number()?, number()?, number()?);
+        bytes += used * length;
+    }
+    Ok(bytes / 1024.0)
 }
 
 /// ADD, isolate, release, DEL of one pod more.
@@ -159,7 +181,9 @@ fn all_at_once(
             wait_for("the isolation of all", || rules.are_awake())?;
         }
         section.push(&format!("isolated, {named}"), "quarantine agent", "ms", started.elapsed().as_secs_f64() * 1e3);
-        agent.wait_until_idle()?;
+        // What it does then is to let through what the policies do, and to read all of it back.
+        let opened = (agent.wait_until_idle()? - started).as_secs_f64() * 1e3;
+        section.push(&format!("isolated, holes open and read back, {named}"), "quarantine agent", "ms", opened);
         if round == 0 {
             at_rest(node, effort, agent, crowd, named, section)?;
         }

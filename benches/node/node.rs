@@ -270,15 +270,16 @@ impl Agent {
         Ok(Duration::from_nanos(nanoseconds))
     }
 
-    /// Waits until it has not run for a tenth of a second.
-    pub(crate) fn wait_until_idle(&self) -> Outcome<()> {
+    /// Waits until it has not run for a tenth of a second; gives the moment from which on it did not, to a tenth of a second.
+    pub(crate) fn wait_until_idle(&self) -> Outcome<Instant> {
         let deadline = Instant::now() + Duration::from_secs(60);
         let mut before = self.switches()?;
         loop {
+            let since = Instant::now();
             std::thread::sleep(Duration::from_millis(100));
             let now = self.switches()?;
             if now == before {
-                return Ok(());
+                return Ok(since);
             }
             if Instant::now() > deadline {
                 return Err("the agent does not come to rest".into());
