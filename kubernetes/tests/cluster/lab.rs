@@ -1,5 +1,6 @@
 //! No tests: what the others are built of.
 
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::PathBuf;
@@ -166,7 +167,8 @@ impl Drop for Namespace {
     }
 }
 
-fn release_and_delete(object: &str) {
+/// Releases what an object is about, and deletes the object.
+pub(crate) fn release_and_delete(object: &str) {
     let patch = r#"{"spec":{"release":{"by":"admin"}}}"#;
     let _ = kubectl_as(&admin(), &["patch", "podquarantine", object, "--type=merge", "-p", patch], "");
     let _ = kubectl_as(&admin(), &["delete", "podquarantine", object], "");
@@ -352,4 +354,39 @@ pub(crate) fn kubeconfig_of(namespace: &str, account: &str, bound_to_node: Optio
     );
     std::fs::write(&path, config).unwrap();
     path
+}
+
+/// Something that one of the parts asked of the API server.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Request {
+    pub(crate) account: String,
+    pub(crate) verb: String,
+    pub(crate) resource: String,
+}
+
+/// All that the accounts of the parts have asked for since the cluster came up, by the API server's audit log; a watch when it
+/// begins.
+pub(crate) fn requests() -> Vec<Request> {
+    let log = std::fs::read_to_string(directory().join("run/plane/log/audit")).unwrap();
+    let events = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let request = |event: Value| {
+        let text = |pointer: &str| event.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let (verb, stage) = (text("/verb"), text("/stage"));
+        let (resource, part) = (text("/objectRef/resource"), text("/objectRef/subresource"));
+        (stage == if verb == "watch" { "ResponseStarted" } else { "ResponseComplete" }).then(|| Request {
+            account: text("/user/username").rsplit(':').next().unwrap_or_default().to_owned(),
+            verb,
+            resource: if part.is_empty() { resource } else { format!("{resource}/{part}") },
+        })
+    };
+    events.filter_map(request).collect()
+}
+
+/// How many there are of each.
+pub(crate) fn counted(requests: &[Request]) -> BTreeMap<Request, usize> {
+    let mut counted = BTreeMap::new();
+    for request in requests {
+        *counted.entry(request.clone()).or_default() += 1;
+    }
+    counted
 }

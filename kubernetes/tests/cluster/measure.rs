@@ -1,5 +1,5 @@
 //! What it takes: from the API server's answer to the last packet, memory, requests at rest; beside a `NetworkPolicy` where there
-//! is an agent for these. It prints, and claims nothing; `scripts/bench-cluster` runs it.
+//! is an agent for these. It prints tables, and claims nothing; `scripts/bench-cluster` runs it.
 
 use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpStream};
@@ -17,7 +17,7 @@ use serde_json::json;
 
 use quarantine_kube::api::{PodQuarantine, PodQuarantineSpec, PodRef, Release};
 
-use crate::lab::{Namespace, Pod, await_true, kubectl, on};
+use crate::lab::{Namespace, Pod, Request, await_true, counted, on, requests};
 
 /// Isolations of each measurement; `ROUNDS` says another number, to see whether it runs.
 fn rounds_each() -> usize {
@@ -120,17 +120,6 @@ fn percentile(sorted: &[f64], part: f64) -> f64 {
     sorted[index as usize]
 }
 
-fn said(what: &str, mut milliseconds: Vec<f64>) {
-    milliseconds.sort_by(f64::total_cmp);
-    println!(
-        "{what}: median {:.1} ms, p90 {:.1} ms, p99 {:.1} ms, of {}",
-        percentile(&milliseconds, 0.5),
-        percentile(&milliseconds, 0.9),
-        percentile(&milliseconds, 0.99),
-        milliseconds.len()
-    );
-}
-
 fn object(pod: &Pod) -> PodQuarantine {
     let reference = PodRef {
         namespace: pod.namespace.clone(),
@@ -149,9 +138,15 @@ struct Times {
 }
 
 impl Times {
-    fn say(self, what: &str) {
-        said(&format!("{what}, request to last packet"), self.from_request);
-        said(&format!("{what}, answer to last packet"), self.from_answer);
+    /// Rows of the table: objects, what was done and what saw it, from where; median, 90th and 99th percentile, how many.
+    fn rows(self, objects: usize, what: &str) -> String {
+        let row = |from: &str, mut milliseconds: Vec<f64>| {
+            milliseconds.sort_by(f64::total_cmp);
+            let [median, most, nearly_all] = [0.5, 0.9, 0.99].map(|part| percentile(&milliseconds, part));
+            let count = milliseconds.len();
+            format!("| {objects} | {what} | {from} | {median:.1} ms | {most:.1} | {nearly_all:.1} | {count} |\n")
+        };
+        row("request", self.from_request) + &row("answer", self.from_answer)
     }
 
     /// Asks for it, once packets pass, and waits until none does.
@@ -210,28 +205,19 @@ fn hollow_nodes(config: &kube::Config, count: usize) {
     }
 }
 
-/// The memory of a program of a node, in KiB.
-fn memory(node: &str, command: &str) -> String {
+/// The memory of a program on whichever nodes it runs, in MB: all that is resident, and what of it is not of a file.
+fn memory(command: &str) -> String {
     let line = format!(
         "for p in /proc/[0-9]*; do if tr '\\0' ' ' <$p/cmdline 2>/dev/null | grep -q '^{command}'; then \
-         grep -E 'VmRSS|RssAnon' $p/status | tr -s '\\t ' ' ' | tr '\\n' ' '; fi; done"
+         grep -E 'VmRSS|RssAnon' $p/status; fi; done"
     );
-    on(node, &line).trim().to_owned()
-}
-
-/// How many requests an account has made of the API server, by its audit of flow control: none is kept, so its log of requests is
-/// read from the metrics, which know verbs and resources.
-fn requests() -> Vec<(String, f64)> {
-    let metrics = kubectl("get --raw /metrics");
-    let lines = metrics.lines().filter(|line| {
-        line.starts_with("apiserver_request_total{") && (line.contains("podquarantines") || line.contains("leases"))
-    });
-    lines
-        .filter_map(|line| {
-            let (name, value) = line.rsplit_once(' ')?;
-            Some((name.to_owned(), value.parse().ok()?))
-        })
-        .collect()
+    let text = ["a", "b"].map(|node| on(node, &line)).concat();
+    let most = |key: &str| {
+        let values =
+            text.lines().filter_map(|line| line.strip_prefix(key)?.split_whitespace().nth(1)?.parse::<f64>().ok());
+        values.fold(0.0, f64::max) / 1000.0
+    };
+    format!("{:.1} | {:.1}", most("VmRSS"), most("RssAnon"))
 }
 
 #[test]
@@ -240,63 +226,80 @@ fn from_the_answer_to_the_last_packet() {
     let namespace = Namespace::new("measured");
     let pod = namespace.pod("web", "b");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
-        let options = kube::config::KubeConfigOptions::default();
-        let kubeconfig = kube::config::Kubeconfig::read_from(crate::lab::admin()).unwrap();
-        let config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.unwrap();
-        let client = Client::try_from(config.clone()).unwrap();
-        let objects: Api<PodQuarantine> = Api::all(client.clone());
-        hollow_nodes(&config, HOLLOW);
-        let mut standing = 0;
-        for others in [0, 99, 999] {
-            while standing < others {
-                // Of pods that are no more, half of them this node's.
-                let node = if standing % 2 == 0 { "a" } else { "b" };
-                let name = format!("other-{standing}");
-                let reference = PodRef {
-                    namespace: "measured".into(),
-                    name: name.clone(),
-                    uid: Some(name.clone()),
-                    node_name: Some(node.into()),
-                };
-                let spec = PodQuarantineSpec { detach: false, ..PodQuarantineSpec::of(reference) };
-                objects.create(&PostParams::default(), &PodQuarantine::new(&name, spec)).await.unwrap();
-                standing += 1;
-            }
-            let last = format!("other-{}", others.max(1) - 1);
-            while others > 0 && objects.get(&last).await.unwrap().status.is_none() {
-                tokio::time::sleep(Duration::from_millis(200)).await;
-            }
-            tokio::time::sleep(Duration::from_secs(10)).await;
-            rounds(&objects, &pod, Pinging::at(&pod)).await.say(&format!("{} objects", others + 1));
-            if std::env::var_os("NETWORK_POLICIES").is_some() {
-                rounds(&objects, &pod, Knocking::at(&pod)).await.say(&format!("{} objects, new flows", others + 1));
-                policy_rounds(client.clone(), &pod).await.say("NetworkPolicy, new flows");
-            }
-            println!("{} objects, node:       {}", others + 1, memory("b", "/bin/quarantine-kube node"));
-            for node in ["a", "b"] {
-                println!(
-                    "{} objects, controller ({node}): {}",
-                    others + 1,
-                    memory(node, "/bin/quarantine-kube controller")
-                );
-            }
-        }
-        let before = requests();
-        tokio::time::sleep(Duration::from_secs(60)).await;
-        println!("requests in a minute at rest, with 1000 objects on two nodes, and {HOLLOW} that watch:");
-        for (name, value) in requests() {
-            let was = before.iter().find(|(other, _)| *other == name).map_or(0.0, |(_, was)| *was);
-            if value > was {
-                println!("  {} {name}", value - was);
-            }
-        }
-        for number in 0..standing {
-            let name = format!("other-{number}");
-            let release = json!({ "spec": { "release": Release { by: "admin".into(), reason: None } } });
-            objects.patch(&name, &PatchParams::default(), &Patch::Merge(release)).await.unwrap();
-            objects.delete(&name, &DeleteParams::default()).await.unwrap();
-        }
-    });
+    let report = runtime.block_on(measure(&pod));
+    println!("{report}");
+    if let Some(path) = std::env::var_os("CLUSTER_REPORT") {
+        std::fs::write(path, report).unwrap();
+    }
     await_true(60, "all marks are gone", || on("a", "ls /var/lib/cni/quarantine/isolated | wc -l").trim() == "0");
+}
+
+/// Objects of pods that are no more, as many as are to stand; half of them are of the measured node.
+async fn fill(objects: &Api<PodQuarantine>, standing: std::ops::Range<usize>) {
+    for number in standing.clone() {
+        let name = format!("other-{number}");
+        let reference = PodRef {
+            namespace: "measured".into(),
+            name: name.clone(),
+            uid: Some(name.clone()),
+            node_name: Some(if number % 2 == 0 { "a" } else { "b" }.into()),
+        };
+        let spec = PodQuarantineSpec { detach: false, ..PodQuarantineSpec::of(reference) };
+        objects.create(&PostParams::default(), &PodQuarantine::new(&name, spec)).await.unwrap();
+    }
+    for number in standing {
+        while objects.get(&format!("other-{number}")).await.unwrap().status.is_none() {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+    tokio::time::sleep(Duration::from_secs(10)).await;
+}
+
+async fn measure(pod: &Pod) -> String {
+    let options = kube::config::KubeConfigOptions::default();
+    let kubeconfig = kube::config::Kubeconfig::read_from(crate::lab::admin()).unwrap();
+    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.unwrap();
+    let client = Client::try_from(config.clone()).unwrap();
+    let objects: Api<PodQuarantine> = Api::all(client.clone());
+    hollow_nodes(&config, HOLLOW);
+    let mut times = String::from(
+        "| objects | what was written | from its | to the last packet: median | p90 | p99 | n |\n|--:|---|---|--:|--:|--:|--:|\n",
+    );
+    let mut memories =
+        String::from("| objects | node: resident MB | of it anonymous | controller: resident MB | of it anonymous |\n");
+    memories += "|--:|--:|--:|--:|--:|\n";
+    let mut standing = 0;
+    for others in [0, 99, 999] {
+        fill(&objects, standing..others).await;
+        standing = others;
+        let count = others + 1;
+        times +=
+            &rounds(&objects, pod, Pinging::at(pod)).await.rows(count, "PodQuarantine; a flow that was there (ping)");
+        if std::env::var_os("NETWORK_POLICIES").is_some() {
+            times += &rounds(&objects, pod, Knocking::at(pod)).await.rows(count, "PodQuarantine; new flows");
+            times += &policy_rounds(client.clone(), pod).await.rows(count, "NetworkPolicy, kube-router; new flows");
+        }
+        let [node, controller] = ["node", "controller"].map(|part| memory(&format!("/bin/quarantine-kube {part}")));
+        memories += &format!("| {count} | {node} | {controller} |\n");
+    }
+    let before = requests().len();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let mut asked = String::from("| account | asks | of | in a minute |\n|---|---|---|--:|\n");
+    for (Request { account, verb, resource }, count) in counted(&requests()[before..]) {
+        asked += &format!("| {account} | {verb} | {resource} | {count} |\n");
+    }
+    for number in 0..standing {
+        let name = format!("other-{number}");
+        let release = json!({ "spec": { "release": Release { by: "admin".into(), reason: None } } });
+        objects.patch(&name, &PatchParams::default(), &Patch::Merge(release)).await.unwrap();
+        objects.delete(&name, &DeleteParams::default()).await.unwrap();
+    }
+    format!(
+        "### From the API server to the last packet\n\n\
+         Two nodes, and {HOLLOW} more that watch their objects; API server and etcd on the same cores. Half of the objects are the measured \
+         node's. The answer is the API server's own, to whoever wrote the object.\n\n{times}\n\
+         ### Memory\n\n{memories}\n\
+         ### Requests to the API server at rest, with 1000 objects on two nodes\n\n\
+         By its audit log: all that the accounts of the parts asked for.\n\n{asked}"
+    )
 }

@@ -1,6 +1,11 @@
 //! What is done on the node by hand is shown in the cluster, and what the cluster did is not undone by it.
 
-use crate::lab::{Namespace, await_true, kubectl_as, machine, on};
+use std::thread;
+use std::time::Duration;
+
+use crate::lab::{
+    AtEnd, Namespace, apply, await_true, counted, get, kubectl_as, machine, on, release_and_delete, requests,
+};
 
 const QUARANTINE: &str = "/opt/cni/bin/quarantine";
 
@@ -112,4 +117,33 @@ fn the_plugin_goes_out_of_the_configuration_byte_for_byte_and_comes_in_again() {
         ),
     );
     assert_eq!(conflist, original);
+}
+
+#[test]
+fn at_rest_nothing_is_asked_of_the_api_server_but_the_watch_and_the_lease() {
+    let _gone = AtEnd(|| (0..20).for_each(|number| release_and_delete(&format!("resting-{number}"))));
+    for number in 0..20 {
+        let node = if number % 2 == 0 { "a" } else { "b" };
+        apply(&format!(
+            "{{apiVersion: cni-quarantine.dev/v1alpha1, kind: PodQuarantine, metadata: {{name: resting-{number}}}, spec: {{detach: false, \
+             pod: {{namespace: default, name: none, uid: resting-{number}, nodeName: {node}}}}}}}"
+        ));
+    }
+    let all_say = |reason: &str| {
+        let objects = get("podquarantines").unwrap();
+        let objects = objects["items"].as_array().unwrap();
+        objects.iter().filter(|object| object["status"]["conditions"].to_string().contains(reason)).count() >= 20
+    };
+    await_true(30, "it is said of all that their pods are gone", || all_say("TargetGone"));
+    await_true(30, "and that they need not be detached", || all_say("NotWanted"));
+    thread::sleep(Duration::from_secs(12));
+    let before = requests().len();
+    // Longer than any look, and than counters are held back.
+    thread::sleep(Duration::from_secs(20));
+    let mut asked = counted(&requests()[before..]);
+    // The node's condition is asserted every ten minutes, whatever else happens.
+    asked.retain(|request, _| {
+        !matches!(&*request.resource, "leases" | "nodes" | "nodes/status") && request.verb != "watch"
+    });
+    assert!(asked.is_empty(), "{asked:?}");
 }
