@@ -68,8 +68,9 @@ pub use node::{logging, state};
 
 /// Bringing the kernel to the marks of a sandbox, by its name, for whoever writes marks and wants to know what became of them.
 pub mod apply {
-    pub use crate::node::enforce::{EnforceError, apply_locked};
+    pub use crate::node::enforce::{CUT_AT_ONCE, EnforceError, apply_locked, cut_off_marked};
     pub use crate::node::sandbox::{Before, NodeScan, Scan, Side};
+    pub use crate::node::workers::on_each;
 }
 
 /// Having the evidence of a sandbox collected, for whoever cuts it off by [`apply`].

@@ -64,7 +64,7 @@ pub async fn run(arguments: KeepArguments) -> anyhow::Result<()> {
             return Ok(());
         }
         tokio::select! {
-            Some(()) = changes.recv() => tokio::time::sleep(SETTLED_AFTER).await,
+            Some(_) = changes.recv() => tokio::time::sleep(SETTLED_AFTER).await,
             () = tokio::time::sleep(pause) => {}
             () = &mut end => return Ok(()),
         }

@@ -8,7 +8,7 @@ use thiserror::Error;
 use crate::model::audit::Line;
 use crate::model::difference::joined;
 use crate::model::mark::Desired;
-use crate::model::names::ContainerId;
+use crate::model::names::{ContainerId, Key};
 use crate::model::record::NodeOnLink;
 use crate::model::records::SandboxRecords;
 use crate::model::verdict::{Reason, Verdict};
@@ -114,6 +114,22 @@ where
     }
     load_guards(host, &guards);
     cut
+}
+
+/// The same where it is known which marks there are: those of these sandboxes' own, by container ID, UID and name, are read, and
+/// the node's others are not looked through.
+pub fn cut_off_marked<'a>(
+    state: &StateDir,
+    host: &mut Side,
+    sandboxes: &'a [ContainerId],
+) -> BTreeSet<&'a ContainerId> {
+    let wanted = |_: &ContainerId, records: &SandboxRecords| {
+        let pod = records.pod();
+        let own = [Some(Key::from(records.container_id())), pod.uid.as_ref().map(Key::from), pod.name_key()];
+        let marks: Vec<_> = own.iter().flatten().filter_map(|key| state.read_mark(key)).collect();
+        Some(records.desired(&marks))
+    };
+    cut_off(state, host, sandboxes, |id| id, wanted)
 }
 
 /// Why a sandbox is looked at.

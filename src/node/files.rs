@@ -84,6 +84,16 @@ pub fn replace(
     if durability == Durability::Durable { sync_directory_of(path) } else { Ok(()) }
 }
 
+/// Has the disk keep a file that was written before, and its name.
+///
+/// # Errors
+/// When it cannot be opened or synced.
+pub fn sync(path: &Path) -> io::Result<()> {
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
+    file.sync_all()?;
+    sync_directory_of(path)
+}
+
 /// Has the disk know which names are in the directory of `path`.
 ///
 /// # Errors

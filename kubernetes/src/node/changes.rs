@@ -10,11 +10,19 @@ use tokio::sync::mpsc;
 /// How long until the directories are watched again, where they cannot be.
 const PAUSE: Duration = Duration::from_secs(2);
 
+/// What has changed in one of the directories.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Changed {
+    /// What has this name.
+    Named(String),
+    /// Nobody knows what.
+    Anything,
+}
+
 /// A message for each change of what is in these directories. Where they cannot be watched there are none, and a regular look
 /// has to do.
-pub fn watch(directories: Vec<PathBuf>) -> mpsc::Receiver<()> {
-    // One is enough: what changed is looked up.
-    let (changed, changes) = mpsc::channel(1);
+pub fn watch(directories: Vec<PathBuf>) -> mpsc::UnboundedReceiver<Changed> {
+    let (changed, changes) = mpsc::unbounded_channel();
     thread::spawn(move || {
         let mut said = false;
         while !changed.is_closed() {
@@ -25,13 +33,13 @@ pub fn watch(directories: Vec<PathBuf>) -> mpsc::Receiver<()> {
             }
             thread::sleep(PAUSE);
             // What happened while nobody looked.
-            let _ = changed.try_send(());
+            let _ = changed.send(Changed::Anything);
         }
     });
     changes
 }
 
-fn follow(directories: &[PathBuf], changed: &mpsc::Sender<()>) -> nix::Result<()> {
+fn follow(directories: &[PathBuf], changed: &mpsc::UnboundedSender<Changed>) -> nix::Result<()> {
     let inotify = Inotify::init(InitFlags::IN_CLOEXEC)?;
     let flags = AddWatchFlags::IN_CREATE
         | AddWatchFlags::IN_DELETE
@@ -44,11 +52,14 @@ fn follow(directories: &[PathBuf], changed: &mpsc::Sender<()>) -> nix::Result<()
     }
     loop {
         let events = inotify.read_events()?;
-        let of_files = |event: &nix::sys::inotify::InotifyEvent| {
-            event.name.as_ref().is_none_or(|name| !name.to_string_lossy().starts_with('.'))
-        };
-        if events.iter().any(of_files) {
-            let _ = changed.try_send(());
+        for event in &events {
+            let what = match &event.name {
+                // A temporary file is none of ours to look at.
+                Some(name) if name.as_encoded_bytes().starts_with(b".") => continue,
+                Some(name) => name.to_str().map_or(Changed::Anything, |name| Changed::Named(name.to_owned())),
+                None => Changed::Anything,
+            };
+            let _ = changed.send(what);
         }
         let ended = AddWatchFlags::IN_IGNORED | AddWatchFlags::IN_DELETE_SELF | AddWatchFlags::IN_MOVE_SELF;
         if changed.is_closed() || events.iter().any(|event| event.mask.intersects(ended)) {

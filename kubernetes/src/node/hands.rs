@@ -1,20 +1,21 @@
 //! What a node does with its marks and its kernel, through the library. It blocks, and knows nothing of the API server.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
-use cni_quarantine::apply::{Before, NodeScan, Scan, Side};
-use cni_quarantine::apply::{EnforceError, apply_locked};
+use cni_quarantine::apply::{Before, CUT_AT_ONCE, NodeScan, Scan, Side};
+use cni_quarantine::apply::{EnforceError, apply_locked, cut_off_marked, on_each};
 use cni_quarantine::audit::{Line, chain};
 use cni_quarantine::collecting::{Collectors, is_wanted};
-use cni_quarantine::mark::{MarkContent, answering_keys};
+use cni_quarantine::mark::{Mark, MarkContent};
 use cni_quarantine::names::{ContainerId, Key, Pod, PodUid};
 use cni_quarantine::state::{StateDir, StateError};
-use cni_quarantine::status::read::{read_entry, read_sandbox};
-use cni_quarantine::status::{Marking, SandboxStatus};
+use cni_quarantine::status::read::read_sandbox;
+use cni_quarantine::status::{Marking, SandboxEntry, SandboxStatus};
 
 use super::plan::{Order, Step, steps};
+use super::pods::Pods;
 
 /// How long is waited for whoever is at work on a sandbox.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
@@ -48,14 +49,41 @@ pub struct Isolated {
     pub marking: Marking,
 }
 
+/// Among which pods is looked for those that are isolated.
+#[derive(Debug, Clone, Copy)]
+pub enum Among<'a> {
+    /// All of the node's.
+    All,
+    /// These alone.
+    These(&'a BTreeSet<PodUid>),
+}
+
 /// The state directory, and which sandboxes it has records of.
 #[derive(Debug)]
 pub struct Hands {
     state: StateDir,
-    /// What a record says of its pod does not change: each is read once.
-    pods: BTreeMap<ContainerId, Pod>,
+    pods: Pods,
+    /// What was cut off, and has not been given what its policy lets through yet.
+    cut: BTreeSet<ContainerId>,
     /// Who keeps the evidence of what is cut off here: whoever cuts has it collected. None where it is not wanted.
     collectors: Option<Collectors>,
+}
+
+/// A mark that is to be written.
+struct Writing<'a> {
+    /// Of which job.
+    job: usize,
+    key: Key,
+    mark: &'a Mark,
+}
+
+/// What became of the marks of a round of work.
+#[derive(Default)]
+struct Marked {
+    /// The jobs whose marks were changed.
+    changed: BTreeSet<usize>,
+    /// Those whose marks could not be, and why.
+    failed: Vec<(usize, String)>,
 }
 
 impl Hands {
@@ -67,40 +95,125 @@ impl Hands {
         let state = StateDir::open_or_create(path)?;
         let log = ["--log", "stderr"].map(str::to_owned).to_vec();
         let start = || Collectors::new(program.to_owned(), path.to_owned(), log);
-        Ok(Self { state, pods: BTreeMap::new(), collectors: is_wanted().then(start).transpose()? })
+        let collectors = is_wanted().then(start).transpose()?;
+        Ok(Self { state, pods: Pods::default(), cut: BTreeSet::new(), collectors })
     }
 
-    /// Brings pods to what is wanted of them, and says what they are then, in the same order.
-    pub fn settle(&mut self, jobs: &[Job]) -> Vec<Seen> {
-        self.settle_all(jobs).unwrap_or_else(|why| jobs.iter().map(|_| Seen::Failed(why.clone())).collect())
+    /// Brings pods to what is wanted of them, and says what they are then, in the same order. All that are to be cut off are,
+    /// before anything else is done about any of them. As soon as `something_waits`, the rest is left for another time (none), so
+    /// that what has come in meanwhile can be cut off.
+    pub fn settle(&mut self, jobs: &[Job], something_waits: impl Fn() -> bool + Sync) -> Vec<Option<Seen>> {
+        self.settle_all(jobs, something_waits)
+            .unwrap_or_else(|why| jobs.iter().map(|_| Some(Seen::Failed(why.clone()))).collect())
     }
 
-    fn settle_all(&mut self, jobs: &[Job]) -> Result<Vec<Seen>, String> {
+    fn settle_all(
+        &mut self,
+        jobs: &[Job],
+        something_waits: impl Fn() -> bool + Sync,
+    ) -> Result<Vec<Option<Seen>>, String> {
         let mut host = Side::own().map_err(|error| chain(&error))?;
+        let marked = self.isolate(&mut host, jobs)?;
         self.refresh().map_err(|error| chain(&error))?;
-        // Each job changes its own pod's marks alone.
-        let marks = self.state.marks().map_err(|error| chain(&error))?;
         let scan = NodeScan::default();
-        let settle = |job| self.settle_one(&mut host, &scan, &marks, job).unwrap_or_else(Seen::Failed);
-        Ok(jobs.iter().map(settle).collect())
+        let numbered: Vec<(usize, &Job)> = jobs.iter().enumerate().collect();
+        let settle = |host: &mut Side, (number, job): &(usize, &Job)| {
+            // One at least, or it would never end.
+            let is_its_turn = *number == 0 || !something_waits();
+            is_its_turn.then(|| self.settle_one(host, &scan, *number, job, &marked).unwrap_or_else(Seen::Failed))
+        };
+        let seen = match &numbered[..] {
+            [] => Vec::new(),
+            [one] => vec![settle(&mut host, one)],
+            all => on_each(all, settle).map_err(|error| chain(&error))?,
+        };
+        for (job, _) in jobs.iter().zip(&seen).filter(|(_, seen)| seen.is_some()) {
+            for id in self.pods.sandboxes_of(&job.uid) {
+                self.cut.remove(&id);
+            }
+        }
+        Ok(seen)
     }
 
-    fn settle_one(&self, host: &mut Side, scan: &NodeScan, marks: &BTreeSet<Key>, job: &Job) -> Result<Seen, String> {
-        let own = Key::from(&job.uid);
-        let sandboxes: Vec<&ContainerId> =
-            self.pods.iter().filter(|(_, pod)| pod.uid.as_ref() == Some(&job.uid)).map(|(id, _)| id).collect();
-        let holding = self.holding(marks, &own, &sandboxes);
-        let steps = job.order.as_ref().map(|order| steps(order, &own, &holding)).unwrap_or_default();
-        for step in &steps {
-            self.take(&own, step).map_err(|error| chain(&error))?;
+    /// Marks the pods that are to be isolated and are not, and cuts them off. The disk is waited for after that.
+    fn isolate(&mut self, host: &mut Side, jobs: &[Job]) -> Result<Marked, String> {
+        let mut marked = Marked::default();
+        let mut written = Vec::new();
+        for (number, job) in jobs.iter().enumerate() {
+            let Some(Order::Hold(mark)) = &job.order else { continue };
+            let key = Key::from(&job.uid);
+            let holding: Vec<_> = self.state.read_mark(&key).map(|mark| (key.clone(), mark)).into_iter().collect();
+            if steps(&Order::Hold(mark.clone()), &key, &holding).is_empty() {
+                continue;
+            }
+            match self.state.show_mark(&key, mark) {
+                Ok(()) => written.push(Writing { job: number, key, mark }),
+                Err(error) => marked.failed.push((number, chain(&error))),
+            }
         }
-        if !steps.is_empty() {
+        if written.is_empty() {
+            return Ok(marked);
+        }
+        if written.iter().any(|writing| self.pods.sandboxes_of(&jobs[writing.job].uid).is_empty()) {
+            self.refresh().map_err(|error| chain(&error))?;
+        }
+        let sandboxes: Vec<ContainerId> =
+            written.iter().flat_map(|writing| self.pods.sandboxes_of(&jobs[writing.job].uid)).collect();
+        let cut = self.cut_off(host, &sandboxes)?;
+        self.cut.extend(cut);
+        let kept = match &written[..] {
+            [one] => vec![self.state.keep_mark(&one.key)],
+            all => on_each(all, |_, writing| self.state.keep_mark(&writing.key)).map_err(|error| chain(&error))?,
+        };
+        for (Writing { job, key, mark }, kept) in written.iter().zip(kept) {
+            marked.changed.insert(*job);
+            if let Err(error) = kept {
+                marked.failed.push((*job, chain(&error)));
+            }
+            let line = Line::new("marked")
+                .with("mark", key)
+                .with_some("policy", mark.policy.as_ref())
+                .with_some("reason", mark.reason.as_ref())
+                .with_some("case", mark.case.as_ref())
+                .with_some("actor", mark.actor.as_ref());
+            log::info!("{line}");
+        }
+        Ok(marked)
+    }
+
+    fn cut_off(&self, host: &mut Side, sandboxes: &[ContainerId]) -> Result<BTreeSet<ContainerId>, String> {
+        if sandboxes.len() <= CUT_AT_ONCE {
+            return Ok(cut_off_marked(&self.state, host, sandboxes).into_iter().cloned().collect());
+        }
+        let chunks: Vec<&[ContainerId]> = sandboxes.chunks(CUT_AT_ONCE).collect();
+        let cut =
+            on_each(&chunks, |host, chunk| cut_off_marked(&self.state, host, chunk)).map_err(|error| chain(&error))?;
+        Ok(cut.into_iter().flatten().cloned().collect())
+    }
+
+    fn settle_one(
+        &self,
+        host: &mut Side,
+        scan: &NodeScan,
+        number: usize,
+        job: &Job,
+        marked: &Marked,
+    ) -> Result<Seen, String> {
+        let sandboxes = self.pods.sandboxes_of(&job.uid);
+        let removed = self.release(job, &sandboxes).map_err(|error| chain(&error))?;
+        let is_changed =
+            removed || marked.changed.contains(&number) || sandboxes.iter().any(|id| self.cut.contains(id));
+        if is_changed {
             self.apply(host, scan, &sandboxes)?;
+        }
+        // What could be done with it was done.
+        if let Some((_, why)) = marked.failed.iter().find(|(failed, _)| *failed == number) {
+            return Err(why.clone());
         }
         let seen = self.look(host, scan, &sandboxes)?;
         // Whatever was changed since by others: an agent that is away repairs nothing.
         match &seen {
-            Seen::Sandbox(status) if steps.is_empty() && job.order.is_some() && !status.is_as_marked() => {
+            Seen::Sandbox(status) if !is_changed && job.order.is_some() && !status.is_as_marked() => {
                 self.apply(host, scan, &sandboxes)?;
                 self.look(host, scan, &sandboxes)
             }
@@ -108,49 +221,37 @@ impl Hands {
         }
     }
 
-    /// The marks that hold for a pod, the most specific first.
-    fn holding(&self, marks: &BTreeSet<Key>, own: &Key, sandboxes: &[&ContainerId]) -> Vec<(Key, MarkContent)> {
-        let mut keys: Vec<Key> = Vec::new();
-        for id in sandboxes {
-            let pod = self.pods.get(id).cloned().unwrap_or_default();
-            keys.extend(answering_keys(id, &pod, marks, |key| self.pod_of(key)));
+    /// Removes the marks of a pod that is to be released; says whether there were any.
+    fn release(&self, job: &Job, sandboxes: &[ContainerId]) -> Result<bool, StateError> {
+        let Some(order @ (Order::Release | Order::ReleaseAll)) = &job.order else { return Ok(false) };
+        let own = Key::from(&job.uid);
+        let steps = steps(order, &own, &self.holding(&own, sandboxes));
+        for step in &steps {
+            if let Step::Remove(key) = step {
+                self.state.remove_mark(key)?;
+                log::info!("{}", Line::new("unmarked").with("mark", key).with("actor", "PodQuarantine"));
+            }
         }
-        keys.extend(marks.get(own).cloned());
+        Ok(!steps.is_empty())
+    }
+
+    /// The marks that hold for a pod, the most specific first.
+    fn holding(&self, own: &Key, sandboxes: &[ContainerId]) -> Vec<(Key, MarkContent)> {
+        let pods = self.pods.of(sandboxes);
+        let mut keys: Vec<Key> = pods.flat_map(|(id, pod)| self.pods.keys_of(id, pod)).collect();
+        keys.push(own.clone());
         let mut seen = BTreeSet::new();
         keys.retain(|key| seen.insert(key.clone()));
         keys.into_iter().filter_map(|key| self.state.read_mark(&key).map(|mark| (key, mark))).collect()
     }
 
-    fn pod_of(&self, key: &Key) -> Option<Pod> {
-        self.pods.get(&ContainerId::new(key.as_str()).ok()?).cloned()
-    }
-
-    fn take(&self, own: &Key, step: &Step) -> Result<(), StateError> {
-        match step {
-            Step::Write(mark) => {
-                self.state.write_mark(own, mark)?;
-                let line = Line::new("marked")
-                    .with("mark", own)
-                    .with_some("policy", mark.policy.as_ref())
-                    .with_some("reason", mark.reason.as_ref())
-                    .with_some("case", mark.case.as_ref())
-                    .with_some("actor", mark.actor.as_ref());
-                log::info!("{line}");
-            }
-            Step::Remove(key) => {
-                self.state.remove_mark(key)?;
-                log::info!("{}", Line::new("unmarked").with("mark", key).with("actor", "PodQuarantine"));
-            }
-        }
-        Ok(())
-    }
-
-    fn apply(&self, host: &mut Side, scan: &NodeScan, sandboxes: &[&ContainerId]) -> Result<(), String> {
+    fn apply(&self, host: &mut Side, scan: &NodeScan, sandboxes: &[ContainerId]) -> Result<(), String> {
         for id in sandboxes {
-            match apply_locked(&self.state, host, id, Before::Unknown, Scan::Node(scan), LOCK_PATIENCE) {
+            let before = if self.cut.contains(id) { Before::Cut } else { Before::Unknown };
+            match apply_locked(&self.state, host, id, before, Scan::Node(scan), LOCK_PATIENCE) {
                 Ok(Some(enforced)) if enforced.is_new => {
                     if let Some(collectors) = &self.collectors {
-                        collectors.collect((*id).clone());
+                        collectors.collect(id.clone());
                     }
                 }
                 Ok(_) => {}
@@ -161,7 +262,7 @@ impl Hands {
         Ok(())
     }
 
-    fn look(&self, host: &mut Side, scan: &NodeScan, sandboxes: &[&ContainerId]) -> Result<Seen, String> {
+    fn look(&self, host: &mut Side, scan: &NodeScan, sandboxes: &[ContainerId]) -> Result<Seen, String> {
         let mut found = Vec::new();
         for id in sandboxes {
             found.extend(read_sandbox(&self.state, host, id, scan).map_err(|error| chain(&error))?);
@@ -169,36 +270,58 @@ impl Hands {
         Ok(worst(found).map_or(Seen::NoSandbox, |status| Seen::Sandbox(Box::new(status))))
     }
 
-    /// The pods that marks isolate on the node, whoever wrote them.
+    /// The pods that files of the state directory are about.
     ///
     /// # Errors
     /// [`StateError`].
-    pub fn isolated(&mut self) -> Result<Vec<Isolated>, StateError> {
-        if self.state.marks()?.is_empty() {
-            return Ok(Vec::new());
+    pub fn named(&mut self, files: &BTreeSet<String>) -> Result<BTreeSet<PodUid>, StateError> {
+        if files.is_empty() {
+            return Ok(BTreeSet::new());
         }
+        // As they were, too: a record that is gone says nothing of its pod any more.
+        let mut named: BTreeSet<PodUid> = files.iter().flat_map(|name| self.pods.named(name)).collect();
         self.refresh()?;
-        let mut isolated = Vec::new();
-        for (id, pod) in &self.pods {
-            let Some((_, entry)) = read_entry(&self.state, id)? else { continue };
-            if let Some(marking) = entry.marking {
-                isolated.push(Isolated { pod: pod.clone(), marking });
+        named.extend(files.iter().flat_map(|name| self.pods.named(name)));
+        Ok(named)
+    }
+
+    /// Which of these pods marks isolate on the node, whoever wrote them.
+    ///
+    /// # Errors
+    /// [`StateError`].
+    pub fn isolated(&mut self, among: Among<'_>) -> Result<Vec<Isolated>, StateError> {
+        Ok(match among {
+            Among::All => {
+                self.refresh()?;
+                let marks = self.state.marks()?;
+                let isolated = |(id, pod)| self.isolation_of(id, pod, |key| marks.contains(key));
+                self.pods.iter().filter_map(isolated).collect()
             }
+            Among::These(uids) => {
+                let ids: Vec<ContainerId> = uids.iter().flat_map(|uid| self.pods.sandboxes_of(uid)).collect();
+                self.pods.of(&ids).filter_map(|(id, pod)| self.isolation_of(id, pod, |_| true)).collect()
+            }
+        })
+    }
+
+    /// `may_be_there`: whether a mark is worth looking for.
+    fn isolation_of(&self, id: &ContainerId, pod: &Pod, may_be_there: impl Fn(&Key) -> bool) -> Option<Isolated> {
+        let keys = self.pods.keys_of(id, pod).into_iter().filter(may_be_there);
+        let marks: Vec<_> = keys.filter_map(|key| self.state.read_mark(&key).map(|mark| (key, mark))).collect();
+        if marks.is_empty() {
+            return None;
         }
-        Ok(isolated)
+        let records = self.state.records_of(id).0;
+        let marking = SandboxEntry::of(&self.state, id, records.as_ref(), marks).marking?;
+        Some(Isolated { pod: pod.clone(), marking })
     }
 
     /// Reads the records that are new.
     fn refresh(&mut self) -> Result<(), StateError> {
         let present: BTreeSet<ContainerId> = self.state.sandboxes()?.into_iter().collect();
-        self.pods.retain(|id, _| present.contains(id));
-        for id in present {
-            if !self.pods.contains_key(&id)
-                && let Some(records) = self.state.records_of(&id).0
-            {
-                self.pods.insert(id, records.pod().clone());
-            }
-        }
+        self.cut.retain(|id| present.contains(id));
+        let state = &self.state;
+        self.pods.follow(&present, |id| state.records_of(id).0.map(|records| records.pod().clone()));
         Ok(())
     }
 }

@@ -6,7 +6,9 @@
 
 pub mod changes;
 mod hands;
+mod objects;
 mod plan;
+mod pods;
 mod publisher;
 pub mod readiness;
 mod report;
@@ -15,6 +17,7 @@ mod tally;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -27,19 +30,22 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use cni_quarantine::names::PodUid;
+use cni_quarantine::state::StateError;
 
 use crate::api::{Origin, PodQuarantine, PodQuarantineSpec, PodRef, PolicySpec};
 use crate::watching::backoff;
 
-use hands::{Hands, Isolated, Job, Seen};
+use changes::Changed;
+use hands::{Among, Hands, Isolated, Job, Seen};
+use objects::{Objects, uid_of};
 use plan::{Order, order};
 use publisher::Message;
 use tally::Tally;
 
 /// How often the kernel is read back for every object.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// How many are looked at in one go.
-const STALE_AT_ONCE: usize = 16;
+/// How many are looked at in one go, if nothing comes in between.
+const STALE_AT_ONCE: usize = 32;
 /// How long after a change of the state directory it is looked at: a record comes a moment after its directory.
 const SETTLED_AFTER: Duration = Duration::from_millis(20);
 
@@ -91,10 +97,10 @@ pub async fn run(arguments: NodeArguments, client: Client) -> anyhow::Result<()>
         node.start_work();
         tokio::select! {
             Some(event) = events.next() => node.take_event(event),
-            Some(()) = changes.recv() => node.look_after(SETTLED_AFTER),
+            Some(changed) = changes.recv() => node.look_after(SETTLED_AFTER, changed),
             _ = look.tick() => node.look_at_all(),
             woken = node.woken() => match woken {
-                Woken::Settled => node.look_at_those_here(),
+                Woken::Settled => node.look_at_what_changed(),
                 Woken::Done(done) => node.take_done(done),
             },
             () = &mut end => break,
@@ -107,9 +113,17 @@ pub async fn run(arguments: NodeArguments, client: Client) -> anyhow::Result<()>
     Ok(())
 }
 
-/// What a round of work gave: what was found of each pod, for the objects as they were then, and who is isolated on the node.
-/// The second is none where it was not looked for.
-type Done = (Vec<(PodUid, Vec<PodQuarantine>, Seen)>, Option<Vec<Isolated>>);
+/// What a round of work gave.
+struct Done {
+    /// What was found of each pod, for the objects as they were then; none of those that it did not come to.
+    seen: Vec<(PodUid, Vec<PodQuarantine>, Option<Seen>)>,
+    /// The pods that the files which had changed are about.
+    named: BTreeSet<PodUid>,
+    /// Who is isolated on the node.
+    isolated: Vec<Isolated>,
+    /// Whether these are all.
+    are_all: bool,
+}
 
 /// What the node was waiting for itself.
 enum Woken {
@@ -124,22 +138,28 @@ struct Node {
     name: String,
     hands: Arc<Mutex<Hands>>,
     messages: mpsc::UnboundedSender<Message>,
-    objects: BTreeMap<String, PodQuarantine>,
+    objects: Objects,
     /// The objects of a list that is coming in.
     listed: Option<BTreeSet<String>>,
     /// Whether the objects were listed at least once.
     synced: bool,
     /// What has changed: seen to at once.
     dirty: BTreeSet<PodUid>,
-    /// What is looked at regularly: a few at a time, so that nobody who is to be isolated waits for them.
+    /// Whether there is any of that: what goes on meanwhile is put off.
+    something_waits: Arc<AtomicBool>,
+    /// What was begun, and put off.
+    begun: BTreeSet<PodUid>,
+    /// What is looked at regularly.
     stale: BTreeSet<PodUid>,
     /// What the last object of a pod asked for before it was deleted: a release that was set is carried out.
     departed: BTreeMap<PodUid, Order>,
-    /// The pods of objects that have a sandbox on this node.
-    here: BTreeSet<PodUid>,
     tally: Tally,
     look_at_isolated: bool,
+    /// Names of files of the state directory that have changed.
+    changed: BTreeSet<String>,
+    /// When they are looked at: then the change is complete.
     settles_at: Option<tokio::time::Instant>,
+    look_at_changed: bool,
     work: Option<JoinHandle<Done>>,
 }
 
@@ -149,16 +169,19 @@ impl Node {
             name,
             hands: Arc::new(Mutex::new(hands)),
             messages,
-            objects: BTreeMap::new(),
+            objects: Objects::default(),
             listed: None,
             synced: false,
             dirty: BTreeSet::new(),
+            something_waits: Arc::new(AtomicBool::new(false)),
+            begun: BTreeSet::new(),
             stale: BTreeSet::new(),
             departed: BTreeMap::new(),
-            here: BTreeSet::new(),
             tally: Tally::default(),
             look_at_isolated: false,
+            changed: BTreeSet::new(),
             settles_at: None,
+            look_at_changed: false,
             work: None,
         }
     }
@@ -174,7 +197,7 @@ impl Node {
             }
             Ok(watcher::Event::InitDone) => {
                 let listed = self.listed.take().unwrap_or_default();
-                let absent: Vec<_> = self.objects.keys().filter(|name| !listed.contains(*name)).cloned().collect();
+                let absent: Vec<_> = self.objects.names().filter(|name| !listed.contains(*name)).cloned().collect();
                 for name in absent {
                     self.lose(&name);
                 }
@@ -208,9 +231,14 @@ impl Node {
                 self.tally.dropped(&uid);
             }
             self.departed.remove(&uid);
-            self.dirty.insert(uid);
+            self.see_to(uid);
         }
-        self.objects.insert(name, object);
+        self.objects.insert(object);
+    }
+
+    fn see_to(&mut self, uid: PodUid) {
+        self.dirty.insert(uid);
+        self.something_waits.store(true, Ordering::Relaxed);
     }
 
     /// An object is not there any more. If it had been released, that is carried out; else its mark stays.
@@ -218,7 +246,9 @@ impl Node {
         let Some(object) = self.objects.remove(name) else { return };
         let Some(uid) = uid_of(&object) else { return };
         self.tally.dropped(&uid);
-        self.look_at_isolated = true;
+        // Its mark, which nothing speaks of any more.
+        self.changed.insert(uid.to_string());
+        self.look_at_changed = true;
         let is_released = object.spec.is_released(Timestamp::now());
         if !is_released && object.spec.origin == Origin::Cluster {
             log::warn!("event=orphaned object={name} pod={}/{}", object.spec.pod.namespace, object.spec.pod.name);
@@ -226,22 +256,24 @@ impl Node {
         } else if is_released && let Some(order) = order(&[&object], Timestamp::now()) {
             self.departed.insert(uid.clone(), order);
         }
-        self.dirty.insert(uid);
+        self.see_to(uid);
     }
 
-    /// After a change of the state directory: objects of pods that are long gone can be many, and wait for the regular look.
-    fn look_at_those_here(&mut self) {
+    fn look_at_what_changed(&mut self) {
         self.settles_at = None;
-        self.stale.extend(self.here.iter().cloned());
-        self.look_at_isolated = true;
+        self.look_at_changed = true;
     }
 
     fn look_at_all(&mut self) {
-        self.stale.extend(self.objects.values().filter_map(uid_of));
+        self.stale.extend(self.objects.pods().cloned());
         self.look_at_isolated = true;
     }
 
-    fn look_after(&mut self, pause: Duration) {
+    fn look_after(&mut self, pause: Duration, changed: Changed) {
+        match changed {
+            Changed::Named(name) => drop(self.changed.insert(name)),
+            Changed::Anything => return self.look_at_all(),
+        }
         self.settles_at.get_or_insert_with(|| tokio::time::Instant::now() + pause);
     }
 
@@ -271,12 +303,18 @@ impl Node {
             return;
         }
         let mut due = std::mem::take(&mut self.dirty);
+        self.something_waits.store(false, Ordering::Relaxed);
+        if due.is_empty() {
+            due = std::mem::take(&mut self.begun);
+        }
         if due.is_empty() {
             due.extend(std::iter::from_fn(|| self.stale.pop_first()).take(STALE_AT_ONCE));
         }
+        let changed =
+            if std::mem::take(&mut self.look_at_changed) { std::mem::take(&mut self.changed) } else { BTreeSet::new() };
         // Last, so that what was released meanwhile is not shown as isolated on the node.
-        let look_at_isolated = self.stale.is_empty() && std::mem::take(&mut self.look_at_isolated);
-        if due.is_empty() && !look_at_isolated {
+        let are_all = self.stale.is_empty() && self.begun.is_empty() && std::mem::take(&mut self.look_at_isolated);
+        if due.is_empty() && changed.is_empty() && !are_all {
             return;
         }
         let now = Timestamp::now();
@@ -285,72 +323,71 @@ impl Node {
         let mut jobs = Vec::new();
         for uid in due {
             self.stale.remove(&uid);
-            let objects = self.objects_of(&uid);
-            let order = order(&objects, now);
-            about.push(objects.into_iter().cloned().collect());
-            let order = order.or_else(|| self.departed.remove(&uid));
+            self.begun.remove(&uid);
+            let objects = self.objects.of(&uid);
+            let order = order(&objects, now).or_else(|| self.departed.get(&uid).cloned());
+            about.push(objects.into_iter().cloned().collect::<Vec<_>>());
             jobs.push(Job { uid, order });
         }
-        let hands = self.hands.clone();
+        let (hands, something_waits) = (self.hands.clone(), self.something_waits.clone());
         self.work = Some(tokio::task::spawn_blocking(move || {
             let mut hands = hands.lock().unwrap_or_else(PoisonError::into_inner);
-            let seen = hands.settle(&jobs);
-            let isolated = look_at_isolated.then(|| hands.isolated()).and_then(|isolated| {
-                isolated.map_err(|error| log::warn!("event=not-listed error={:?}", error.to_string())).ok()
-            });
-            let uids = jobs.into_iter().map(|job| job.uid);
-            (uids.zip(about).zip(seen).map(|((uid, about), seen)| (uid, about, seen)).collect(), isolated)
+            let seen = hands.settle(&jobs, || something_waits.load(Ordering::Relaxed));
+            let unlisted = |error| log::warn!("event=not-listed error={:?}", StateError::to_string(&error));
+            let named = hands.named(&changed).map_err(unlisted).unwrap_or_default();
+            let isolated = hands.isolated(if are_all { Among::All } else { Among::These(&named) }).map_err(unlisted);
+            let are_all = are_all && isolated.is_ok();
+            let about = jobs.into_iter().zip(about).zip(seen);
+            let seen = about.map(|((job, about), seen)| (job.uid, about, seen)).collect();
+            Done { seen, named, isolated: isolated.unwrap_or_default(), are_all }
         }));
     }
 
     fn take_done(&mut self, done: Result<Done, tokio::task::JoinError>) {
         self.work = None;
-        let (seen, isolated) = match done {
+        let done = match done {
             Ok(done) => done,
             Err(error) => {
                 log::error!("event=work-failed error={:?}", error.to_string());
                 return;
             }
         };
-        for (uid, objects, seen) in seen {
+        for (uid, objects, seen) in done.seen {
+            let Some(seen) = seen else {
+                self.begun.insert(uid);
+                continue;
+            };
             self.tally.seen(&uid, &seen);
-            match &seen {
-                Seen::Sandbox(_) if !objects.is_empty() => {
-                    self.here.insert(uid);
-                }
-                Seen::Sandbox(_) | Seen::NoSandbox => {
-                    self.here.remove(&uid);
-                }
-                Seen::Failed(_) => {}
+            // What was lost meanwhile is still to be done.
+            if !self.dirty.contains(&uid) {
+                self.departed.remove(&uid);
             }
             for object in objects {
                 let _ = self.messages.send(Message::Seen(Box::new(object), seen.clone()));
             }
         }
-        if let Some(isolated) = isolated.filter(|_| self.synced) {
+        self.tally.sum_up();
+        self.stale.extend(done.named.into_iter().filter(|uid| !self.objects.of(uid).is_empty()));
+        if !self.synced {
+            self.look_at_isolated |= !done.isolated.is_empty();
+            return;
+        }
+        if done.are_all {
             let wants = |object: &&PodQuarantine| object.spec.origin == Origin::Cluster;
-            self.tally.on_the_node(&isolated, |uid| self.objects_of(uid).iter().any(wants));
-            for isolated in isolated {
-                self.show(&isolated);
-            }
+            self.tally.on_the_node(&done.isolated, |uid| self.objects.of(uid).iter().any(wants));
+        }
+        for isolated in done.isolated {
+            self.show(&isolated);
         }
     }
 
     /// Has an object made for a pod that is isolated on the node and that no object is about.
     fn show(&mut self, isolated: &Isolated) {
         let Some(uid) = &isolated.pod.uid else { return };
-        let is_known = !self.objects_of(uid).is_empty() || self.dirty.contains(uid) || self.departed.contains_key(uid);
+        let is_known = !self.objects.of(uid).is_empty() || self.dirty.contains(uid) || self.departed.contains_key(uid);
         let Some(object) = shown_object(isolated, &self.name).filter(|_| !is_known) else { return };
         let _ = self.messages.send(Message::Show(Box::new(object)));
     }
-
-    fn objects_of(&self, uid: &PodUid) -> Vec<&PodQuarantine> {
-        self.objects.values().filter(|object| object.spec.pod.uid.as_deref() == Some(uid.as_str())).collect()
-    }
-}
-
-fn uid_of(object: &PodQuarantine) -> Option<PodUid> {
-    PodUid::new(object.spec.pod.uid.as_deref()?).ok()
 }
 
 /// The object that shows a pod which marks on the node isolate; none where the runtime did not say which pod it is.

@@ -1,7 +1,7 @@
 //! Tells the API server what was found: status by server-side apply, events on the pod, and objects for what somebody on the
 //! node has isolated. Never waited for: what cannot be said now is said at the next look.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use futures::stream::{FuturesUnordered, StreamExt};
@@ -46,46 +46,80 @@ struct Told {
     target: Option<(Target, Instant)>,
 }
 
+/// What is still to be told, of each object one thing at a time.
+#[derive(Debug, Default)]
+struct Waiting {
+    /// Of each object, in the order in which it came in.
+    messages: HashMap<String, VecDeque<Message>>,
+    /// Whose turn it is: objects of which something waits and nothing is being told.
+    turns: VecDeque<String>,
+    busy: HashSet<String>,
+}
+
+impl Waiting {
+    fn push(&mut self, message: Message) {
+        let name = name_of(&message).to_owned();
+        let messages = self.messages.entry(name.clone()).or_default();
+        // Of what was found only the last counts.
+        let has_its_turn = !messages.is_empty();
+        if matches!(message, Message::Seen(..)) {
+            messages.retain(|other| !matches!(other, Message::Seen(..)));
+        }
+        messages.push_back(message);
+        if !has_its_turn && !self.busy.contains(&name) {
+            self.turns.push_back(name);
+        }
+    }
+
+    /// What is to be told next.
+    fn pop(&mut self) -> Option<Message> {
+        let name = self.turns.pop_front()?;
+        let message = self.messages.get_mut(&name)?.pop_front();
+        self.busy.insert(name);
+        message
+    }
+
+    /// Something was told of an object.
+    fn told(&mut self, name: String) {
+        self.busy.remove(&name);
+        match self.messages.get(&name) {
+            Some(messages) if !messages.is_empty() => self.turns.push_back(name),
+            _ => drop(self.messages.remove(&name)),
+        }
+    }
+}
+
 /// Tells what comes in until nobody sends any more.
 pub async fn run(client: Client, node: String, mut messages: mpsc::UnboundedReceiver<Message>) {
     let teller = Teller::new(client, node);
-    let mut told: HashMap<String, Told> = HashMap::new();
-    let mut waiting: VecDeque<Message> = VecDeque::new();
+    let mut known: HashMap<String, Told> = HashMap::new();
+    let mut waiting = Waiting::default();
     let mut running = FuturesUnordered::new();
-    let mut busy: Vec<String> = Vec::new();
     loop {
         while running.len() < AT_ONCE
-            && let Some(next) = waiting.iter().position(|message| !busy.contains(&name_of(message)))
-            && let Some(message) = waiting.remove(next)
+            && let Some(message) = waiting.pop()
         {
-            let name = name_of(&message);
-            let before = told.remove(&name).unwrap_or_default();
-            busy.push(name);
+            let before = known.remove(name_of(&message)).unwrap_or_default();
             running.push(teller.tell(message, before));
         }
         tokio::select! {
             Some((name, after)) = running.next(), if !running.is_empty() => {
-                busy.retain(|other| *other != name);
                 if let Some(after) = after {
-                    told.insert(name, after);
+                    known.insert(name.clone(), after);
                 }
+                waiting.told(name);
             }
-            message = messages.recv() => {
-                let Some(message) = message else { return };
-                // Of what was found only the last counts.
-                if let Message::Seen(object, _) = &message {
-                    let name = object.object_name().to_owned();
-                    waiting.retain(|other| !matches!(other, Message::Seen(..)) || name_of(other) != name);
-                }
-                waiting.push_back(message);
+            message = messages.recv() => match message {
+                Some(message) => waiting.push(message),
+                None => return,
             }
         }
     }
 }
 
-fn name_of(message: &Message) -> String {
+fn name_of(message: &Message) -> &str {
     let (Message::Seen(object, _) | Message::Show(object) | Message::Orphaned(object)) = message;
-    object.object_name().to_owned()
+    object.object_name()
 }
 
 struct Teller {
@@ -104,7 +138,7 @@ impl Teller {
 
     /// What is remembered afterwards; none where the object is gone.
     async fn tell(&self, message: Message, before: Told) -> (String, Option<Told>) {
-        let name = name_of(&message);
+        let name = name_of(&message).to_owned();
         let after = match message {
             Message::Seen(object, seen) => self.tell_seen(&object, seen, before).await,
             Message::Show(object) => {
@@ -269,5 +303,38 @@ async fn within<T>(request: impl Future<Output = Result<T, kube::Error>>) -> Res
     match tokio::time::timeout(PATIENCE, request).await {
         Ok(result) => result,
         Err(elapsed) => Err(kube::Error::Service(Box::new(elapsed))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::PodQuarantineSpec;
+
+    fn object(name: &str) -> Box<PodQuarantine> {
+        let pod = PodRef { namespace: "shop".into(), name: "web".into(), uid: None, node_name: None };
+        Box::new(PodQuarantine::new(name, PodQuarantineSpec::of(pod)))
+    }
+
+    #[test]
+    fn of_an_object_one_thing_is_told_at_a_time_and_of_what_was_found_the_last() {
+        let seen = |name: &str, why: &str| Message::Seen(object(name), Seen::Failed(why.to_owned()));
+        let mut waiting = Waiting::default();
+        for message in [seen("a", "1"), seen("a", "2"), Message::Orphaned(object("a")), seen("b", "1"), seen("a", "3")]
+        {
+            waiting.push(message);
+        }
+        assert!(matches!(waiting.pop(), Some(Message::Orphaned(_))));
+        assert!(matches!(waiting.pop(), Some(Message::Seen(object, _)) if object.object_name() == "b"));
+        assert!(waiting.pop().is_none(), "something is being told of both");
+        waiting.push(seen("b", "2"));
+        assert!(waiting.pop().is_none());
+        waiting.told("a".into());
+        assert!(matches!(waiting.pop(), Some(Message::Seen(_, Seen::Failed(why))) if why == "3"));
+        waiting.told("b".into());
+        assert!(matches!(waiting.pop(), Some(Message::Seen(_, Seen::Failed(why))) if why == "2"));
+        waiting.told("a".into());
+        waiting.told("b".into());
+        assert!(waiting.pop().is_none() && waiting.messages.is_empty() && waiting.busy.is_empty());
     }
 }

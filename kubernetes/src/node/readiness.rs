@@ -103,7 +103,7 @@ pub async fn run(
             pause = TRY_EVERY;
         }
         tokio::select! {
-            Some(()) = changes.recv() => {}
+            Some(_) = changes.recv() => while changes.try_recv().is_ok() {},
             () = tokio::time::sleep(pause) => {}
         }
     }

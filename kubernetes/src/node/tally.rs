@@ -88,6 +88,10 @@ impl Tally {
             }
             None => drop(self.isolated.remove(uid)),
         }
+    }
+
+    /// Sums up, after a round of what was seen.
+    pub(super) fn sum_up(&self) {
         let mut partial: BTreeMap<String, usize> = BTreeMap::new();
         for code in self.isolated.values().flatten() {
             *partial.entry(code.clone()).or_default() += 1;

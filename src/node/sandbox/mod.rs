@@ -184,7 +184,10 @@ impl<'a> Sandbox<'a> {
             result => result,
         };
         let (wanted, done) = done?;
-        self.applied(desired, wanted, done, was_isolated, scan)
+        let mut applied = self.applied(desired, wanted, done, was_isolated, scan)?;
+        // Others may have come in between and opened the holes: it was cut off for this all the same.
+        applied.changed |= before == Before::Cut;
+        Ok(applied)
     }
 
     /// Puts the sleeping rules into a sandbox of which nothing is isolated. They are not read back: they do nothing

@@ -14,7 +14,7 @@ use crate::model::mark::{Mark, MarkContent, answering_keys};
 use crate::model::names::{ContainerId, Key, Pod};
 
 use super::{FILE_MAX, StateDir, StateError, create_private, failed, names_in};
-use crate::node::files::{Durability, read_regular, replace, sync_directory_of};
+use crate::node::files::{Durability, read_regular, replace, sync, sync_directory_of};
 
 /// Whether two names are of one file, and not the same name.
 fn is_one_file(one: &Path, other: &Path) -> bool {
@@ -68,12 +68,37 @@ impl StateDir {
     /// # Errors
     /// [`StateError::Io`].
     pub fn put_mark_back(&self, key: &Key, content: &[u8]) -> Result<(), StateError> {
+        self.replace_mark(key, content, Durability::Durable)
+    }
+
+    /// Writes a mark that everybody sees at once and that the disk may not have yet: whoever cuts a pod off need not wait for
+    /// the disk. Nobody is to be told that it is done before [`Self::keep_mark`].
+    ///
+    /// # Errors
+    /// [`StateError::Io`].
+    pub fn show_mark(&self, key: &Key, mark: &Mark) -> Result<(), StateError> {
+        self.replace_mark(key, format!("{}\n", mark.to_json()).as_bytes(), Durability::UntilReboot)
+    }
+
+    /// Has the disk keep a mark. One that is gone since was released, and is not missed.
+    ///
+    /// # Errors
+    /// [`StateError::Io`].
+    pub fn keep_mark(&self, key: &Key) -> Result<(), StateError> {
+        let path = self.isolated().join(key.as_str());
+        match sync(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            kept => kept.map_err(failed("keep the mark", &path)),
+        }
+    }
+
+    fn replace_mark(&self, key: &Key, content: &[u8], durability: Durability) -> Result<(), StateError> {
         let directory = self.isolated();
         create_private(&directory)?;
         let path = directory.join(key.as_str());
         // Named after the thread alone: the longest key leaves no room for more.
         let temporary = directory.join(format!(".{}", gettid()));
-        replace(&path, &temporary, content, Durability::Durable, |_| Ok(())).map_err(failed("write the mark", &path))
+        replace(&path, &temporary, content, durability, |_| Ok(())).map_err(failed("write the mark", &path))
     }
 
     /// Removes a mark, durably; says whether there was one.
@@ -161,6 +186,20 @@ mod tests {
     use super::*;
     use crate::model::names::PodUid;
     use crate::model::record::Record;
+
+    #[test]
+    fn a_mark_that_is_shown_holds_before_the_disk_has_it_and_one_that_is_gone_is_not_missed() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDir::open_or_create(&directory.path().join("state")).unwrap();
+        let key = Key::new("uid-1").unwrap();
+        let mark = Mark { reason: Some("beacon".into()), ..Mark::default() };
+        state.show_mark(&key, &mark).unwrap();
+        assert_eq!(state.read_mark(&key), Some(Ok(mark)));
+        state.keep_mark(&key).unwrap();
+        assert!(state.remove_mark(&key).unwrap());
+        state.keep_mark(&key).unwrap();
+        assert_eq!(state.read_mark(&key), None);
+    }
 
     /// A DEL was killed between the two: the next one finds both, and takes the container ID's away.
     #[test]
