@@ -84,6 +84,12 @@ fn record(pod: &Pod) -> Option<Value> {
     records.into_iter().find(|record| record.to_string().contains(&pod.uid))
 }
 
+/// Takes a pod out of libcni's cache: what is known of it then, its runtime says.
+fn forget_in_cache(pod: &Pod) {
+    let of_pod = format!("grep -l {} /var/lib/cni/results/*", pod.uid);
+    on(&pod.node, &format!("{of_pod} | xargs rm; ! {of_pod}"));
+}
+
 /// A file of the one collection of evidence of a sandbox.
 fn evidence(node: &str, container: &str, file: &str) -> Option<Value> {
     let path = format!("/var/lib/cni/quarantine/evidence/{container}/*/{file}");
@@ -106,7 +112,8 @@ fn pods_that_are_older_than_the_plugin_are_adopted_and_the_evidence_names_who_ho
     for round in ["older-once", "older-twice"] {
         uninstall("");
         let namespace = Namespace::new(round);
-        let control = namespace.pod("control", "a");
+        let (control, uncached) = (namespace.pod("control", "a"), namespace.pod("uncached", "a"));
+        forget_in_cache(&uncached);
         namespace.apply(&format!(
             "{{apiVersion: v1, kind: Pod, metadata: {{name: implant}}, spec: {{nodeName: b, terminationGracePeriodSeconds: 1, \
              containers: [{}, {{name: beacon, image: 'local/box:1', imagePullPolicy: Never, \
@@ -117,9 +124,13 @@ fn pods_that_are_older_than_the_plugin_are_adopted_and_the_evidence_names_who_ho
         let pod = namespace.ready("implant");
         let (_connection, from) = command.accept().unwrap();
         install();
-        for pod in [&pod, &control] {
+        for pod in [&pod, &control, &uncached] {
             await_true(60, "it is adopted", || record(pod).is_some_and(|record| record["adopted"] == true));
         }
+        uncached.isolate("--no-detach");
+        uncached.assert_answers(false);
+        uncached.release();
+        uncached.assert_answers(true);
 
         let said = pod.isolate("--no-detach --reason beacon");
         assert!(said.contains("contained"), "{said}");
