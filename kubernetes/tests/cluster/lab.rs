@@ -1,12 +1,13 @@
 //! No tests: what the others are built of.
 
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -78,6 +79,42 @@ pub(crate) fn quarantine_ok(words: &str) -> String {
     let (code, said) = quarantine(words);
     assert_eq!(code, 0, "kubectl quarantine {words}: {said}");
     said
+}
+
+/// A `kubectl quarantine` that goes on until this is dropped, and what it says.
+pub(crate) struct Saying {
+    process: Child,
+    lines: Receiver<String>,
+}
+
+impl Saying {
+    pub(crate) fn of(words: &str) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kubectl-quarantine"));
+        command.args(words.split_whitespace()).env("KUBECONFIG", admin()).stdout(Stdio::piped());
+        let mut process = command.spawn().unwrap();
+        let (said, lines) = channel();
+        let output = BufReader::new(process.stdout.take().unwrap());
+        thread::spawn(move || output.lines().map_while(Result::ok).try_for_each(|line| said.send(line)));
+        Self { process, lines }
+    }
+
+    pub(crate) fn await_line(&self, start: &str) {
+        let mut before = Vec::new();
+        loop {
+            match self.lines.recv_timeout(Duration::from_secs(30)) {
+                Ok(line) if line.starts_with(start) => return,
+                Ok(line) => before.push(line),
+                Err(_) => panic!("it did not say {start:?}, but {before:#?}"),
+            }
+        }
+    }
+}
+
+impl Drop for Saying {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
 }
 
 /// Does something to a machine: `on`, `off`, `kill`, `exec`.

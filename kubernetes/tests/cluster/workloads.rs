@@ -3,7 +3,9 @@
 use std::thread;
 use std::time::Duration;
 
-use crate::lab::{Namespace, Pod, apply, await_true, get, on, quarantine, quarantine_ok, web_container};
+use crate::lab::{
+    Namespace, Pod, Saying, apply, await_true, get, kubectl, on, quarantine, quarantine_ok, web_container,
+};
 
 fn template(labels: &str) -> String {
     format!(
@@ -55,6 +57,31 @@ fn a_daemon_set_s_and_a_job_s_pod_are_replaced() {
         assert_eq!(pod.again().uid, pod.uid);
         pod.release();
     }
+}
+
+/// The evidence outlives whoever made it.
+#[test]
+fn an_owner_that_is_scaled_down_and_deleted_leaves_its_isolated_pod() {
+    let namespace = Namespace::new("shrinking");
+    namespace.apply(&format!(
+        "{{apiVersion: apps/v1, kind: Deployment, metadata: {{name: web}}, spec: {{replicas: 2, \
+         selector: {{matchLabels: {{app: web}}}}, template: {}}}}}",
+        template("app: web")
+    ));
+    namespace.kubectl("rollout status deployment/web --timeout=60s");
+    let pod = first(&namespace, "app=web");
+    pod.exec("echo evidence >/tmp/evidence");
+    pod.isolate("");
+    pod.await_reason(60, "Replaced", "ReplacementReady");
+    namespace.kubectl("scale deployment web --replicas=0");
+    await_true(60, "all of the others go", || namespace.pods("app=web").is_empty());
+    namespace.kubectl("delete deployment web --wait --cascade=foreground --timeout=60s");
+    assert!(get("-n shrinking deployment web").is_none());
+    assert_eq!(pod.again().uid, pod.uid, "it is still there");
+    assert_eq!(pod.exec("cat /tmp/evidence"), "evidence\n");
+    pod.assert_answers(false);
+    pod.release();
+    pod.assert_answers(true);
 }
 
 #[test]
@@ -277,4 +304,33 @@ fn a_selector_means_many_and_is_listed_before_it_is_done() {
     for pod in &pods {
         pod.assert_answers(true);
     }
+}
+
+#[test]
+fn the_command_and_the_api_server_show_what_is_so() {
+    let namespace = Namespace::new("shown");
+    let pod = namespace.pod("web", "a");
+    pod.isolate("--reason beacon --case IR-2041 --no-detach");
+    let row = |text: &str, name: &str| text.lines().find(|line| line.contains(name)).unwrap_or_default().to_owned();
+    let listed = row(&quarantine_ok("-n shown list"), "web");
+    let got = row(&kubectl("get podquarantines"), &pod.uid);
+    for words in [&listed, &got] {
+        for word in ["shown", "web", " a ", "contained", "Contained"] {
+            assert!(words.contains(word), "{word:?} is not in {words}");
+        }
+    }
+    assert!(got.len() < 140, "it fits a terminal: {got}");
+    let said = quarantine_ok("-n shown status web");
+    for word in ["contained", "beacon", "IR-2041", "loopback+probes", "pod+host", "admin"] {
+        assert!(said.contains(word), "{word} is not in {said}");
+    }
+    // What it tries is seen in the object.
+    pod.exec("nc -w 1 10.200.0.1 4444 </dev/null; true");
+    await_true(60, "the attempt is listed", || quarantine_ok("-n shown status web").contains("10.200.0.1 port 4444"));
+    assert!(pod.object().unwrap()["status"]["drops"]["out"].as_i64().unwrap() > 0);
+    // Who watches sees the release.
+    let watching = Saying::of("-n shown status web -w");
+    watching.await_line("contained True, Contained");
+    pod.release();
+    watching.await_line("contained False, Released");
 }
