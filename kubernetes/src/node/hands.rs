@@ -1,6 +1,6 @@
 //! What a node does with its marks and its kernel, through the library. It blocks, and knows nothing of the API server.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 
@@ -65,25 +65,17 @@ pub struct Hands {
     pods: Pods,
     /// What was cut off, and has not been given what its policy lets through yet.
     cut: BTreeSet<ContainerId>,
+    /// Pods whose marks could not be written, or not kept by the disk, and why.
+    failed: BTreeMap<PodUid, String>,
     /// Who keeps the evidence of what is cut off here: whoever cuts has it collected. None where it is not wanted.
     collectors: Option<Collectors>,
 }
 
-/// A mark that is to be written.
-struct Writing<'a> {
-    /// Of which job.
-    job: usize,
+/// A mark that is there, and that the disk is to have.
+struct Shown<'a> {
+    uid: &'a PodUid,
     key: Key,
     mark: &'a Mark,
-}
-
-/// What became of the marks of a round of work.
-#[derive(Default)]
-struct Marked {
-    /// The jobs whose marks were changed.
-    changed: BTreeSet<usize>,
-    /// Those whose marks could not be, and why.
-    failed: Vec<(usize, String)>,
 }
 
 impl Hands {
@@ -96,7 +88,7 @@ impl Hands {
         let log = ["--log", "stderr"].map(str::to_owned).to_vec();
         let start = || Collectors::new(program.to_owned(), path.to_owned(), log);
         let collectors = is_wanted().then(start).transpose()?;
-        Ok(Self { state, pods: Pods::default(), cut: BTreeSet::new(), collectors })
+        Ok(Self { state, pods: Pods::default(), cut: BTreeSet::new(), failed: BTreeMap::new(), collectors })
     }
 
     /// Brings pods to what is wanted of them, and says what they are then, in the same order. All that are to be cut off are,
@@ -120,7 +112,7 @@ impl Hands {
         let settle = |host: &mut Side, (number, job): &(usize, &Job)| {
             // One at least, or it would never end.
             let is_its_turn = *number == 0 || !something_waits();
-            is_its_turn.then(|| self.settle_one(host, &scan, *number, job, &marked).unwrap_or_else(Seen::Failed))
+            is_its_turn.then(|| self.settle_one(host, &scan, job, &marked).unwrap_or_else(Seen::Failed))
         };
         let seen = match &numbered[..] {
             [] => Vec::new(),
@@ -135,40 +127,40 @@ impl Hands {
         Ok(seen)
     }
 
-    /// Marks the pods that are to be isolated and are not, and cuts them off. The disk is waited for after that.
-    fn isolate(&mut self, host: &mut Side, jobs: &[Job]) -> Result<Marked, String> {
-        let mut marked = Marked::default();
-        let mut written = Vec::new();
-        for (number, job) in jobs.iter().enumerate() {
-            let Some(Order::Hold(mark)) = &job.order else { continue };
-            let key = Key::from(&job.uid);
+    /// Marks the pods that are to be isolated and are not, and cuts them off; gives these pods. The disk is waited for after that.
+    fn isolate(&mut self, host: &mut Side, jobs: &[Job]) -> Result<BTreeSet<PodUid>, String> {
+        let mut shown = Vec::new();
+        for Job { uid, order } in jobs {
+            // Once more, if it failed.
+            let has_failed = self.failed.remove(uid).is_some();
+            let Some(Order::Hold(mark)) = order else { continue };
+            let key = Key::from(uid);
             let holding: Vec<_> = self.state.read_mark(&key).map(|mark| (key.clone(), mark)).into_iter().collect();
-            if steps(&Order::Hold(mark.clone()), &key, &holding).is_empty() {
+            let is_there = steps(&Order::Hold(mark.clone()), &key, &holding).is_empty();
+            if is_there && !has_failed {
                 continue;
             }
-            match self.state.show_mark(&key, mark) {
-                Ok(()) => written.push(Writing { job: number, key, mark }),
-                Err(error) => marked.failed.push((number, chain(&error))),
+            match if is_there { Ok(()) } else { self.state.show_mark(&key, mark) } {
+                Ok(()) => shown.push(Shown { uid, key, mark }),
+                Err(error) => drop(self.failed.insert(uid.clone(), chain(&error))),
             }
         }
-        if written.is_empty() {
-            return Ok(marked);
+        if shown.is_empty() {
+            return Ok(BTreeSet::new());
         }
-        if written.iter().any(|writing| self.pods.sandboxes_of(&jobs[writing.job].uid).is_empty()) {
+        if shown.iter().any(|shown| self.pods.sandboxes_of(shown.uid).is_empty()) {
             self.refresh().map_err(|error| chain(&error))?;
         }
-        let sandboxes: Vec<ContainerId> =
-            written.iter().flat_map(|writing| self.pods.sandboxes_of(&jobs[writing.job].uid)).collect();
+        let sandboxes: Vec<ContainerId> = shown.iter().flat_map(|shown| self.pods.sandboxes_of(shown.uid)).collect();
         let cut = self.cut_off(host, &sandboxes)?;
         self.cut.extend(cut);
-        let kept = match &written[..] {
+        let kept = match &shown[..] {
             [one] => vec![self.state.keep_mark(&one.key)],
-            all => on_each(all, |_, writing| self.state.keep_mark(&writing.key)).map_err(|error| chain(&error))?,
+            all => on_each(all, |_, shown| self.state.keep_mark(&shown.key)).map_err(|error| chain(&error))?,
         };
-        for (Writing { job, key, mark }, kept) in written.iter().zip(kept) {
-            marked.changed.insert(*job);
+        for (Shown { uid, key, mark }, kept) in shown.iter().zip(kept) {
             if let Err(error) = kept {
-                marked.failed.push((*job, chain(&error)));
+                self.failed.insert((*uid).clone(), chain(&error));
             }
             let line = Line::new("marked")
                 .with("mark", key)
@@ -178,7 +170,7 @@ impl Hands {
                 .with_some("actor", mark.actor.as_ref());
             log::info!("{line}");
         }
-        Ok(marked)
+        Ok(shown.into_iter().map(|shown| shown.uid.clone()).collect())
     }
 
     fn cut_off(&self, host: &mut Side, sandboxes: &[ContainerId]) -> Result<BTreeSet<ContainerId>, String> {
@@ -195,19 +187,17 @@ impl Hands {
         &self,
         host: &mut Side,
         scan: &NodeScan,
-        number: usize,
         job: &Job,
-        marked: &Marked,
+        marked: &BTreeSet<PodUid>,
     ) -> Result<Seen, String> {
         let sandboxes = self.pods.sandboxes_of(&job.uid);
-        let removed = self.release(job, &sandboxes).map_err(|error| chain(&error))?;
-        let is_changed =
-            removed || marked.changed.contains(&number) || sandboxes.iter().any(|id| self.cut.contains(id));
+        let is_released = self.release(job, &sandboxes).map_err(|error| chain(&error))?;
+        let is_changed = is_released || marked.contains(&job.uid) || sandboxes.iter().any(|id| self.cut.contains(id));
         if is_changed {
             self.apply(host, scan, &sandboxes)?;
         }
-        // What could be done with it was done.
-        if let Some((_, why)) = marked.failed.iter().find(|(failed, _)| *failed == number) {
+        // What could be done without it was done.
+        if let Some(why) = self.failed.get(&job.uid) {
             return Err(why.clone());
         }
         let seen = self.look(host, scan, &sandboxes)?;
