@@ -24,6 +24,7 @@ impl Agent {
             match outcome {
                 Outcome::Isolated { events, has_interfaces, has_programs, policy, was_altered, depends } => {
                     self.programs.heed(&container_id, has_programs);
+                    self.probers.heed(&container_id, depends.prober.as_deref());
                     self.settle(&container_id, answer);
                     match events {
                         Some(events) => self.listen(&container_id, events, policy),
@@ -51,6 +52,7 @@ impl Agent {
                 }
                 Outcome::Released { is_to_be_put_back } => {
                     self.programs.heed(&container_id, false);
+                    self.probers.heed(&container_id, None);
                     self.settle(&container_id, answer);
                     self.unheard.remove(&container_id);
                     self.stop_listening(&container_id);
@@ -105,6 +107,7 @@ impl Agent {
 
     pub(super) fn forget(&mut self, container_id: &ContainerId) {
         self.programs.heed(container_id, false);
+        self.probers.heed(container_id, None);
         self.stop_listening(container_id);
         self.unheard.remove(container_id);
         if self.applied.remove(container_id).is_some_and(|answer| !answer.is_empty()) {

@@ -14,6 +14,7 @@ mod memory;
 mod metrics;
 mod node_changes;
 mod pacing;
+mod probers;
 mod programs;
 mod subscribed;
 mod subscription;
@@ -54,6 +55,7 @@ use memory::SeenMarks;
 use metrics::{Counts, serve_metrics};
 use node_changes::{AtWork, NodeChanges};
 use pacing::Retries;
+use probers::Probers;
 use programs::Programs;
 use subscribed::Subscribed;
 use subscription::{HostEvents, own_thread};
@@ -189,6 +191,7 @@ struct Agent {
     failures: BTreeMap<ContainerId, Retries>,
     due: BTreeSet<(Instant, ContainerId)>,
     programs: Programs,
+    probers: Probers,
     buffer: Vec<u8>,
 }
 
@@ -251,6 +254,7 @@ impl Agent {
             failures: BTreeMap::new(),
             due: BTreeSet::new(),
             programs: Programs::of(Links::open()?.netns_cookie()),
+            probers: Probers::none(),
             buffer: vec![0; EVENT_BUFFER],
         };
         agent.watch_or_poll(&agent.state.clone());
@@ -281,8 +285,8 @@ impl Agent {
     /// Waits for an event, no longer than until something is due.
     fn wait<'a>(&self, clock: &Clock, events: &'a mut [EpollEvent]) -> Result<&'a [EpollEvent], AgentError> {
         let due = self.due.first().map(|(when, _)| *when);
-        let next =
-            [Some(clock.resync), clock.ping, self.rewatch_due, self.programs.due(), due].into_iter().flatten().min();
+        let looks = [self.programs.due(), self.probers.due(), self.rewatch_due];
+        let next = [Some(clock.resync), clock.ping, due].into_iter().chain(looks).flatten().min();
         let wait = next.map_or(SLOW_TIMER, |when| when.saturating_duration_since(Instant::now()));
         // Rounded up: a deadline in half a millisecond is not polled for.
         let milliseconds = u16::try_from(wait.as_micros().div_ceil(1000)).unwrap_or(u16::MAX);
@@ -304,7 +308,7 @@ impl Agent {
             }
             self.dispatch(&container_id);
         }
-        for container_id in self.programs.displaced(now) {
+        for container_id in self.programs.displaced(now).into_iter().chain(self.probers.changed(now)) {
             self.dispatch(&container_id);
         }
         if self.rewatch_due.take_if(|when| *when <= now).is_some() {

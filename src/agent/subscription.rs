@@ -15,6 +15,7 @@ use crate::model::records::SandboxRecords;
 use crate::node::sandbox::SandboxError;
 use crate::rules::containment::guard_table;
 use crate::rules::reports::{GROUP, LENGTH};
+use crate::rules::senders::SENDERS;
 
 /// Bytes of events that may wait for the agent on the host, where each of its own changes makes some too.
 const HOST_QUEUE: usize = 16 * 1024 * 1024;
@@ -116,22 +117,26 @@ impl HostEvents {
         Ok(Self { rules })
     }
 
-    /// Takes what waits: the sandboxes whose host guard somebody else changed, with who did, and whether events were
-    /// lost.
+    /// Takes what waits: the sandboxes whose host guard somebody else changed, with who did, and whether all of them may be
+    /// concerned, since events were lost or are of all.
     pub(super) fn drain(&self, buffer: &mut [u8], own: &OwnThreads) -> (Vec<(ContainerId, String)>, bool) {
         let (mut touched, mut pending) = (Vec::new(), Vec::new());
+        // What tells probes is of all sandboxes that let those of one prober pass.
+        let (mut senders_pending, mut senders_touched) = (false, false);
         let lost = self.rules.drain(buffer, |change| match change {
+            NftChange::InTable(table) if table.starts_with(SENDERS.as_bytes()) => senders_pending = true,
             NftChange::InTable(table) => {
                 pending.extend(guarded_sandbox(&table).filter(|container_id| pending.last() != Some(container_id)));
             }
             NftChange::Committed(committer) => {
                 let changed = pending.drain(..);
+                senders_touched |= std::mem::take(&mut senders_pending) && stranger(&committer, own).is_some();
                 if let Some(stranger) = stranger(&committer, own) {
                     touched.extend(changed.map(|container_id| (container_id, stranger.clone())));
                 }
             }
         });
-        (touched, lost)
+        (touched, lost || senders_touched)
     }
 }
 

@@ -189,8 +189,8 @@ impl Isolate {
         }
         let probes = match Ports::new(asked.probe_port.iter().map(|&port| (port, port))) {
             _ if asked.no_probes => Probes::Off,
-            Some(ports) => Probes::Ports(ports),
-            None => Probes::AnyPort,
+            Some(ports) => Probes::to_ports(ports),
+            None => Probes::any(),
         };
         Some(Policy { probes, allow: asked.allow.clone(), ..Policy::default() })
     }

@@ -1,9 +1,10 @@
-//! The kernel, as this program asks it: network namespaces, netlink sockets, links and routes, nf_tables, sockets, tracked
+//! The kernel, as this program asks it: network namespaces, netlink sockets, links and routes, nf_tables, cgroups, sockets, tracked
 //! flows.
 //!
 //! It knows how to ask, not what for: no policy, mark or record comes down here.
 
 pub mod bpf;
+pub mod cgroup;
 pub mod conntrack;
 pub mod netlink;
 pub mod netns;

@@ -101,6 +101,15 @@ impl Desired {
         }
     }
 
+    /// What is still let through, where it is to be isolated.
+    #[must_use]
+    pub fn policy(&self) -> Option<&Policy> {
+        match self {
+            Self::Isolated { policy, .. } => Some(policy),
+            Self::Released => None,
+        }
+    }
+
     /// Whether the sandbox is to be isolated.
     #[must_use]
     pub fn is_isolated(&self) -> bool {

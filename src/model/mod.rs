@@ -12,6 +12,7 @@ pub mod mark;
 pub mod names;
 pub mod patience;
 pub mod policy;
+pub mod probes;
 pub mod record;
 pub mod records;
 pub mod verdict;

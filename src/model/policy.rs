@@ -12,6 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Value, json};
 
 use crate::model::json::{At, Unexpected};
+pub use crate::model::probes::{CgroupPath, Prober, Probes};
 
 /// What is let through while isolated. Everything else is dropped.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -22,17 +23,6 @@ pub struct Policy {
     pub probes: Probes,
     /// Flows that are let through besides.
     pub allow: Vec<Allow>,
-}
-
-/// The ports on which the node's own processes may open TCP connections to the pod.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Probes {
-    /// None.
-    Off,
-    /// Every port.
-    AnyPort,
-    /// These.
-    Ports(Ports),
 }
 
 /// Flows of one protocol between the pod and a peer, opened from the side that `direction` says.
@@ -106,7 +96,7 @@ impl Ports {
         self.0.iter().any(|&(first, last)| (first..=last).contains(&port))
     }
 
-    fn read(at: &At<'_>) -> Result<Self, Unexpected> {
+    pub(super) fn read(at: &At<'_>) -> Result<Self, Unexpected> {
         const ALLOWED: &str = "a port from 1 to 65535, or a range of them as \"from-to\"";
         let mut ranges = Vec::new();
         for port in at.list()? {
@@ -123,7 +113,7 @@ impl Ports {
         Self::new(ranges).ok_or_else(|| at.unexpected(format!("at least one of: {ALLOWED}")))
     }
 
-    fn to_json(&self) -> Value {
+    pub(super) fn to_json(&self) -> Value {
         self.0
             .iter()
             .map(|&(first, last)| if first == last { json!(first) } else { json!(format!("{first}-{last}")) })
@@ -144,7 +134,7 @@ pub fn parse_range(text: &str) -> Option<(u16, u16)> {
 impl Default for Policy {
     /// `lo` and the node's probes: what keeps the scene alive.
     fn default() -> Self {
-        Self { loopback: true, probes: Probes::AnyPort, allow: Vec::new() }
+        Self { loopback: true, probes: Probes::any(), allow: Vec::new() }
     }
 }
 
@@ -194,14 +184,9 @@ impl Policy {
     /// The policy as `read` reads it, with every key.
     #[must_use]
     pub fn to_json(&self) -> Value {
-        let probes = match &self.probes {
-            Probes::Off => json!(false),
-            Probes::AnyPort => json!(true),
-            Probes::Ports(ports) => json!({ "ports": ports.to_json() }),
-        };
         json!({
             "loopback": self.loopback,
-            "probes": probes,
+            "probes": self.probes.to_json(),
             "allow": self.allow.iter().map(Allow::to_json).collect::<Vec<_>>(),
         })
     }
@@ -230,10 +215,8 @@ impl fmt::Display for Policy {
         if self.loopback {
             words.push("loopback".to_owned());
         }
-        match &self.probes {
-            Probes::Off => {}
-            Probes::AnyPort => words.push("probes".to_owned()),
-            Probes::Ports(ports) => words.push(format!("probes:{ports}")),
+        if self.probes != Probes::Off {
+            words.push(self.probes.to_string());
         }
         words.extend(self.allow.iter().map(ToString::to_string));
         f.write_str(&words.join("+"))
@@ -247,20 +230,6 @@ impl fmt::Display for Ports {
             if first == last { write!(f, "{comma}{first}")? } else { write!(f, "{comma}{first}-{last}")? }
         }
         Ok(())
-    }
-}
-
-impl Probes {
-    fn read(at: &At<'_>) -> Result<Self, Unexpected> {
-        match at.value() {
-            Value::Bool(true) => Ok(Self::AnyPort),
-            Value::Bool(false) => Ok(Self::Off),
-            Value::Object(_) => {
-                at.object_of(&["ports"])?;
-                Ok(Self::Ports(Ports::read(&at.required("ports")?)?))
-            }
-            _ => Err(at.unexpected("true, false or {\"ports\": […]}")),
-        }
     }
 }
 

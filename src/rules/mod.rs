@@ -8,4 +8,5 @@ mod field;
 pub mod held;
 pub mod reports;
 pub mod ruleset;
+pub mod senders;
 mod text;

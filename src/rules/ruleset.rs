@@ -8,6 +8,7 @@ use std::fmt;
 use std::ops::Deref;
 
 use crate::model::names::IfName;
+use crate::model::probes::Cgroup;
 
 pub(super) use super::field::Notation;
 pub use super::field::{Base, Field};
@@ -169,7 +170,7 @@ impl KeyType {
 }
 
 /// A base chain. Its policy is drop, and its last rule an explicit drop: while a table is replaced, a chain that
-/// relies on its policy alone lets single packets through (seen on 6.18).
+/// relies on its policy alone lets single packets through (seen on 6.18). The node's own output is where none is dropped.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chain {
     /// Its name.
@@ -213,6 +214,8 @@ pub enum Hook {
     Output,
     /// Packets through this netns (family inet).
     Forward,
+    /// Packets from the node's own netns (family inet), all of which pass.
+    NodeOutput,
 }
 
 /// The priority of all our netdev chains.
@@ -224,8 +227,14 @@ impl Hook {
     pub fn priority(&self) -> i32 {
         match self {
             Self::Ingress(_) | Self::Egress(_) => NETDEV_PRIORITY,
-            Self::Input | Self::Output | Self::Forward => -400,
+            Self::Input | Self::Output | Self::Forward | Self::NodeOutput => -400,
         }
+    }
+
+    /// Whether a packet that no rule decides on is dropped.
+    #[must_use]
+    pub fn drops(&self) -> bool {
+        *self != Self::NodeOutput
     }
 
     /// The device, where the hook is one of a device.
@@ -233,7 +242,7 @@ impl Hook {
     pub fn device(&self) -> Option<&IfName> {
         match self {
             Self::Ingress(device) | Self::Egress(device) => Some(device),
-            Self::Input | Self::Output | Self::Forward => None,
+            Self::Input | Self::Output | Self::Forward | Self::NodeOutput => None,
         }
     }
 }
@@ -265,6 +274,10 @@ pub enum Statement {
         /// Whether each element counts packets.
         counted: bool,
     },
+    /// Puts this bit on the packet, in a field that no socket can set (`meta secmark`), for the rules that it meets behind these.
+    Label(u32),
+    /// Goes on when the packet has this bit.
+    Labelled(u32),
     /// Hands the beginning of a packet to whoever listens in the netns of its table (NFLOG), no more of them than the
     /// limit lets. Ends the rule where the limit is reached, so nothing may stand behind it.
     Report(Report),
@@ -304,6 +317,10 @@ pub enum Meta {
     Oifname(IfName),
     /// The user of the socket that sent it; a packet without a socket has none.
     Skuid(u32),
+    /// That a process's socket sent it; what the kernel itself answers with has none, nor what is left of a socket that is closed.
+    HasUser,
+    /// That a socket in this cgroup, or below it, sent it (Linux 5.13; not in family netdev).
+    Cgroup(Cgroup),
     /// That its frame was sent to this host, and to no other and not to many.
     ForThisHost,
     /// The type of its frame, in front of fields of what that carries: what nft knows them by.

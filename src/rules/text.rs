@@ -63,14 +63,15 @@ fn write_hook(f: &mut fmt::Formatter<'_>, at: &Hook) -> fmt::Result {
         Hook::Ingress(device) => ("ingress", Some(device)),
         Hook::Egress(device) => ("egress", Some(device)),
         Hook::Input => ("input", None),
-        Hook::Output => ("output", None),
+        Hook::Output | Hook::NodeOutput => ("output", None),
         Hook::Forward => ("forward", None),
     };
     write!(f, "\t\ttype filter hook {hook}")?;
     if let Some(device) = device {
         write!(f, " device {}", Quoted(&device.to_string()))?;
     }
-    writeln!(f, " priority {}; policy drop;", at.priority())
+    let policy = if at.drops() { "drop" } else { "accept" };
+    writeln!(f, " priority {}; policy {policy};", at.priority())
 }
 
 impl fmt::Display for Rule {
@@ -124,6 +125,8 @@ impl fmt::Display for Statement {
                 "limit rate {per_second}/second burst {burst} packets log prefix {} group {group} snaplen {length}",
                 Quoted(prefix)
             ),
+            Self::Label(bit) => write!(f, "meta secmark set meta secmark | {bit}"),
+            Self::Labelled(bit) => write!(f, "meta secmark & {bit} == {bit}"),
             Self::Counter => f.write_str("counter"),
             Self::Jump(branch) => write!(f, "jump {}", Word(branch)),
             Self::Accept => f.write_str("accept"),
@@ -140,6 +143,10 @@ impl fmt::Display for Meta {
             Self::Oifname(name) => write!(f, "oifname {}", Quoted(&name.to_string())),
             Self::Skuid(user) => write!(f, "meta skuid {user}"),
             Self::Protocol(ether_type) => write!(f, "meta protocol {}", protocol_name(*ether_type)),
+            Self::HasUser => write!(f, "meta skuid != {}", u32::MAX),
+            Self::Cgroup(cgroup) => {
+                write!(f, "socket cgroupv2 level {} {}", cgroup.path.level(), Quoted(cgroup.path.as_str()))
+            }
             Self::ForThisHost => f.write_str("meta pkttype host"),
             Self::Nfproto { v6 } => write!(f, "meta nfproto {}", if *v6 { "ipv6" } else { "ipv4" }),
         }

@@ -154,7 +154,8 @@ fn find_wanted(
         return released(&mut opened, guard_required);
     };
     let report = opened.verify(desired, Scan::Node(scan))?;
-    let counted = counted(&mut opened, &report);
+    let mut counted = counted(&mut opened, &report);
+    counted.notes.extend(report.notes);
     Ok(Reading {
         verdict: report.verdict,
         reasons: report.reasons,
@@ -268,7 +269,7 @@ fn place(table: &Table, chain: &Chain) -> Drops {
         (Hook::Egress(_), Layer::Host | Layer::Bpf) => (Direction::In, guarded),
         (Hook::Ingress(_), Layer::Host | Layer::Bpf) => (Direction::Out, guarded),
         (Hook::Input, _) => (Direction::In, None),
-        (Hook::Output, _) => (Direction::Out, None),
+        (Hook::Output | Hook::NodeOutput, _) => (Direction::Out, None),
         (Hook::Forward, _) => (Direction::Forward, None),
     };
     Drops { layer, interface, direction, packets: 0, bytes: 0 }

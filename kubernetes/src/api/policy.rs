@@ -1,7 +1,7 @@
 //! What an isolated pod may still do, as an object says it.
 //!
 //! It is the policy of a mark, but for one thing: there `probes` is a truth value or an object, which the schema of an API
-//! server cannot say, so the ports of probes have a key of their own.
+//! server cannot say, so the ports of probes and the cgroup that they come from have keys of their own.
 
 use std::borrow::Cow;
 
@@ -17,7 +17,9 @@ use cni_quarantine::policy::{Allow, Direction, Policy, Ports, Probes, Protocol};
 #[derive(KubeSchema, Serialize, Deserialize, Debug, Clone, Default, PartialEq)]
 #[x_kube(
     validation = Rule::new("!has(self.probePorts) || !has(self.probes) || self.probes")
-        .message("probePorts are given, but probes is false")
+        .message("probePorts are given, but probes is false"),
+    validation = Rule::new("!has(self.probeCgroup) || !has(self.probes) || self.probes")
+        .message("probeCgroup is given, but probes is false")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct PolicySpec {
@@ -31,6 +33,11 @@ pub struct PolicySpec {
     #[schemars(length(min = 1, max = 64))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probe_ports: Option<Vec<Port>>,
+    /// The cgroup (version 2) of the node that probes come from, as `system.slice/kubelet.service`, or `kubelet` to have it found
+    /// by the kubelet's process; where none is given, probes are what root's processes on the node open.
+    #[schemars(length(min = 1, max = 1024))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probe_cgroup: Option<String>,
     /// Flows that are let through besides.
     #[schemars(length(max = 128))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -140,11 +147,17 @@ impl PolicySpec {
     /// What is wrong, in words, where the plugin does not take it.
     pub fn understood(&self) -> Result<Policy, String> {
         let mut object = Map::new();
-        let probes = match (self.probes, &self.probe_ports) {
-            (Some(false), None) => json!(false),
-            (Some(false), Some(_)) => return Err("probePorts are given, but probes is false".to_owned()),
-            (_, Some(ports)) => json!({ "ports": ports }),
-            (_, None) => json!(true),
+        let mut narrowed = Map::new();
+        narrowed.extend(self.probe_ports.as_ref().map(|ports| ("ports".to_owned(), json!(ports))));
+        narrowed.extend(self.probe_cgroup.as_ref().map(|cgroup| ("cgroup".to_owned(), json!(cgroup))));
+        let probes = match (self.probes, narrowed.is_empty()) {
+            (Some(false), true) => json!(false),
+            (Some(false), false) => {
+                let given = if self.probe_ports.is_some() { "probePorts are" } else { "probeCgroup is" };
+                return Err(format!("{given} given, but probes is false"));
+            }
+            (_, true) => json!(true),
+            (_, false) => Value::Object(narrowed),
         };
         object.insert("loopback".to_owned(), json!(self.loopback.unwrap_or(true)));
         object.insert("probes".to_owned(), probes);
@@ -159,13 +172,15 @@ impl PolicySpec {
 
 impl From<&Policy> for PolicySpec {
     fn from(policy: &Policy) -> Self {
+        let (ports, prober) = match &policy.probes {
+            Probes::Off => (None, None),
+            Probes::On { ports, prober } => (ports.as_ref(), prober.text()),
+        };
         Self {
             loopback: Some(policy.loopback),
             probes: Some(policy.probes != Probes::Off),
-            probe_ports: match &policy.probes {
-                Probes::Ports(ports) => Some(listed(ports)),
-                Probes::Off | Probes::AnyPort => None,
-            },
+            probe_ports: ports.map(listed),
+            probe_cgroup: prober,
             allow: policy.allow.iter().map(AllowSpec::from).collect(),
         }
     }

@@ -53,6 +53,10 @@ fn a_policy_is_the_mark_s_and_one_that_cannot_be_understood_seals() {
             Ok("probes+egress:10.0.0.1/32:tcp:1-65535"),
         ),
         (json!({ "probes": false, "probePorts": [1] }), Err("probePorts")),
+        (json!({ "probeCgroup": "kubelet.slice" }), Ok("loopback+probes@kubelet.slice")),
+        (json!({ "probeCgroup": "kubelet", "probePorts": [8080] }), Ok("loopback+probes:8080@kubelet")),
+        (json!({ "probes": false, "probeCgroup": "kubelet" }), Err("probeCgroup")),
+        (json!({ "probeCgroup": "../x" }), Err("policy.probes.cgroup")),
         (json!({ "probePorts": ["9-8"] }), Err("policy.probes.ports[0]")),
         (
             json!({ "allow": [{ "direction": "egress", "peer": "web", "protocol": "tcp" }] }),

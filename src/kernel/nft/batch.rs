@@ -6,7 +6,7 @@ use crate::kernel::netlink::{NetlinkError, append_message, nest, put, put_text};
 use crate::rules::ruleset::{AnyChain, Content, Family, Hook, Ranges, Rule, Set, Table};
 
 use super::compile::compile;
-use super::expression::encode;
+use super::expression::{ACCEPT, DROP, encode};
 use super::{header, kernel};
 
 const REQUEST: u16 = 1;
@@ -173,7 +173,8 @@ impl Batch {
                     put_text(body, kernel::HOOK_DEV, device.as_bytes());
                 }
             });
-            put(body, kernel::CHAIN_POLICY, &0_u32.to_be_bytes());
+            let policy = if chain.hook.drops() { DROP } else { ACCEPT };
+            put(body, kernel::CHAIN_POLICY, &policy.to_be_bytes());
             put_text(body, kernel::CHAIN_TYPE, b"filter");
         });
     }
@@ -268,7 +269,7 @@ pub(super) fn hook_number(hook: &Hook) -> u32 {
         Hook::Ingress(_) => 0,
         Hook::Egress(_) | Hook::Input => 1,
         Hook::Forward => 2,
-        Hook::Output => 3,
+        Hook::Output | Hook::NodeOutput => 3,
     }
 }
 

@@ -123,10 +123,10 @@ impl BaseChain {
             priority: hook.priority(),
             devices: match hook {
                 Hook::Ingress(device) | Hook::Egress(device) => vec![device.as_bytes().to_vec()],
-                Hook::Input | Hook::Output | Hook::Forward => Vec::new(),
+                Hook::Input | Hook::Output | Hook::Forward | Hook::NodeOutput => Vec::new(),
             },
             is_filter: true,
-            drops: true,
+            drops: chain.hook.drops(),
         }
     }
 }

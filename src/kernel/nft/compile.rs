@@ -7,6 +7,8 @@ use crate::rules::ruleset::{Base, Field, Meta, Report, Rule, Statement, Test, Va
 
 use super::expression::*;
 
+const SECMARK: u32 = libc::NFT_META_SECMARK as u32;
+
 /// The expressions of a rule.
 pub(super) fn compile(rule: &Rule) -> Vec<Expression> {
     let mut expressions = Vec::with_capacity(3 * rule.statements.len());
@@ -46,6 +48,16 @@ pub(super) fn compile(rule: &Rule) -> Vec<Expression> {
                 let set = set.clone().into_bytes();
                 expressions.push(Expression::Update { set, register: REGISTER, counted: *counted });
             }
+            Statement::Label(bit) => expressions.extend([
+                Expression::Meta { key: SECMARK, register: REGISTER },
+                Expression::Raise { register: REGISTER, bits: bit.to_ne_bytes().into() },
+                Expression::SetMeta { key: SECMARK, register: REGISTER },
+            ]),
+            Statement::Labelled(bit) => expressions.extend([
+                Expression::Meta { key: SECMARK, register: REGISTER },
+                Expression::Mask { register: REGISTER, mask: bit.to_ne_bytes().into() },
+                Expression::Compare { operation: EQUAL, register: REGISTER, value: bit.to_ne_bytes().into() },
+            ]),
             Statement::Report(report) => expressions.extend(compile_report(report)),
             Statement::Counter => expressions.push(Expression::Counter),
             Statement::Jump(branch) => expressions.push(Expression::Jump { chain: branch.clone().into_bytes() }),
@@ -121,6 +133,15 @@ fn compile_meta(meta: &Meta) -> [Expression; 2] {
         Meta::Oifname(name) => meta_is(libc::NFT_META_OIFNAME, interface_name(name)),
         Meta::Skuid(user) => meta_is(libc::NFT_META_SKUID, user.to_ne_bytes().into()),
         Meta::Protocol(ether_type) => meta_is(libc::NFT_META_PROTOCOL, (*ether_type).into()),
+        // No user has this number, so it is so wherever there is one.
+        Meta::HasUser => [
+            Expression::Meta { key: libc::NFT_META_SKUID.unsigned_abs(), register: REGISTER },
+            Expression::Compare { operation: NOT_EQUAL, register: REGISTER, value: u32::MAX.to_ne_bytes().into() },
+        ],
+        Meta::Cgroup(cgroup) => [
+            Expression::Cgroup { level: cgroup.path.level(), register: REGISTER },
+            Expression::Compare { operation: EQUAL, register: REGISTER, value: cgroup.id.to_ne_bytes().into() },
+        ],
         Meta::ForThisHost => meta_is(libc::NFT_META_PKTTYPE, [libc::PACKET_HOST].into()),
         Meta::Nfproto { v6 } => {
             let family = if *v6 { libc::NFPROTO_IPV6 } else { libc::NFPROTO_IPV4 };
@@ -174,6 +195,7 @@ mod tests {
     use super::super::kernel;
     use super::*;
     use crate::kernel::netlink::{attributes, nest, put, put_text};
+    use crate::model::probes::{Cgroup, CgroupPath};
 
     #[test]
     fn expressions_are_read_as_they_are_written() {
@@ -192,6 +214,10 @@ mod tests {
                 burst: 100,
                 prefix: "c1".to_owned(),
             }),
+            Statement::Label(4),
+            Statement::Labelled(4),
+            Statement::Meta(Meta::HasUser),
+            Statement::Meta(Meta::Cgroup(Cgroup { path: CgroupPath::new("a.slice/b.service").unwrap(), id: 77 })),
             Statement::Counter,
             Statement::Accept,
             Statement::Drop,

@@ -30,6 +30,15 @@ pub(super) enum Expression {
         key: u32,
         register: u32,
     },
+    SetMeta {
+        key: u32,
+        register: u32,
+    },
+    /// The ID of the cgroup that the packet's socket is in, at this level of the tree.
+    Cgroup {
+        level: u32,
+        register: u32,
+    },
     Payload {
         base: u32,
         offset: u32,
@@ -44,6 +53,11 @@ pub(super) enum Expression {
     Mask {
         register: u32,
         mask: Value,
+    },
+    /// Sets these bits.
+    Raise {
+        register: u32,
+        bits: Value,
     },
     Lookup {
         set: Vec<u8>,
@@ -83,6 +97,17 @@ pub struct Count {
     pub bytes: u64,
 }
 
+/// What is masked, and then flipped.
+fn bitwise(bytes: &mut Vec<u8>, register: u32, mask: &[u8], flip: &[u8]) {
+    for kind in [kernel::BITWISE_SREG, kernel::BITWISE_DREG] {
+        put(bytes, kind, &register.to_be_bytes());
+    }
+    put(bytes, kernel::BITWISE_LEN, &u32::try_from(mask.len()).unwrap_or_default().to_be_bytes());
+    for (kind, value) in [(kernel::BITWISE_MASK, mask), (kernel::BITWISE_XOR, flip)] {
+        nest(bytes, kind, |bytes| put(bytes, kernel::DATA_VALUE, value));
+    }
+}
+
 /// Appends an expression as an element of a rule's list.
 pub(super) fn encode(bytes: &mut Vec<u8>, expression: &Expression) {
     let number = |bytes: &mut Vec<u8>, kind, value: u32| put(bytes, kind, &value.to_be_bytes());
@@ -110,6 +135,15 @@ pub(super) fn encode(bytes: &mut Vec<u8>, expression: &Expression) {
             number(bytes, kernel::META_DREG, *register);
             number(bytes, kernel::META_KEY, *key);
         }),
+        Expression::SetMeta { key, register } => element(b"meta", &|bytes| {
+            number(bytes, kernel::META_KEY, *key);
+            number(bytes, kernel::META_SREG, *register);
+        }),
+        Expression::Cgroup { level, register } => element(b"socket", &|bytes| {
+            number(bytes, kernel::SOCKET_KEY, kernel::SOCKET_CGROUP);
+            number(bytes, kernel::SOCKET_DREG, *register);
+            number(bytes, kernel::SOCKET_LEVEL, *level);
+        }),
         Expression::Payload { base, offset, length, register } => element(b"payload", &|bytes| {
             number(bytes, kernel::PAYLOAD_DREG, *register);
             number(bytes, kernel::PAYLOAD_BASE, *base);
@@ -121,13 +155,13 @@ pub(super) fn encode(bytes: &mut Vec<u8>, expression: &Expression) {
             number(bytes, kernel::CMP_OP, *operation);
             value(bytes, kernel::CMP_DATA, data);
         }),
-        Expression::Mask { register, mask } => element(b"bitwise", &|bytes| {
-            number(bytes, kernel::BITWISE_SREG, *register);
-            number(bytes, kernel::BITWISE_DREG, *register);
-            number(bytes, kernel::BITWISE_LEN, u32::try_from(mask.len()).unwrap_or_default());
-            value(bytes, kernel::BITWISE_MASK, mask);
-            value(bytes, kernel::BITWISE_XOR, &vec![0; mask.len()]);
-        }),
+        Expression::Mask { register, mask } => {
+            element(b"bitwise", &|bytes| bitwise(bytes, *register, mask, &vec![0; mask.len()]));
+        }
+        Expression::Raise { register, bits } => {
+            let others: Vec<u8> = bits.iter().map(|bits| !bits).collect();
+            element(b"bitwise", &|bytes| bitwise(bytes, *register, &others, bits));
+        }
         Expression::Lookup { set, register } => element(b"lookup", &|bytes| {
             put_text(bytes, kernel::LOOKUP_SET, set);
             number(bytes, kernel::LOOKUP_SREG, *register);
@@ -178,7 +212,18 @@ fn decode_stateless(name: &[u8], data: &[u8]) -> Option<Expression> {
     let value = |kind| attribute(data, kind).and_then(|value| attribute(value, kernel::DATA_VALUE));
     let set = |kind| attribute(data, kind).map(|name| text(name).to_vec());
     match name {
-        b"meta" => Some(Expression::Meta { register: number(kernel::META_DREG)?, key: number(kernel::META_KEY)? }),
+        b"meta" => {
+            let key = number(kernel::META_KEY)?;
+            Some(match number(kernel::META_SREG) {
+                Some(register) => Expression::SetMeta { key, register },
+                None => Expression::Meta { key, register: number(kernel::META_DREG)? },
+            })
+        }
+        b"socket" => {
+            let (level, register) = (number(kernel::SOCKET_LEVEL)?, number(kernel::SOCKET_DREG)?);
+            let is_cgroup = number(kernel::SOCKET_KEY)? == kernel::SOCKET_CGROUP;
+            is_cgroup.then_some(Expression::Cgroup { level, register })
+        }
         b"payload" => Some(Expression::Payload {
             register: number(kernel::PAYLOAD_DREG)?,
             base: number(kernel::PAYLOAD_BASE)?,
@@ -191,12 +236,17 @@ fn decode_stateless(name: &[u8], data: &[u8]) -> Option<Expression> {
             value: Value::new(value(kernel::CMP_DATA)?)?,
         }),
         b"bitwise" => {
-            // One register in and out, nothing flipped, and no other operation than mask-and-flip.
+            // One register in and out, nothing flipped but what the mask has cleared, and no other operation than mask-and-flip.
             let register = number(kernel::BITWISE_SREG)?;
-            let plain = number(kernel::BITWISE_DREG)? == register
-                && value(kernel::BITWISE_XOR)?.iter().all(|&byte| byte == 0)
-                && number(kernel::BITWISE_OP).unwrap_or(0) == 0;
-            plain.then_some(Expression::Mask { register, mask: Value::new(value(kernel::BITWISE_MASK)?)? })
+            let plain = number(kernel::BITWISE_DREG)? == register && number(kernel::BITWISE_OP).unwrap_or(0) == 0;
+            let (mask, flip) = (value(kernel::BITWISE_MASK)?, value(kernel::BITWISE_XOR)?);
+            let raises = mask.len() == flip.len() && mask.iter().zip(flip).all(|(mask, flip)| *mask == !flip);
+            match flip.iter().all(|&byte| byte == 0) {
+                _ if !plain => None,
+                true => Some(Expression::Mask { register, mask: Value::new(mask)? }),
+                false if raises => Some(Expression::Raise { register, bits: Value::new(flip)? }),
+                false => None,
+            }
         }
         b"lookup" => {
             let inverted = number(kernel::LOOKUP_FLAGS).unwrap_or(0) != 0;

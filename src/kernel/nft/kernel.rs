@@ -82,6 +82,13 @@ pub(super) const VERDICT_CHAIN: u16 = 2;
 
 pub(super) const META_DREG: u16 = 1;
 pub(super) const META_KEY: u16 = 2;
+pub(super) const META_SREG: u16 = 3;
+
+pub(super) const SOCKET_KEY: u16 = 1;
+pub(super) const SOCKET_DREG: u16 = 2;
+pub(super) const SOCKET_LEVEL: u16 = 3;
+/// The cgroup of version 2 that a socket is in, at a level (Linux 5.13).
+pub(super) const SOCKET_CGROUP: u32 = 3;
 
 pub(super) const PAYLOAD_DREG: u16 = 1;
 pub(super) const PAYLOAD_BASE: u16 = 2;

@@ -154,6 +154,13 @@ pub enum Note {
         /// How many segments that opened a connection.
         packets: u64,
     },
+    /// Probes of the cgroup that the policy names are not told from those of root's other processes.
+    ProberUntold {
+        /// The cgroup, as the policy says it.
+        prober: String,
+        /// Why.
+        why: String,
+    },
 }
 
 impl Note {
@@ -162,6 +169,7 @@ impl Note {
     pub fn code(&self) -> &'static str {
         match self {
             Self::ProbeSource { .. } => "probe-source",
+            Self::ProberUntold { .. } => "prober-untold",
         }
     }
 }
@@ -172,6 +180,10 @@ impl fmt::Display for Note {
             Self::ProbeSource { source, packets } => write!(
                 f,
                 "probes do not pass: {packets} of the node's own packets that would open a connection came from {source}, which is no address of the node's towards the pod; something on the node translates them"
+            ),
+            Self::ProberUntold { prober, why } => write!(
+                f,
+                "probes are not bound to the cgroup {prober:?} that the policy names: {why}; what any root process of the node opens to the pod passes, those of pods with hostNetwork among them"
             ),
         }
     }

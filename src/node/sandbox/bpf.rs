@@ -11,6 +11,7 @@ use crate::kernel::netlink::NetlinkError;
 use crate::kernel::netns::Netns;
 use crate::model::audit::Line;
 use crate::model::names::ContainerId;
+use crate::model::probes::Cgroup;
 use crate::model::record::Ebpf;
 use crate::model::verdict::{Bypass, ProgramDoubt, ProgramPlace, Programs};
 use crate::rules::bpf::{Inexpressible, Map, Sender, Stand, program};
@@ -89,6 +90,8 @@ struct Part<'a> {
     inside: Option<u32>,
     netns: &'a Netns,
     netns_cookie: u64,
+    /// The cgroup that the policy's probes come from, where it names one that is known.
+    prober: Option<&'a Cgroup>,
 }
 
 /// Why a part could not be brought to what is wanted.
@@ -144,6 +147,9 @@ impl Part<'_> {
 
     /// Loads what belongs there. The maps are those that are pinned; `makes_maps` says whether those that are not are made.
     fn load(&self, pins: &Pins, makes_maps: bool) -> Result<Option<LoadedProgram>, Failure> {
+        if let Some(prober) = self.prober {
+            return self.load_for(kubelet::in_cgroup(prober), pins, makes_maps);
+        }
         match self.load_for(Sender::InNetns(self.netns_cookie), pins, makes_maps) {
             // By which helper that is told was added late.
             Err(Failure::Kernel(BpfError::Unsupported { .. })) if self.place == ProgramPlace::ToPod => {
@@ -460,7 +466,8 @@ impl Sandbox<'_> {
             })?;
             let chain = inlined(table, chain);
             let (netns, netns_cookie) = (&self.netns, self.host.links.netns_cookie());
-            Some(Part { place, chain, sets: &table.sets, holder, inside, netns, netns_cookie })
+            let prober = wanted.senders.as_ref().and_then(|senders| senders.cgroup.as_ref().ok());
+            Some(Part { place, chain, sets: &table.sets, holder, inside, netns, netns_cookie, prober })
         };
         holder.places().iter().filter_map(part).collect()
     }

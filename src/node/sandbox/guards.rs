@@ -20,6 +20,7 @@ use crate::rules::containment::{
 use crate::rules::reports::report_drops;
 use crate::rules::ruleset::{Family, Table};
 
+use super::senders::{self, Senders};
 use super::survey::{End, Strayed, Survey};
 use super::{Sandbox, SandboxError, Side, Wanted, bpf};
 
@@ -32,14 +33,20 @@ pub fn standing_guards(host: &mut Side) -> Result<Vec<ContainerId>, NetlinkError
 
 impl Sandbox<'_> {
     /// The guard of the ends that were found.
-    pub(super) fn guard_of(&self, survey: &Survey, policy: &Policy, egress: EgressHook) -> Option<Table> {
+    pub(super) fn guard_of(
+        &self,
+        survey: &Survey,
+        policy: &Policy,
+        egress: EgressHook,
+        label: Option<u32>,
+    ) -> Option<Table> {
         let end = |End { link, guarded }: &End| GuardedEnd {
             device: link.name.clone(),
             index: link.index,
             interface: guarded.clone(),
         };
         let ends: Vec<_> = survey.ends.iter().map(end).collect();
-        let mut table = guard(self.records.container_id(), policy, &ends, egress);
+        let mut table = guard(self.records.container_id(), policy, &ends, egress, label);
         table.sets.extend(
             survey.strayed.iter().map(|strayed| strayed_set(&strayed.interface, strayed.index, &strayed.device)),
         );
@@ -78,11 +85,12 @@ impl Sandbox<'_> {
 
     /// Applying takes the guard from no end that still exists, whatever the survey found.
     pub(super) fn keep_standing(&mut self, wanted: &mut Wanted, policy: &Policy) -> Result<(), SandboxError> {
+        let label = wanted.senders.as_ref().and_then(Senders::label);
         let of_nothing;
         let table = match &wanted.guard {
             Some(guard) => guard,
             None => {
-                of_nothing = guard(self.records.container_id(), policy, &[], wanted.egress);
+                of_nothing = guard(self.records.container_id(), policy, &[], wanted.egress, label);
                 &of_nothing
             }
         };
@@ -98,7 +106,7 @@ impl Sandbox<'_> {
         wanted.survey.lost.retain(|(name, _)| !standing.iter().any(|end| end.guarded.name == *name));
         wanted.survey.ends.extend(standing);
         wanted.survey.strayed = strayed;
-        wanted.guard = self.guard_of(&wanted.survey, policy, wanted.egress);
+        wanted.guard = self.guard_of(&wanted.survey, policy, wanted.egress, label);
         Ok(())
     }
 }
@@ -154,7 +162,11 @@ fn standing_ends(
 /// Removes the host guard of a sandbox that may be gone, and the eBPF programs with it; says whether there was one.
 pub fn remove_guard(host: &mut Side, container_id: &ContainerId) -> Result<bool, NetlinkError> {
     let had_programs = bpf::detach(host, container_id);
-    Ok(host.nft.delete(&guard_table(container_id), &[Family::Netdev])? || had_programs)
+    let had_guard = host.nft.delete(&guard_table(container_id), &[Family::Netdev])?;
+    if had_guard {
+        senders::remove_unused(host)?;
+    }
+    Ok(had_guard || had_programs)
 }
 
 /// Removes the guards that no record speaks of and that have no interface left to guard: a pod that ended without a DEL

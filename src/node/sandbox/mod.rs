@@ -12,6 +12,7 @@ mod handing;
 mod kubelet;
 mod report;
 mod scan;
+mod senders;
 mod side;
 mod survey;
 mod transition;
@@ -22,7 +23,8 @@ use thiserror::Error;
 pub use bpf::{Holder, programs_are_displaced};
 pub use cut::{Before, load_guards};
 pub use guards::{remove_guard, remove_guards_of_nothing, remove_stale_guards, standing_guards};
-pub use report::{Applied, Dependence, Deviation, Layer, ProgramsOn, Report};
+pub use kubelet::cgroup_of;
+pub use report::{Applied, Dependence, Deviation, Layer, ProberSeen, ProgramsOn, Report};
 pub use scan::{NodeScan, Scan};
 pub use side::Side;
 pub use survey::{pin_interfaces, pin_said};
@@ -44,6 +46,7 @@ use crate::rules::reports::report_drops;
 use crate::rules::ruleset::{Family, Table};
 
 use exposure::programs_on;
+use senders::Senders;
 use survey::{Survey, survey};
 use transition::{Compared, Transition, reconcile, reconcile_compared};
 
@@ -121,6 +124,8 @@ struct Wanted {
     /// How the guard was found, where it was read already and nothing was changed since.
     compared: Option<Compared>,
     egress: EgressHook,
+    /// How the prober that the policy names is told.
+    senders: Option<Senders>,
     /// What was wrong when the programs of the eBPF layer were attached.
     refused: bpf::Refused,
 }
@@ -128,7 +133,7 @@ struct Wanted {
 impl Wanted {
     fn released(pod: Vec<Table>, egress: EgressHook) -> Self {
         let refused = bpf::Refused::default();
-        Self { survey: Survey::default(), pod, guard: None, compared: None, egress, refused }
+        Self { survey: Survey::default(), pod, guard: None, compared: None, egress, senders: None, refused }
     }
 }
 
@@ -206,6 +211,12 @@ impl<'a> Sandbox<'a> {
     }
 
     fn apply_with(&mut self, desired: &Desired, egress: EgressHook) -> Result<(Wanted, Done), SandboxError> {
+        if let Desired::Isolated { policy, .. } = desired
+            && self.host_guard() != HostGuard::Off
+            && egress == EgressHook::Netdev
+        {
+            senders::load(self.host, policy);
+        }
         let mut wanted = self.wanted(desired, egress)?;
         let mut done = Done::default();
         if desired.is_isolated() {
@@ -292,8 +303,10 @@ impl<'a> Sandbox<'a> {
 
     /// The rules that would be in place for `desired`.
     pub fn tables(&mut self, desired: &Desired) -> Result<Vec<Table>, SandboxError> {
-        let wanted = self.wanted(desired, EgressHook::Netdev)?;
-        Ok(wanted.pod.into_iter().chain(wanted.guard).collect())
+        let senders = desired.policy().and_then(Senders::wanted);
+        let wanted = self.wanted_with(desired, EgressHook::Netdev, senders)?;
+        let senders = wanted.senders.filter(|_| wanted.guard.is_some()).map(|senders| senders.table);
+        Ok(wanted.pod.into_iter().chain(senders).chain(wanted.guard).collect())
     }
 
     /// Reads the elements of a set on the side where its table is.
@@ -345,6 +358,19 @@ impl<'a> Sandbox<'a> {
     }
 
     fn wanted(&mut self, desired: &Desired, egress: EgressHook) -> Result<Wanted, SandboxError> {
+        let senders = match desired.policy() {
+            Some(policy) => Senders::find(&mut self.host.nft, policy, egress)?,
+            None => None,
+        };
+        self.wanted_with(desired, egress, senders)
+    }
+
+    fn wanted_with(
+        &mut self,
+        desired: &Desired,
+        egress: EgressHook,
+        senders: Option<Senders>,
+    ) -> Result<Wanted, SandboxError> {
         let Desired::Isolated { policy, .. } = desired else { return self.wanted_released(egress) };
         let survey = survey(self.host, &mut self.pod, &self.netns, self.records, policy)?;
         let guarded: Vec<_> = survey.interfaces.iter().map(|interface| interface.guarded.clone()).collect();
@@ -357,9 +383,10 @@ impl<'a> Sandbox<'a> {
         }
         pod.iter_mut().for_each(branch_off);
         let refused = bpf::Refused::default();
-        let mut wanted = Wanted { survey, pod, guard: None, compared: None, egress, refused };
+        let mut wanted = Wanted { survey, pod, guard: None, compared: None, egress, senders, refused };
         if self.host_guard() != HostGuard::Off {
-            wanted.guard = self.guard_of(&wanted.survey, policy, egress);
+            let label = wanted.senders.as_ref().and_then(Senders::label);
+            wanted.guard = self.guard_of(&wanted.survey, policy, egress, label);
             self.keep_standing(&mut wanted, policy)?;
         }
         Ok(wanted)
@@ -420,6 +447,7 @@ impl<'a> Sandbox<'a> {
         let depends = Dependence {
             seen: wanted.survey.ends.iter().filter_map(|end| end.guarded.known.as_ref().map(seen)).collect(),
             links: wanted.survey.links,
+            prober: wanted.senders.as_ref().map(|senders| Box::new(senders.seen())),
             addresses: self
                 .records
                 .pinned_interfaces()
@@ -427,8 +455,20 @@ impl<'a> Sandbox<'a> {
                 .flat_map(|pinned| pinned.interface.addresses.iter().copied())
                 .collect(),
         };
+        let note = wanted.senders.as_ref().and_then(|senders| senders.note(wanted.guard.is_some()));
         let tables = wanted.pod.into_iter().chain(wanted.guard).collect();
-        Ok(Report { depends, verdict, reasons, interfaces, pod_side, host_guard, programs, differences, tables })
+        Ok(Report {
+            notes: note.into_iter().collect(),
+            depends,
+            verdict,
+            reasons,
+            interfaces,
+            pod_side,
+            host_guard,
+            programs,
+            differences,
+            tables,
+        })
     }
 }
 

@@ -7,8 +7,9 @@ use std::net::IpAddr;
 use crate::kernel::rtnetlink::NodeChange;
 use crate::model::difference::Difference;
 use crate::model::mark::Desired;
+use crate::model::probes::{Cgroup, Prober};
 use crate::model::record::NodeOnLink;
-use crate::model::verdict::{Reason, Verdict};
+use crate::model::verdict::{Note, Reason, Verdict};
 use crate::rules::ruleset::{Family, Table};
 
 use super::Holder;
@@ -50,6 +51,8 @@ pub struct Report {
     pub verdict: Verdict,
     /// Why it is not `contained`, where it is isolated.
     pub reasons: Vec<Reason>,
+    /// What an operator should know besides.
+    pub notes: Vec<Note>,
     /// How many interfaces the rules are for.
     pub interfaces: usize,
     /// Whether the pod-side tables are as wanted.
@@ -86,6 +89,17 @@ pub struct Dependence {
     pub addresses: Vec<IpAddr>,
     /// What the node looked like from each interface.
     pub seen: Vec<NodeOnLink>,
+    /// Where the policy names a prober.
+    pub prober: Option<Box<ProberSeen>>,
+}
+
+/// A prober, and the cgroup that it was found in, if it was.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ProberSeen {
+    /// Whose connections are probes.
+    pub prober: Prober,
+    /// Where those are from.
+    pub cgroup: Option<Cgroup>,
 }
 
 impl Dependence {

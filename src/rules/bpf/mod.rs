@@ -176,7 +176,9 @@ impl Compiler<'_> {
                 Statement::Meta(meta) => self.meta(meta, next)?,
                 Statement::Lookup(key, set) => self.lookup(key, set, next)?,
                 Statement::Update { key, set, .. } => self.update(key, set, next)?,
-                Statement::Report(_) | Statement::Jump(_) => return Err(Inexpressible::Statement),
+                Statement::Labelled(_) if asks_sender || self.stand == Stand::Xdp => {}
+                Statement::Labelled(_) => self.sent_by_no_other(next),
+                Statement::Report(_) | Statement::Jump(_) | Statement::Label(_) => return Err(Inexpressible::Statement),
                 Statement::Counter => self.count(),
                 Statement::Accept => self.assembler.exit(match self.stand {
                     // TCX_NEXT, XDP_PASS.
@@ -218,7 +220,13 @@ impl Compiler<'_> {
                     assembler.jump_if(R1, When::NotEqual, 0, next);
                 }
             }
-            Meta::Iifname(_) | Meta::Oifname(_) | Meta::Skuid(_) | Meta::Nfproto { .. } | Meta::Protocol(_) => {
+            Meta::Iifname(_)
+            | Meta::Oifname(_)
+            | Meta::Skuid(_)
+            | Meta::HasUser
+            | Meta::Cgroup(_)
+            | Meta::Nfproto { .. }
+            | Meta::Protocol(_) => {
                 return Err(Inexpressible::Statement);
             }
         }
@@ -245,6 +253,21 @@ impl Compiler<'_> {
         };
         assembler.wide(R1, number);
         assembler.jump_if_register(R0, When::NotEqual, R1, next);
+    }
+
+    /// Where the node's own sockets are told by their cgroup, that none of another one sent it. What has no socket any more (the last
+    /// acknowledgements of a connection that closes) is in none.
+    fn sent_by_no_other(&mut self, next: Label) {
+        let Sender::InCgroup { level, id } = self.node else { return };
+        let assembler = &mut self.assembler;
+        let so = assembler.label();
+        assembler.with_register(Operation::Move, R1, R6);
+        assembler.with(Operation::Move, R2, level.cast_signed());
+        assembler.call(helper::ANCESTOR_CGROUP);
+        assembler.jump_if(R0, When::Equal, 0, so);
+        assembler.wide(R1, id);
+        assembler.jump_if_register(R0, When::NotEqual, R1, next);
+        assembler.place(so);
     }
 
     /// Makes sure that there is as much of a header, and says where on the stack the field is.

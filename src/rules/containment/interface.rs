@@ -39,10 +39,11 @@ pub(super) fn interface_rules(
     flows: &FlowSets,
     interface: &GuardedInterface,
     place: Place,
+    label: Option<u32>,
 ) -> Compiled {
     let mut compiled = Compiled::default();
     if let Some((identity, node)) = interface.known.as_ref().filter(|_| lets_network_through(policy)) {
-        let view = View { place, identity, node, hops: all_hops(policy, identity, node) };
+        let view = View { place, label, identity, node, hops: all_hops(policy, identity, node) };
         let allowed = [false, true].map(|v6| AllowList::of(&view, &policy.allow, v6, flows));
         for &own in &identity.addresses {
             let v6 = own.is_ipv6();
@@ -67,7 +68,7 @@ pub(super) fn link_rules(policy: &Policy, interface: &GuardedInterface) -> Vec<R
     let Some((identity, node)) = interface.known.as_ref().filter(|_| lets_network_through(policy)) else {
         return Vec::new();
     };
-    let view = View { place: Place::Pod, identity, node, hops: all_hops(policy, identity, node) };
+    let view = View { place: Place::Pod, label: None, identity, node, hops: all_hops(policy, identity, node) };
     let mut rules = Vec::new();
     for own in identity.addresses.iter().filter(|own| own.is_ipv4()) {
         view.neighbour_rules(*own, &mut rules, &mut Vec::new());
@@ -81,6 +82,8 @@ pub(super) fn link_rules(policy: &Policy, interface: &GuardedInterface) -> Vec<R
 /// One interface, seen from the place where the rules stand.
 pub(super) struct View<'a> {
     pub(super) place: Place,
+    /// The bit that the node's output puts on probes.
+    label: Option<u32>,
     pub(super) identity: &'a SandboxInterface,
     node: &'a NodeOnLink,
     hops: Vec<Hop>,
@@ -155,11 +158,8 @@ impl View<'_> {
     ) {
         let v6 = own.is_ipv6();
         let any = Ports::any();
-        let ports = match probes {
-            Probes::Off => return,
-            Probes::AnyPort => &any,
-            Probes::Ports(ports) => ports,
-        };
+        let Probes::On { ports, .. } = probes else { return };
+        let ports = ports.as_ref().unwrap_or(&any);
         let (source, destination) = address_fields(v6);
         let mac = self.node.mac;
         // Not where nothing is known of who opened a flow: an answer that nobody asked for would go on to wherever that is.
@@ -188,6 +188,7 @@ impl View<'_> {
                 statements.push(is(source, octets(*address)));
                 statements.extend(opening(v6, Protocol::Tcp, range));
                 if self.place == Place::Host {
+                    statements.extend(self.labelled());
                     // Only a socket of this host: what is forwarded, masqueraded NodePort traffic too, has none.
                     statements.push(Statement::Meta(Meta::Skuid(0)));
                 }
@@ -199,6 +200,7 @@ impl View<'_> {
             for &range in ports.ranges() {
                 let mut statements = self.spoken_by_node(self.sent_to(own, mac));
                 statements.extend(opening(v6, Protocol::Tcp, range));
+                statements.extend(self.labelled());
                 statements.push(Statement::Meta(Meta::Skuid(0)));
                 statements.extend(sources.iter().map(|known| Statement::Match(source, Test::Not(octets(*known)))));
                 let (set, key) = (format!("{STRAY_PROBES}{}", family_suffix(v6)), stray_key(v6));
@@ -210,20 +212,26 @@ impl View<'_> {
             return;
         }
         for set in sets.iter().rev() {
-            let flow = |mut statements: Vec<Statement>, key| {
+            let flow = |mut statements: Vec<Statement>, label: Option<Statement>, key| {
                 statements.extend(of_flow(v6, Protocol::Tcp));
+                statements.extend(label);
                 statements.push(Statement::Lookup(key, set.clone()));
                 statements
             };
             let (inbound_key, outbound_key) = (inbound_key(v6), outbound_key(v6));
-            let mut statements = flow(self.spoken_by_node(self.sent_to(own, mac)), inbound_key);
+            let mut statements = flow(self.spoken_by_node(self.sent_to(own, mac)), self.labelled(), inbound_key);
             statements.extend(open_flow(inbound_key, set));
             inbound.insert(0, Rule::new(statements).comment("probe's flow"));
             // Only the node keeps it open: the pod's own packets do not refresh it.
-            let mut statements = flow(self.sent_by(own, mac), outbound_key);
+            let mut statements = flow(self.sent_by(own, mac), None, outbound_key);
             statements.push(Statement::Accept);
             outbound.insert(0, Rule::new(statements).comment("probe's flow"));
         }
+    }
+
+    /// On the host's end, that the prober sent it, where that can be told.
+    fn labelled(&self) -> Option<Statement> {
+        self.label.filter(|_| self.place == Place::Host).map(Statement::Labelled)
     }
 
     /// On the host's end, that the node itself sends or routes a frame: one that its bridge passes on from another

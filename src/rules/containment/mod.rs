@@ -162,7 +162,7 @@ pub fn pod_tables(policy: &Policy, interfaces: &[GuardedInterface], egress: Egre
             let uncounted = Uncounted::of(&policy.allow, &flows);
             inet.sets.extend(uncounted.sets);
             for interface in interfaces {
-                let Compiled { inbound, outbound, sets } = interface_rules(policy, &flows, interface, Place::Pod);
+                let Compiled { inbound, outbound, sets } = interface_rules(policy, &flows, interface, Place::Pod, None);
                 netdev.sets.extend(sets);
                 let name = &interface.name;
                 netdev.chains.push(chain(format!("ingress-{name}"), Hook::Ingress(name.clone()), inbound));
@@ -187,7 +187,8 @@ pub fn pod_tables(policy: &Policy, interfaces: &[GuardedInterface], egress: Egre
                     Hook::Ingress(name.clone()),
                     link_rules(policy, interface),
                 ));
-                let Compiled { inbound, outbound, sets } = interface_rules(policy, &flows, interface, Place::PodInet);
+                let Compiled { inbound, outbound, sets } =
+                    interface_rules(policy, &flows, interface, Place::PodInet, None);
                 inet.sets.extend(sets);
                 input.extend(inbound.into_iter().map(|rule| on(&incoming, rule)));
                 output.extend(outbound.into_iter().map(|rule| on(&outgoing, rule)));
@@ -232,9 +233,16 @@ pub fn frame(interfaces: &[IfName], egress: EgressHook) -> Vec<Table> {
     vec![table(Family::Netdev, hooks), table(Family::Inet, inet.into())]
 }
 
-/// The host guard of a sandbox: one pair of chains for each interface whose other end is on the host.
+/// The host guard of a sandbox: one pair of chains for each interface whose other end is on the host. Where the node's output puts a
+/// bit on what the policy's prober sends, only what has it is a probe.
 #[must_use]
-pub fn guard(container_id: &ContainerId, policy: &Policy, ends: &[GuardedEnd], egress: EgressHook) -> Table {
+pub fn guard(
+    container_id: &ContainerId,
+    policy: &Policy,
+    ends: &[GuardedEnd],
+    egress: EgressHook,
+    label: Option<u32>,
+) -> Table {
     let flows = FlowSets::of(policy);
     let mut sets = flows.sets();
     sets.extend(attempt_sets());
@@ -253,7 +261,7 @@ pub fn guard(container_id: &ContainerId, policy: &Policy, ends: &[GuardedEnd], e
             EgressHook::Netdev => Place::Host,
             EgressHook::Missing => Place::HostIngress,
         };
-        let compiled = interface_rules(policy, &flows, interface, place);
+        let compiled = interface_rules(policy, &flows, interface, place, label);
         sets.extend(compiled.sets);
         if egress == EgressHook::Netdev {
             chains.push(chain(format!("to-{name}"), Hook::Egress(device.clone()), compiled.inbound));

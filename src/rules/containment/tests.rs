@@ -9,8 +9,10 @@ use std::slice;
 use super::*;
 use crate::model::names::Mac;
 use crate::model::policy::{Allow, Direction, Ports};
+use crate::model::probes::Prober;
 use crate::model::record::NodeOnLink;
 use crate::rules::branches::{branch_off, inlined};
+use crate::rules::senders::label;
 
 fn name(text: &str) -> IfName {
     IfName::new(text).unwrap()
@@ -57,7 +59,7 @@ fn allow(direction: Direction, peer: &str, protocol: Protocol, ports: &[(u16, u1
 fn listed() -> Policy {
     Policy {
         loopback: true,
-        probes: Probes::Ports(Ports::new([(8080, 8080), (9000, 9010)]).unwrap()),
+        probes: Probes::to_ports(Ports::new([(8080, 8080), (9000, 9010)]).unwrap()),
         allow: vec![
             // Through the node, to a neighbour that answers, and to one that does not.
             allow(Direction::Egress, "10.20.0.5/32", Protocol::Tcp, &[(443, 443)]),
@@ -76,8 +78,11 @@ fn the_rules_are_as_they_were_read() {
             policy,
             &[GuardedEnd { device: name("veth1"), index: 7, interface }],
             egress,
+            policy.probes.prober().map(label),
         )]
     };
+    let probes = Probes::On { ports: Ports::new([(8080, 8080)]), prober: Prober::Kubelet };
+    let bound = Policy { probes, ..Policy::default() };
     let unknown = GuardedInterface { name: name("net1"), known: None };
     let (standard, bridged, routed) = (Policy::default(), interface(false), interface(true));
     let cases = [
@@ -92,6 +97,7 @@ fn the_rules_are_as_they_were_read() {
         ("guard-bridge", guard_of(&standard, bridged.clone(), EgressHook::Netdev)),
         ("guard-routed", guard_of(&standard, routed, EgressHook::Netdev)),
         ("guard-allow-list", guard_of(&listed(), bridged.clone(), EgressHook::Netdev)),
+        ("guard-probes-of-a-cgroup", guard_of(&bound, bridged.clone(), EgressHook::Netdev)),
         ("guard-without-egress-hook", guard_of(&listed(), bridged, EgressHook::Missing)),
     ];
     for (case, tables) in cases {

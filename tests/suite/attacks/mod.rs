@@ -11,6 +11,7 @@ mod datapaths;
 mod ebpf;
 mod interfaces;
 mod oracle;
+mod prober;
 mod probes;
 mod raw;
 mod reported;

@@ -12,6 +12,7 @@
 
 mod agent;
 mod call;
+mod cgroup;
 pub(crate) mod crowd;
 mod node;
 mod run;
@@ -25,6 +26,7 @@ pub(crate) mod traffic;
 
 pub(crate) use agent::Agent;
 pub(crate) use call::{Call, Stdin, program, quarantine};
+pub(crate) use cgroup::Cgroup;
 pub(crate) use crowd::Crowd;
 pub(crate) use netlab::{Mac, Netns};
 pub(crate) use node::{Node, Pod, lone_interface};
