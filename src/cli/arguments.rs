@@ -12,10 +12,12 @@ use clap_complete::Shell;
 use log::LevelFilter;
 
 use crate::install::command::{InstallArgs, UninstallArgs};
-use crate::model::policy::{Allow, Policy, Ports, Probes};
+use crate::model::policy::Policy;
 use crate::node::logging::{LogConfig, LogTarget};
 use crate::node::state::DEFAULT_STATE_DIR;
 use crate::plugin::config::parse_level;
+
+use super::policy_arguments::PolicyArguments;
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -180,37 +182,8 @@ pub(super) struct Isolate {
 impl Isolate {
     /// The policy that was asked for; none where the conflist's is to hold.
     pub(super) fn policy(&self) -> Option<Policy> {
-        let asked = &self.policy;
-        if asked.sealed {
-            return Some(Policy::sealed());
-        }
-        if asked.allow.is_empty() && asked.probe_port.is_empty() && !asked.no_probes {
-            return None;
-        }
-        let probes = match Ports::new(asked.probe_port.iter().map(|&port| (port, port))) {
-            _ if asked.no_probes => Probes::Off,
-            Some(ports) => Probes::to_ports(ports),
-            None => Probes::any(),
-        };
-        Some(Policy { probes, allow: asked.allow.clone(), ..Policy::default() })
+        self.policy.policy()
     }
-}
-
-#[derive(Debug, Args)]
-#[command(next_help_heading = "What is still let through (without any of these, what the conflist says)")]
-struct PolicyArguments {
-    /// Let nothing through, not even lo and the node's probes
-    #[arg(long, conflicts_with_all = ["allow", "probe_port", "no_probes"])]
-    sealed: bool,
-    /// Let these flows through: DIRECTION:PEER:PROTOCOL[:PORTS]; may be repeated
-    #[arg(long, value_name = "FLOW")]
-    allow: Vec<Allow>,
-    /// Let the node's own probes through to this port only; may be repeated
-    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
-    probe_port: Vec<u16>,
-    /// Let the node's own probes not through; the kubelet will restart what it probes
-    #[arg(long, conflicts_with = "probe_port")]
-    no_probes: bool,
 }
 
 #[derive(Debug, Args)]

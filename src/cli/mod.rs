@@ -11,6 +11,7 @@ mod inventory;
 mod isolate;
 mod live;
 mod manual;
+mod policy_arguments;
 mod report;
 mod selector;
 mod status;

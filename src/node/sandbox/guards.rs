@@ -175,6 +175,7 @@ pub fn remove_guards_of_nothing(
     host: &mut Side,
     has_record: impl Fn(&ContainerId) -> bool,
 ) -> Result<Vec<ContainerId>, NetlinkError> {
+    senders::remove_unused(host)?;
     let mut orphans = standing_guards(host)?;
     orphans.retain(|container_id| !has_record(container_id));
     if orphans.is_empty() {

@@ -12,7 +12,7 @@ use crate::lab::traffic::observe::{Witnesses, tag};
 use crate::lab::traffic::packet::{self, Segment};
 use crate::lab::traffic::server::{Server, http_probe};
 use crate::lab::traffic::sockets::{PacketSocket, address, raw_ip, udp_on};
-use crate::lab::{Agent, Cgroup, Kind, Netns, PATIENCE, Sandbox, Topology, eventually, ruleset};
+use crate::lab::{Agent, Cgroup, Crowd, Kind, Netns, PATIENCE, Sandbox, Topology, eventually, quarantine, ruleset};
 
 const POD: [IpAddr; 2] = [IpAddr::V4(POD4), IpAddr::V6(POD6)];
 const PORT: u16 = 8080;
@@ -268,7 +268,16 @@ fn what_tells_probes_is_put_back() {
     let server = Server::start(&topology.pod, PORT);
     let probes = |limit| kubelet.probes(&topology.node, POD4.into(), server.port(), limit);
     let root = |limit| http_probe(&topology.node, POD4.into(), server.port(), limit);
+    // As nft text, before and after.
+    let rule = format!("{}\" meta secmark set meta secmark | ", kubelet.path());
+    let dry_run = sandbox.quarantine(&["isolate", sandbox.id(), "--probe-cgroup", kubelet.path(), "--dry-run"]);
+    let dry_run = dry_run.ok().stdout;
+    for part in ["hook output priority -400; policy accept;", "socket cgroupv2 level 2 \"", &rule] {
+        assert!(dry_run.contains(part), "{part}: {dry_run}");
+    }
     sandbox.isolate("");
+    let listed = ruleset(&topology.node);
+    assert!(listed.contains("socket cgroupv2 level 2 \"") && listed.contains(&rule), "{listed}");
     let table = topology.node.sh("nft list tables inet | grep -o 'quarantine-probes-.*'");
     let changes = [
         format!("nft delete table inet {table}"),
@@ -286,6 +295,30 @@ fn what_tells_probes_is_put_back() {
         topology.node.sh(change);
         assert!(eventually(PATIENCE, || probes(SHORT)), "{change}: {:#?}", agent.lines());
         assert!(!root(SHORT), "{change}");
+    }
+}
+
+/// One chain tells for all sandboxes, whoever loads it at once; it goes with the last.
+#[test]
+fn many_sandboxes_have_one_chain() {
+    let crowd = Crowd::new(12);
+    let kubelet = Cgroup::new(&crowd.node, "kubelet.service");
+    let mark = json!({ "policy": policy(kubelet.path()) }).to_string();
+    (0..crowd.len()).for_each(|number| std::fs::write(crowd.mark(number), &mark).unwrap());
+    let sync = || drop(quarantine(&crowd.node, &["sync", "--state-dir", crowd.state_dir().to_str().unwrap()]).ok());
+    std::thread::scope(|scope| (0..4).for_each(|_| drop(scope.spawn(sync))));
+    let told = |guards: usize| {
+        let listed = ruleset(&crowd.node);
+        let chains = usize::from(guards > 0);
+        assert_eq!(listed.matches("table inet quarantine-").count(), chains, "{listed}");
+        assert_eq!(listed.matches("meta secmark set").count(), 2 * chains, "{listed}");
+        assert_eq!(listed.matches("table netdev quarantine-").count(), guards, "{listed}");
+    };
+    told(crowd.len());
+    for left in [6, 0] {
+        (left..crowd.len()).for_each(|number| drop(std::fs::remove_file(crowd.mark(number))));
+        sync();
+        told(left);
     }
 }
 
