@@ -4,6 +4,8 @@
 //! for sure: shut a device that appeared after the isolation before anyone looks, and keep frames from a packet socket in
 //! the pod. Where something did get through, the product must have said so: a verdict of `contained` is then a failure.
 
+mod prober;
+
 use std::error::Error;
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -34,7 +36,6 @@ pub(crate) fn check_all() -> Outcome {
         .nft("add table netdev probe\nadd chain netdev probe c { type filter hook egress device eth0 priority 0; }\ndelete table netdev probe")
         .is_ok();
     let pod = Containment { lab, state: PathBuf::from("/var/lib/cni/quarantine"), egress };
-
     let all: &Checks<Containment> = &[
         ("ADD installs dormant tables, and the pod is as free as before", Containment::add),
         ("the mark and sync isolate, its removal and sync release, five times over", Containment::toggles),
@@ -43,6 +44,7 @@ pub(crate) fn check_all() -> Outcome {
         ("frames to a packet socket in the pod stay out", Containment::raw_in),
         ("datagrams pass in neither direction, v4 nor v6", Containment::datagrams),
         ("the node's root passes to the health port, nobody else does", Containment::probes),
+        ("of a cgroup of the node's alone probes pass, or of root's all, and that is said", Containment::prober),
         ("renaming the interface opens nothing", Containment::rename),
         ("flushing the pod's rules opens nothing, and sync puts them back", Containment::flush),
         ("a device that appears later is shut", Containment::late_device),

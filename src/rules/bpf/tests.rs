@@ -50,3 +50,20 @@ fn a_set_becomes_a_map_with_keys_as_nftables_has_them() {
     let by_cgroup = program(&chain, &sets, Stand::Tcx, Sender::InCgroup { level: 2, id: 7 }).unwrap();
     assert_ne!(by_cgroup.code, made(Stand::Tcx).code);
 }
+
+#[test]
+fn a_label_is_asked_for_as_the_cgroup_and_only_where_that_is_known() {
+    let made = |label: Option<u32>, stand, sender| {
+        let rule = label.map(Statement::Labelled).into_iter().chain([Statement::Accept]).collect();
+        program(&chain(vec![Rule::new(rule)]), &[], stand, sender).unwrap().code
+    };
+    let cgroup = Sender::InCgroup { level: 2, id: 7 };
+    assert_ne!(made(Some(1), Stand::Tcx, cgroup), made(None, Stand::Tcx, cgroup));
+    // The bit itself is netfilter's: which it is makes no difference.
+    assert_eq!(made(Some(1), Stand::Tcx, cgroup), made(Some(2), Stand::Tcx, cgroup));
+    for (stand, sender) in [(Stand::Tcx, Sender::InNetns(7)), (Stand::Xdp, cgroup)] {
+        assert_eq!(made(Some(1), stand, sender), made(None, stand, sender));
+    }
+    let labels = chain(vec![Rule::new(vec![Statement::Label(1)])]);
+    assert_eq!(program(&labels, &[], Stand::Tcx, cgroup), Err(Inexpressible::Statement));
+}
