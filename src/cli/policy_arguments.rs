@@ -1,5 +1,7 @@
 //! What is still let through, as `isolate` is told it.
 
+#![allow(rustdoc::broken_intra_doc_links, reason = "clap prints these comments as help")]
+
 use clap::Args;
 
 use crate::model::policy::{Allow, Policy, Ports, Prober, Probes};
