@@ -173,7 +173,7 @@ impl Batch {
                     put_text(body, kernel::HOOK_DEV, device.as_bytes());
                 }
             });
-            let policy = if chain.hook.drops() { DROP } else { ACCEPT };
+            let policy = if hook.drops() { DROP } else { ACCEPT };
             put(body, kernel::CHAIN_POLICY, &policy.to_be_bytes());
             put_text(body, kernel::CHAIN_TYPE, b"filter");
         });

@@ -126,7 +126,7 @@ impl BaseChain {
                 Hook::Input | Hook::Output | Hook::Forward | Hook::NodeOutput => Vec::new(),
             },
             is_filter: true,
-            drops: chain.hook.drops(),
+            drops: hook.drops(),
         }
     }
 }

@@ -110,7 +110,7 @@ fn load_table(nft: &mut Nft, table: &Table) -> Result<bool, NetlinkError> {
     let mut batch = Batch::default();
     let empty = |chain: &Chain| Chain { rules: Vec::new(), ..chain.clone() };
     batch.add_table(&Table { chains: table.chains.iter().map(empty).collect(), ..table.clone() });
-    for chain in &table.chains {
+    for chain in table.all_chains() {
         batch.flush_chain(table.family, &table.name, chain.name.as_bytes());
         batch.add_rules(table, chain);
     }

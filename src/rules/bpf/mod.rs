@@ -178,7 +178,9 @@ impl Compiler<'_> {
                 Statement::Update { key, set, .. } => self.update(key, set, next)?,
                 Statement::Labelled(_) if asks_sender || self.stand == Stand::Xdp => {}
                 Statement::Labelled(_) => self.sent_by_no_other(next),
-                Statement::Report(_) | Statement::Jump(_) | Statement::Label(_) => return Err(Inexpressible::Statement),
+                Statement::Report(_) | Statement::Jump(_) | Statement::Label(_) => {
+                    return Err(Inexpressible::Statement);
+                }
                 Statement::Counter => self.count(),
                 Statement::Accept => self.assembler.exit(match self.stand {
                     // TCX_NEXT, XDP_PASS.
