@@ -24,8 +24,8 @@ spec:
           image: local/box:1
           imagePullPolicy: Never
           command: [sh, -c, 'echo started; exec httpd -f -p 80 -h /www']
-          livenessProbe: {tcpSocket: {port: 80}, periodSeconds: 2, failureThreshold: 2}
-          readinessProbe: {httpGet: {port: 80, path: /index.html}, periodSeconds: 1}
+          livenessProbe: {tcpSocket: {port: 80}, periodSeconds: 2, timeoutSeconds: 5, failureThreshold: 2}
+          readinessProbe: {httpGet: {port: 80, path: /index.html}, periodSeconds: 1, timeoutSeconds: 5}
         - name: side
           image: local/box:1
           imagePullPolicy: Never
@@ -62,7 +62,7 @@ fn received(pod: &Pod) -> u64 {
 fn an_isolated_pod_is_cut_off_and_lives_while_another_takes_its_place() {
     let shop = Namespace::new("experiment");
     shop.apply(SHOP);
-    shop.kubectl("rollout status deployment/web --timeout=60s");
+    shop.kubectl("rollout status deployment/web --timeout=180s");
     let sender = shop.pod("sender", "b");
     let pods = shop.pods("app=web");
     let [target, vendors] = &pods[..] else { panic!("two pods, and not {}", pods.len()) };

@@ -119,7 +119,7 @@ fn pods_that_are_older_than_the_plugin_are_adopted_and_the_evidence_names_who_ho
              containers: [{}, {{name: beacon, image: 'local/box:1', imagePullPolicy: Never, \
              command: [sh, -c, 'while :; do busybox nslookup -type=a c2.example 10.200.0.1; sleep 1; done >/dev/null 2>&1 & \
              sleep 100000 | nc 10.200.0.1 {port}']}}]}}}}",
-            web_container("livenessProbe: {tcpSocket: {port: 80}, periodSeconds: 1, failureThreshold: 2}")
+            web_container("livenessProbe: {tcpSocket: {port: 80}, periodSeconds: 1, timeoutSeconds: 5, failureThreshold: 2}")
         ));
         let pod = namespace.ready("implant");
         let (_connection, from) = command.accept().unwrap();

@@ -179,7 +179,7 @@ impl Namespace {
 
     /// Waits until a pod is ready.
     pub(crate) fn ready(&self, name: &str) -> Pod {
-        self.kubectl(&format!("wait --for=condition=Ready --timeout=60s pod/{name}"));
+        self.kubectl(&format!("wait --for=condition=Ready --timeout=180s pod/{name}"));
         let pod = get(&format!("-n {} pod {name}", self.0)).unwrap();
         Pod::of(&pod)
     }

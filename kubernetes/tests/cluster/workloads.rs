@@ -14,6 +14,9 @@ fn template(labels: &str) -> String {
     )
 }
 
+/// Of a probe that is let through none fails, and of one that is not each: the patience is for a machine that has other things to do.
+const PROBING: &str = "periodSeconds: 1, timeoutSeconds: 5, failureThreshold: 2";
+
 fn first(namespace: &Namespace, selector: &str) -> Pod {
     await_true(60, "a pod is ready", || namespace.pods(selector).iter().any(Pod::is_ready));
     namespace.pods(selector).into_iter().find(Pod::is_ready).unwrap()
@@ -68,7 +71,7 @@ fn an_owner_that_is_scaled_down_and_deleted_leaves_its_isolated_pod() {
          selector: {{matchLabels: {{app: web}}}}, template: {}}}}}",
         template("app: web")
     ));
-    namespace.kubectl("rollout status deployment/web --timeout=60s");
+    namespace.kubectl("rollout status deployment/web --timeout=180s");
     let pod = first(&namespace, "app=web");
     pod.exec("echo evidence >/tmp/evidence");
     pod.isolate("");
@@ -137,7 +140,7 @@ fn an_object_that_names_its_pod_alone_is_filled_in_and_isolates() {
 #[test]
 fn probes_of_every_kind_pass_for_a_minute_s_worth_of_them() {
     let namespace = Namespace::new("probes");
-    let probe = |kind: &str| format!("{{{kind}, periodSeconds: 1, failureThreshold: 2}}");
+    let probe = |kind: &str| format!("{{{kind}, {PROBING}}}");
     let pods: Vec<(&str, String)> = vec![
         ("http", format!("livenessProbe: {}", probe("httpGet: {port: 80, path: /index.html}"))),
         ("tcp", format!("livenessProbe: {}", probe("tcpSocket: {port: 80}"))),
@@ -202,7 +205,6 @@ fn probes_pass_to_the_ports_that_are_named_and_to_no_others() {
              ports: [{{name: admin, containerPort: 8081}}], {more}}}"
         )
     };
-    let probe = "periodSeconds: 1, failureThreshold: 2";
     let pod = |name: &str, web: &str, admin: &str| {
         namespace.apply(&format!(
             "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}}}, spec: {{nodeName: b, terminationGracePeriodSeconds: 1, \
@@ -211,9 +213,9 @@ fn probes_pass_to_the_ports_that_are_named_and_to_no_others() {
             second("admin", admin)
         ));
     };
-    let alive = format!("livenessProbe: {{httpGet: {{port: admin, path: /index.html}}, {probe}}}");
-    pod("admin-lives", &format!("readinessProbe: {{tcpSocket: {{port: 80}}, {probe}}}"), &alive);
-    pod("web-lives", &format!("livenessProbe: {{tcpSocket: {{port: 80}}, {probe}}}"), &alive);
+    let alive = format!("livenessProbe: {{httpGet: {{port: admin, path: /index.html}}, {PROBING}}}");
+    pod("admin-lives", &format!("readinessProbe: {{tcpSocket: {{port: 80}}, {PROBING}}}"), &alive);
+    pod("web-lives", &format!("livenessProbe: {{tcpSocket: {{port: 80}}, {PROBING}}}"), &alive);
     let (admin, web) = (namespace.ready("admin-lives"), namespace.ready("web-lives"));
     for pod in [&admin, &web] {
         pod.isolate("--no-detach --probe-port 8081");
