@@ -176,7 +176,6 @@ impl Compiler<'_> {
                 Statement::Meta(meta) => self.meta(meta, next)?,
                 Statement::Lookup(key, set) => self.lookup(key, set, next)?,
                 Statement::Update { key, set, .. } => self.update(key, set, next)?,
-                Statement::Labelled(_) if asks_sender || self.stand == Stand::Xdp => {}
                 Statement::Labelled(_) => self.sent_by_no_other(next),
                 Statement::Report(_) | Statement::Jump(_) | Statement::Label(_) => {
                     return Err(Inexpressible::Statement);
@@ -257,10 +256,9 @@ impl Compiler<'_> {
         assembler.jump_if_register(R0, When::NotEqual, R1, next);
     }
 
-    /// Where the node's own sockets are told by their cgroup, that none of another one sent it. What has no socket any more (the last
-    /// acknowledgements of a connection that closes) is in none.
+    /// Where the node's own sockets are told by their cgroup, that none of another's sent it. What has no socket any more is in none.
     fn sent_by_no_other(&mut self, next: Label) {
-        let Sender::InCgroup { level, id } = self.node else { return };
+        let (Stand::Tcx, Sender::InCgroup { level, id }) = (self.stand, self.node) else { return };
         let assembler = &mut self.assembler;
         let so = assembler.label();
         assembler.with_register(Operation::Move, R1, R6);
