@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use super::{Containment, LONG, Outcome, POD4, POD6, SHORT, ensure, note, probe};
+use super::{Containment, LONG, Outcome, POD4, POD6, SHORT, ensure, eventually, note, probe};
 
 const TREE: &str = "/sys/fs/cgroup";
 const KUBELET: &str = "kubelet.slice";
@@ -15,8 +15,9 @@ impl Containment {
         fs::create_dir(&kubelet)?;
         let outcome = self.probe_from(&kubelet);
         enter(Path::new(TREE))?;
-        fs::remove_dir(&kubelet)?;
-        outcome
+        // A thread that has just ended leaves it a moment later.
+        let removed = eventually("the cgroup is empty", || Ok(fs::remove_dir(&kubelet).is_ok()));
+        outcome.and(removed)
     }
 
     fn probe_from(&self, kubelet: &Path) -> Outcome {
