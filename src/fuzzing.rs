@@ -9,7 +9,7 @@ use crate::{adopt, capture, evidence, install, kernel, model, plugin, report};
 pub type Target = fn(&[u8]);
 
 /// Their names, which are those of the programs and of the directories of seeds.
-pub const TARGETS: [(&str, Target); 18] = [
+pub const TARGETS: [(&str, Target); 19] = [
     ("capture", capture::try_any),
     ("cni", plugin::cni::try_any),
     ("conflist", install::conflist::try_any),
@@ -18,6 +18,7 @@ pub const TARGETS: [(&str, Target); 18] = [
     ("environment", plugin::cni::try_any_environment),
     ("escaped", model::escaped::try_any),
     ("history", report::try_any),
+    ("host_pod", model::host_pod::try_any),
     ("libcni_cache", adopt::try_any),
     ("manifest", evidence::fuzzing::manifest),
     ("mark", model::mark::try_any),

@@ -15,6 +15,7 @@ use crate::node::sandbox::{Before, NodeScan, Sandbox, SandboxError, Side, remove
 use crate::node::state::{StateDir, StateError};
 
 use super::arguments::{Attribution, Isolate, Release, Target};
+use super::host_pods;
 use super::inventory::{Inventory, NodeSandbox};
 use super::selector::{Selection, select, select_uid};
 use super::sync::{sync_all, sync_one};
@@ -79,7 +80,7 @@ fn meant(node: &Inventory<'_>, word: &str, is_uid: bool) -> Result<Selection, Fa
         let uid = Key::new(word).map_err(|error| Failure::new(Exit::Usage, error.to_string()))?;
         return Ok(select_uid(uid, node.names()));
     }
-    Ok(select(word, node.names(), |key| node.has_mark(key))?)
+    Ok(select(word, node.names(), |key| node.has_mark(key) || host_pods::is_here(key))?)
 }
 
 impl<'a> Chosen<'a> {
@@ -197,12 +198,17 @@ fn isolate_chosen(
     }
     if answering.is_empty() {
         match &chosen.absent {
+            Some(key) if let Some(done) = host_pods::isolate(state, key, &mut text)? => {
+                if !done && exit == Exit::Done {
+                    exit = Exit::NotDone;
+                }
+            }
             Some(key) => {
                 let _ = writeln!(
                     text,
                     "marked, and waits: {key}: nothing on this node answers to it yet; when the pod starts here, it is isolated before its first packet.\n\
-                     A pod that runs here already with hostNetwork, or since before the plugin was in the conflist, has no record and is NOT reached;\n\
-                     `quarantine adopt` takes the latter in."
+                     A pod that runs here already, since before the plugin was in the conflist, has no record and is NOT reached; `quarantine adopt` takes it in.\n\
+                     One with hostNetwork has none either: the agent, or `quarantine sync`, isolates it once it runs, and NOT before its first packet."
                 );
                 if !may_wait && exit == Exit::Done {
                     exit = Exit::Waiting;
@@ -293,6 +299,7 @@ fn release_chosen(
         chosen.sandboxes.iter().flat_map(|sandbox| node.keys_of(sandbox)).chain(absent).collect()
     };
     let mut text = chosen.said_as_several_pods();
+    let host_pods = host_pods::Concerned::by(state, &keys, chosen.absent.as_ref())?;
     let mark = Mark { policy: None, reason: by.reason.clone(), case: by.case.clone(), actor: by.actor.clone() };
     let names: Vec<&Key> = keys.iter().collect();
     let mut exit = Exit::Done;
@@ -309,7 +316,11 @@ fn release_chosen(
             }
         }
     }
-    if let Some(absent) = &chosen.absent {
+    let host_pods_released = host_pods.release(state, &mut text);
+    if host_pods_released == Some(false) && exit == Exit::Done {
+        exit = Exit::NotDone;
+    }
+    if let Some(absent) = chosen.absent.as_ref().filter(|_| host_pods_released.is_none()) {
         if let Some(container_id) = remove_guard_without_record(node, absent)? {
             log_mark("guard-removed", absent, &mark);
             let _ = writeln!(text, "removed the host guard of {container_id}, of which there is no record");

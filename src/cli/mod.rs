@@ -6,6 +6,7 @@
 mod adopt;
 mod arguments;
 mod evidence;
+mod host_pods;
 mod install;
 mod inventory;
 mod isolate;

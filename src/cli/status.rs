@@ -12,11 +12,12 @@ use crate::node::sandbox::{NodeScan, Side, standing_guards};
 use crate::node::state::{DamagedRecord, StateDir};
 use crate::status::read::read_back;
 use crate::status::{
-    Damaged, Finding, Reading, SandboxEntry, SandboxStatus, Style, UnansweredMark, list_table, node_to_json,
-    sandbox_text, status_table,
+    Damaged, Finding, HostPodStatus, Reading, SandboxEntry, SandboxStatus, Style, UnansweredMark, host_pod_text,
+    host_pods_text, list_table, node_to_json, sandbox_text, status_table,
 };
 
 use super::arguments::{List, Output, Status};
+use super::host_pods;
 use super::inventory::{Inventory, NodeSandbox};
 use super::selector::{Selection, select};
 use super::watch::watch;
@@ -28,18 +29,37 @@ pub(super) fn list(state_dir: &Path, arguments: &List) -> Result<Exit, Failure> 
     let state = StateDir::open(state_dir)?;
     let node = Inventory::read(&state)?;
     let sandboxes: Vec<_> = node.sandboxes.iter().map(|sandbox| node.entry_of(sandbox)).collect();
-    let (unanswered, damaged) = (node.unanswered(), damaged(&node));
+    let host_pods = host_pods::read_all(&state)?;
+    let (unanswered, damaged) = (without_answered(node.unanswered(), &host_pods), damaged(&node));
     let records = node.sandboxes.iter().filter_map(|sandbox| sandbox.records());
     let uncovered = uncovered(&mut Side::own()?, records, &arguments.places.places())?;
     print(&match arguments.output {
-        Output::Table => list_table(&sandboxes, &unanswered, &damaged, style()) + &uncovered_text(&uncovered),
+        Output::Table => {
+            list_table(&sandboxes, &unanswered, &damaged, style())
+                + &host_pods_text(&host_pods, style())
+                + &uncovered_text(&uncovered)
+        }
         Output::Json => {
             let mut document = node_to_json(&sandboxes, &unanswered, &damaged);
+            add_host_pods(&mut document, &host_pods);
             document["uncovered"] = uncovered.iter().map(uncovered_to_json).collect();
             pretty(&document)
         }
     });
     Ok(Exit::Done)
+}
+
+/// The marks that nothing answers to, no pod in the node's network namespace either.
+fn without_answered(mut unanswered: Vec<UnansweredMark>, host_pods: &[HostPodStatus]) -> Vec<UnansweredMark> {
+    unanswered.retain(|mark| !host_pods.iter().flat_map(HostPodStatus::keys).any(|key| *key == mark.key));
+    unanswered
+}
+
+/// Only where there are any: most nodes have none that are marked.
+fn add_host_pods(document: &mut Value, host_pods: &[HostPodStatus]) {
+    if !host_pods.is_empty() {
+        document["hostPods"] = json!(host_pods);
+    }
 }
 
 /// Nothing where there is none.
@@ -83,10 +103,13 @@ pub(super) fn status(state_dir: &Path, arguments: &Status) -> Result<Exit, Failu
 }
 
 /// What was asked about, as it was found.
+#[derive(Default)]
 struct View {
-    /// Whether exactly one sandbox was meant.
+    /// Whether exactly one was meant.
     single: bool,
     sandboxes: Vec<SandboxStatus>,
+    /// Those in the node's network namespace.
+    host_pods: Vec<HostPodStatus>,
     unanswered: Vec<UnansweredMark>,
     damaged: Vec<Damaged>,
 }
@@ -96,31 +119,35 @@ impl View {
         let Some(word) = word else {
             let node = Inventory::read(state)?;
             let chosen: Vec<_> = node.sandboxes.iter().map(AsRef::as_ref).collect();
-            let (unanswered, damaged) = (node.unanswered(), damaged(&node));
+            let host_pods = host_pods::read_all(state)?;
+            let (unanswered, damaged) = (without_answered(node.unanswered(), &host_pods), damaged(&node));
             let mut sandboxes = read_all(state, &node, &chosen)?;
             sandboxes.extend(without_record(&node)?);
-            return Ok(Self { single: false, sandboxes, unanswered, damaged });
+            return Ok(Self { single: false, sandboxes, host_pods, unanswered, damaged });
         };
-        let meant = |node: &Inventory<'_>| select(word, node.names(), |key| node.has_mark(key));
+        let meant =
+            |node: &Inventory<'_>| select(word, node.names(), |key| node.has_mark(key) || host_pods::is_here(key));
         let node = Inventory::read_to_find(state, |node| meant(node).ok()?.here())?;
         match meant(&node)? {
             Selection::Here(ids) => {
                 let chosen: Vec<_> = ids.iter().filter_map(|id| node.sandbox(id)).collect();
                 let damaged = chosen.iter().flat_map(|sandbox| sandbox.damaged()).map(damaged_record).collect();
                 let sandboxes = read_all(state, &node, &chosen)?;
-                Ok(Self { single: ids.len() == 1, sandboxes, unanswered: Vec::new(), damaged })
+                let (host_pods, unanswered) = (Vec::new(), Vec::new());
+                Ok(Self { single: ids.len() == 1, sandboxes, host_pods, unanswered, damaged })
             }
             Selection::Absent(key) => match (without_record_of(&node, &key)?, node.unanswered_mark(&key)) {
-                (Some(sandbox), _) => {
-                    Ok(Self { single: true, sandboxes: vec![sandbox], unanswered: Vec::new(), damaged: Vec::new() })
+                (Some(sandbox), _) => Ok(Self { single: true, sandboxes: vec![sandbox], ..Self::default() }),
+                _ if let host_pods = host_pods::read_meant(state, &key)?
+                    && !host_pods.is_empty() =>
+                {
+                    Ok(Self { single: host_pods.len() == 1, host_pods, ..Self::default() })
                 }
-                (None, Some(mark)) => {
-                    Ok(Self { single: false, sandboxes: Vec::new(), unanswered: vec![mark], damaged: Vec::new() })
-                }
+                (None, Some(mark)) => Ok(Self { unanswered: vec![mark], ..Self::default() }),
                 (None, None) => Err(Failure::new(
                     Exit::NotDone,
                     format!(
-                        "{word} is not on this node and not marked. Pods with hostNetwork, and pods that started before the plugin was in the conflist, have no record and cannot be reached"
+                        "{word} is not on this node, or not marked. Pods with hostNetwork have no record, and are shown once they are marked; pods that started before the plugin was in the conflist cannot be reached until they are adopted"
                     ),
                 )),
             },
@@ -128,20 +155,30 @@ impl View {
     }
 
     fn is_as_marked(&self) -> bool {
-        self.damaged.is_empty() && self.sandboxes.iter().all(SandboxStatus::is_as_marked)
+        self.damaged.is_empty()
+            && self.sandboxes.iter().all(SandboxStatus::is_as_marked)
+            && self.host_pods.iter().all(HostPodStatus::is_as_marked)
     }
 
     fn to_text(&self, style: Style) -> String {
-        match &self.sandboxes[..] {
-            [sandbox] if self.single => sandbox_text(sandbox, style),
-            sandboxes => status_table(sandboxes, &self.unanswered, &self.damaged, style),
+        match (&self.sandboxes[..], &self.host_pods[..]) {
+            ([sandbox], _) if self.single => sandbox_text(sandbox, style),
+            (_, [host_pod]) if self.single => host_pod_text(host_pod, style),
+            (sandboxes, host_pods) => {
+                status_table(sandboxes, &self.unanswered, &self.damaged, style) + &host_pods_text(host_pods, style)
+            }
         }
     }
 
     fn to_json(&self) -> Value {
-        match &self.sandboxes[..] {
-            [sandbox] if self.single => json!(sandbox),
-            sandboxes => node_to_json(sandboxes, &self.unanswered, &self.damaged),
+        match (&self.sandboxes[..], &self.host_pods[..]) {
+            ([sandbox], _) if self.single => json!(sandbox),
+            (_, [host_pod]) if self.single => json!(host_pod),
+            (sandboxes, host_pods) => {
+                let mut document = node_to_json(sandboxes, &self.unanswered, &self.damaged);
+                add_host_pods(&mut document, host_pods);
+                document
+            }
         }
     }
 }

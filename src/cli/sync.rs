@@ -13,7 +13,7 @@ use crate::node::enforce::{self, CUT_AT_ONCE, EnforceError, Enforced};
 use crate::node::sandbox::{Before, NodeScan, Scan, Side, remove_guards_of_nothing};
 use crate::node::state::StateDir;
 
-use super::{Exit, Failure, print, say_error};
+use super::{Exit, Failure, host_pods, print, say_error};
 use crate::node::workers::on_each;
 
 /// How long a command waits for whoever is at work on a sandbox.
@@ -50,6 +50,10 @@ pub(super) fn sync(state_dir: &Path, collectors: Option<Collectors>) -> Result<E
                 exit = Exit::NotDone;
             }
         }
+    }
+    for failure in host_pods::sync(&state)? {
+        say_error(&failure);
+        exit = Exit::NotDone;
     }
     // A service manager ends what is left of a service when its main process ends.
     if let Some(collectors) = collectors {

@@ -7,6 +7,7 @@ pub mod direction;
 pub mod escaped;
 pub mod fault;
 pub mod fingerprint;
+pub mod host_pod;
 pub mod json;
 pub mod mark;
 pub mod names;

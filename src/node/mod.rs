@@ -3,6 +3,7 @@
 
 pub mod enforce;
 pub mod files;
+pub mod host_pod;
 pub mod logging;
 pub mod patience;
 pub mod sandbox;

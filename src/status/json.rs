@@ -31,9 +31,9 @@ struct StatusJson<'a> {
 }
 
 #[derive(Serialize)]
-struct CodedJson {
-    code: &'static str,
-    text: String,
+pub(super) struct CodedJson {
+    pub(super) code: &'static str,
+    pub(super) text: String,
 }
 
 #[derive(Default, Serialize)]
@@ -59,14 +59,14 @@ struct EntryJson<'a> {
 
 /// With every key, null where it is not known.
 #[derive(Serialize)]
-struct PodJson<'a> {
+pub(super) struct PodJson<'a> {
     namespace: Option<&'a PodName>,
     name: Option<&'a PodName>,
     uid: Option<&'a PodUid>,
 }
 
 #[derive(Serialize)]
-struct MarkingJson<'a> {
+pub(super) struct MarkingJson<'a> {
     keys: &'a [Key],
     #[serde(flatten)]
     said: SaidJson<'a>,
@@ -136,18 +136,26 @@ impl Serialize for AttemptProtocol {
 
 impl<'a> EntryJson<'a> {
     fn of(entry: &'a SandboxEntry) -> Self {
-        let Pod { namespace, name, uid } = &entry.pod;
         Self {
             container_id: &entry.container_id,
-            pod: PodJson { namespace: namespace.as_ref(), name: name.as_ref(), uid: uid.as_ref() },
+            pod: PodJson::of(&entry.pod),
             netns: entry.netns.as_ref(),
             state: entry.state(),
             policy: entry.marking.as_ref().map(|marking| &marking.policy),
-            mark: entry.marking.as_ref().map(|Marking { keys, mark, fault, since, .. }| MarkingJson {
-                keys,
-                said: SaidJson::of(mark, fault.as_ref(), *since),
-            }),
+            mark: entry.marking.as_ref().map(MarkingJson::of),
         }
+    }
+}
+
+impl<'a> PodJson<'a> {
+    pub(super) fn of(Pod { namespace, name, uid }: &'a Pod) -> Self {
+        Self { namespace: namespace.as_ref(), name: name.as_ref(), uid: uid.as_ref() }
+    }
+}
+
+impl<'a> MarkingJson<'a> {
+    pub(super) fn of(Marking { keys, mark, fault, since, .. }: &'a Marking) -> Self {
+        Self { keys, said: SaidJson::of(mark, fault.as_ref(), *since) }
     }
 }
 

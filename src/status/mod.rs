@@ -2,6 +2,7 @@
 //!
 //! Who reads the kernel is `read`; how it looks on a terminal is `table`. The rest is pure.
 
+mod host_pod;
 mod json;
 pub mod read;
 mod table;
@@ -22,8 +23,9 @@ use crate::model::verdict::{Note, Reason, Verdict};
 
 pub use crate::model::attempt::AttemptProtocol;
 pub use crate::model::direction::Direction;
+pub use host_pod::{HostFinding, HostPodStatus, HostReading};
 pub use json::{node_to_json, timestamp};
-pub use table::{Style, list_table, sandbox_text, status_table};
+pub use table::{Style, host_pod_text, host_pods_text, list_table, sandbox_text, status_table};
 
 /// A sandbox and what its marks want.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -152,6 +154,8 @@ pub enum Layer {
     Host,
     /// In eBPF programs on both.
     Bpf,
+    /// In eBPF programs on the pod's cgroup.
+    Cgroup,
 }
 
 /// A destination that an isolated pod tried to reach.
@@ -239,6 +243,7 @@ impl Layer {
             Self::Pod => "pod",
             Self::Host => "host",
             Self::Bpf => "bpf",
+            Self::Cgroup => "cgroup",
         }
     }
 }

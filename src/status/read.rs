@@ -266,8 +266,8 @@ fn place(table: &Table, chain: &Chain) -> Drops {
     let (direction, interface) = match (&chain.hook, layer) {
         (Hook::Ingress(device), Layer::Pod) => (Direction::In, Some(IfName::to_string(device))),
         (Hook::Egress(device), Layer::Pod) => (Direction::Out, Some(IfName::to_string(device))),
-        (Hook::Egress(_), Layer::Host | Layer::Bpf) => (Direction::In, guarded),
-        (Hook::Ingress(_), Layer::Host | Layer::Bpf) => (Direction::Out, guarded),
+        (Hook::Egress(_), Layer::Host | Layer::Bpf | Layer::Cgroup) => (Direction::In, guarded),
+        (Hook::Ingress(_), Layer::Host | Layer::Bpf | Layer::Cgroup) => (Direction::Out, guarded),
         (Hook::Input, _) => (Direction::In, None),
         (Hook::Output | Hook::NodeOutput, _) => (Direction::Out, None),
         (Hook::Forward, _) => (Direction::Forward, None),
@@ -275,7 +275,7 @@ fn place(table: &Table, chain: &Chain) -> Drops {
     Drops { layer, interface, direction, packets: 0, bytes: 0 }
 }
 
-fn attempt(set: &str, key: &[Vec<u8>], packets: u64) -> Option<Attempt> {
+pub(super) fn attempt(set: &str, key: &[Vec<u8>], packets: u64) -> Option<Attempt> {
     let fields: Vec<&[u8]> = key.iter().map(Vec::as_slice).collect();
     let (protocol, address, port) = match (set, &fields[..]) {
         (NEIGHBOUR_ATTEMPTS, [address]) => (AttemptProtocol::Arp, *address, None),

@@ -9,7 +9,8 @@ use crate::model::fault::Fault;
 use crate::model::verdict::Verdict;
 
 use super::{
-    AskedFor, Damaged, Direction, Finding, Marking, Reading, SandboxEntry, SandboxStatus, UnansweredMark, timestamp,
+    AskedFor, Attempt, Damaged, Direction, Drops, Finding, HostFinding, HostPodStatus, Marking, Reading, SandboxEntry,
+    SandboxStatus, UnansweredMark, timestamp,
 };
 
 /// The least that is shown of a container ID.
@@ -19,7 +20,7 @@ const ATTEMPTS_SHOWN: usize = 20;
 /// The most names beside one of them.
 const NAMES_SHOWN: usize = 3;
 
-const NOT_REACHED: &str = "\nPods with hostNetwork, and pods that started before the plugin was in the conflist, have no record here and cannot be reached.\n";
+const NOT_REACHED: &str = "\nPods with hostNetwork have no record: one that is marked is isolated once it runs, and shown then. Pods that started before the plugin was in the conflist cannot be reached until they are adopted.\n";
 
 /// How it is to look.
 #[derive(Debug, Clone, Copy, Default)]
@@ -133,8 +134,8 @@ fn layers(reading: &Reading) -> String {
     if there.is_empty() { "-".to_owned() } else { there.join("+") }
 }
 
-fn dropped(reading: &Reading, direction: Direction) -> u64 {
-    reading.drops.iter().filter(|drops| drops.direction == direction).map(|drops| drops.packets).sum()
+fn dropped(drops: &[Drops], direction: Direction) -> u64 {
+    drops.iter().filter(|drops| drops.direction == direction).map(|drops| drops.packets).sum()
 }
 
 fn policy_since_by(marking: Option<&Marking>) -> [Cell; 3] {
@@ -170,7 +171,7 @@ pub fn status_table(
         let (layers, drops, attempts) = match &sandbox.finding {
             Finding::Read(reading) if marking.is_some() => (
                 layers(reading),
-                format!("{}/{}", dropped(reading, Direction::In), dropped(reading, Direction::Out)),
+                format!("{}/{}", dropped(&reading.drops, Direction::In), dropped(&reading.drops, Direction::Out)),
                 reading.attempts.len().to_string(),
             ),
             Finding::Read(reading) => (layers(reading), "-".to_owned(), "-".to_owned()),
@@ -254,35 +255,122 @@ pub fn sandbox_text(sandbox: &SandboxStatus, style: Style) -> String {
         }
     }
     if let Some(marking) = marking {
-        line("policy", &marking.policy.to_string());
-        if let Some(fault) = &marking.fault {
-            line("", &sealed_by(fault));
-        }
-        let keys: Vec<_> = marking.keys.iter().map(|key| key.as_str()).collect();
-        line("marks", &keys.join(", "));
-        let said = [("reason", &marking.mark.reason), ("case", &marking.mark.case), ("by", &marking.mark.actor)];
-        for (name, said) in said {
-            if let Some(said) = said {
-                line(name, &printable(said));
-            }
-        }
-        line("since", &or_dash(marking.since.map(timestamp)));
+        write_marking(&mut line, marking);
     }
     if let Finding::Read(reading) = &sandbox.finding {
-        write_drops(&mut text, reading, style);
-        write_attempts(&mut text, reading, style);
+        write_drops(&mut text, &reading.drops, style);
+        write_attempts(&mut text, &reading.attempts, style);
     }
     text
 }
 
-fn write_drops(text: &mut String, reading: &Reading, style: Style) {
-    if reading.drops.is_empty() {
+fn write_marking(line: &mut impl FnMut(&str, &str), marking: &Marking) {
+    line("policy", &marking.policy.to_string());
+    if let Some(fault) = &marking.fault {
+        line("", &sealed_by(fault));
+    }
+    let keys: Vec<_> = marking.keys.iter().map(|key| key.as_str()).collect();
+    line("marks", &keys.join(", "));
+    let said = [("reason", &marking.mark.reason), ("case", &marking.mark.case), ("by", &marking.mark.actor)];
+    for (name, said) in said {
+        if let Some(said) = said {
+            line(name, &printable(said));
+        }
+    }
+    line("since", &or_dash(marking.since.map(timestamp)));
+}
+
+/// The page of one pod in the node's network namespace.
+#[must_use]
+pub fn host_pod_text(host_pod: &HostPodStatus, style: Style) -> String {
+    let mut text = String::new();
+    let mut line = |name: &str, value: &str| {
+        let _ = writeln!(text, "{name:<10}{value}");
+    };
+    line("pod", &format!("{} (hostNetwork)", host_pod.pod));
+    line("uid", &or_dash(host_pod.pod.uid.as_ref().map(|uid| uid.as_str())));
+    line("cgroup", &or_dash(host_pod.cgroup.as_ref().map(|cgroup| cgroup.to_string_lossy())));
+    line("state", host_pod.state());
+    line("verdict", &style.paint(host_pod.verdict(), host_pod_colour(host_pod)));
+    for reason in host_pod.reasons() {
+        line("", &printable(&reason));
+    }
+    if let HostFinding::Read(reading) = &host_pod.finding {
+        line("layers", if reading.cgroup_layer { "cgroup" } else { "-" });
+        for note in &reading.notes {
+            line("note", &note.to_string());
+        }
+    }
+    if let Some(marking) = &host_pod.marking {
+        write_marking(&mut line, marking);
+    }
+    if let HostFinding::Read(reading) = &host_pod.finding {
+        write_drops(&mut text, &reading.drops, style);
+        write_attempts(&mut text, &reading.attempts, style);
+    }
+    text
+}
+
+fn host_pod_colour(host_pod: &HostPodStatus) -> Option<Colour> {
+    Some(match &host_pod.finding {
+        _ if !host_pod.is_as_marked() => Colour::Red,
+        HostFinding::Read(reading) if reading.verdict == Verdict::Contained => Colour::Green,
+        _ => Colour::Yellow,
+    })
+}
+
+/// The pods in the node's network namespace, below the sandboxes; nothing where there is none.
+#[must_use]
+pub fn host_pods_text(host_pods: &[HostPodStatus], style: Style) -> String {
+    let mut text = String::new();
+    if host_pods.is_empty() {
+        return text;
+    }
+    text.push_str("\nPods with hostNetwork, isolated by programs on their cgroups:\n");
+    let mut rows = Rows::new(style, &["UID", "POD", "STATE", "VERDICT", "POLICY", "SINCE", "BY", "DROPPED IN/OUT"]);
+    for host_pod in host_pods {
+        let [policy, since, by] = policy_since_by(host_pod.marking.as_ref());
+        let dropped = match &host_pod.finding {
+            HostFinding::Read(reading) => {
+                let of = |direction| dropped(&reading.drops, direction);
+                format!("{}/{}", of(Direction::In), of(Direction::Out))
+            }
+            HostFinding::Unknown(_) => "-".to_owned(),
+        };
+        rows.push([
+            plain(or_dash(host_pod.pod.uid.as_ref().map(|uid| uid.as_str()))),
+            plain(host_pod.pod.to_string()),
+            plain(host_pod.state()),
+            (host_pod.verdict().to_owned(), host_pod_colour(host_pod)),
+            policy,
+            since,
+            by,
+            plain(dropped),
+        ]);
+    }
+    rows.write(&mut text);
+    for host_pod in host_pods {
+        let uid = or_dash(host_pod.pod.uid.as_ref().map(|uid| uid.as_str()));
+        for reason in host_pod.reasons() {
+            let _ = writeln!(text, "{uid}: {}", printable(&reason));
+        }
+        if let HostFinding::Read(reading) = &host_pod.finding {
+            for note in &reading.notes {
+                let _ = writeln!(text, "{uid}: {note}");
+            }
+        }
+    }
+    text
+}
+
+fn write_drops(text: &mut String, drops: &[Drops], style: Style) {
+    if drops.is_empty() {
         return;
     }
     text.push('\n');
     let mut rows = Rows::new(style, &["DROPPED", "LAYER", "INTERFACE", "PACKETS", "BYTES"]);
     // The chains that are of no interface drop only what those of the interfaces let through.
-    for drops in reading.drops.iter().filter(|drops| drops.interface.is_some() || drops.packets > 0) {
+    for drops in drops.iter().filter(|drops| drops.interface.is_some() || drops.packets > 0) {
         rows.push([
             plain(drops.direction.as_str()),
             plain(drops.layer.as_str()),
@@ -294,15 +382,15 @@ fn write_drops(text: &mut String, reading: &Reading, style: Style) {
     rows.write(text);
 }
 
-fn write_attempts(text: &mut String, reading: &Reading, style: Style) {
-    if reading.attempts.is_empty() {
+fn write_attempts(text: &mut String, attempts: &[Attempt], style: Style) {
+    if attempts.is_empty() {
         return;
     }
     text.push('\n');
-    let has_names = reading.attempts.iter().any(|attempt| !attempt.names.is_empty());
+    let has_names = attempts.iter().any(|attempt| !attempt.names.is_empty());
     let header = ["ATTEMPT", "ADDRESS", "PORT", "PACKETS", "ASKED FOR"];
     let mut rows = Rows::new(style, if has_names { &header } else { &header[..4] });
-    for attempt in reading.attempts.iter().take(ATTEMPTS_SHOWN) {
+    for attempt in attempts.iter().take(ATTEMPTS_SHOWN) {
         let cells = [
             plain(attempt.protocol.to_string()),
             plain(attempt.address.to_string()),
@@ -312,7 +400,7 @@ fn write_attempts(text: &mut String, reading: &Reading, style: Style) {
         rows.push(cells.into_iter().chain(has_names.then(|| plain(asked_for(&attempt.names)))));
     }
     rows.write(text);
-    if let Some(more) = reading.attempts.len().checked_sub(ATTEMPTS_SHOWN).filter(|more| *more > 0) {
+    if let Some(more) = attempts.len().checked_sub(ATTEMPTS_SHOWN).filter(|more| *more > 0) {
         let _ = writeln!(text, "and {more} more; -o json has all of them");
     }
 }

@@ -9,6 +9,7 @@ mod capture;
 mod cnitool;
 mod commands;
 mod evidence;
+mod host_network;
 mod install;
 #[allow(dead_code, unused_imports)]
 mod lab;

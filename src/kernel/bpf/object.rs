@@ -10,9 +10,10 @@ use crate::rules::bpf::{Map, Program, Stand, VALUE};
 /// `BPF_MAP_TYPE_ARRAY`, `BPF_MAP_TYPE_LRU_HASH`.
 const ARRAY: u32 = 2;
 const LRU_HASH: u32 = 9;
-/// `BPF_PROG_TYPE_SCHED_CLS`, `BPF_PROG_TYPE_XDP`.
+/// `BPF_PROG_TYPE_SCHED_CLS`, `BPF_PROG_TYPE_XDP`, `BPF_PROG_TYPE_CGROUP_SKB`.
 const SCHED_CLS: u32 = 3;
 const XDP: u32 = 6;
+const CGROUP_SKB: u32 = 8;
 /// `BPF_F_BEFORE`: before all others, where it is said without one of them.
 const BEFORE: u32 = 1 << 3;
 /// `XDP_FLAGS_SKB_MODE`.
@@ -27,11 +28,17 @@ pub enum Hook {
     TcxEgress,
     /// `BPF_XDP`.
     Xdp,
+    /// `BPF_CGROUP_INET_INGRESS`.
+    CgroupIngress,
+    /// `BPF_CGROUP_INET_EGRESS`.
+    CgroupEgress,
 }
 
 impl Hook {
     fn attach_type(self) -> u32 {
         match self {
+            Self::CgroupIngress => 0,
+            Self::CgroupEgress => 1,
             Self::Xdp => 37,
             Self::TcxIngress => 46,
             Self::TcxEgress => 47,
@@ -144,9 +151,12 @@ impl LoadedProgram {
             let instruction = map.map_or(*instruction, |map| instruction.with_descriptor(map.0.as_raw_fd()));
             code.extend_from_slice(&instruction.bytes());
         }
-        let (kind, name): (_, &[u8]) = match program.stand {
-            Stand::Tcx => (SCHED_CLS, b"quarantine_tcx"),
-            Stand::Xdp => (XDP, b"quarantine_xdp"),
+        // What it is for is told beforehand where what it may answer depends on it.
+        let (kind, name, hook): (_, &[u8], _) = match program.stand {
+            Stand::Tcx => (SCHED_CLS, b"quarantine_tcx", None),
+            Stand::Xdp => (XDP, b"quarantine_xdp", None),
+            Stand::CgroupIngress => (CGROUP_SKB, b"quarantine_in", Some(Hook::CgroupIngress)),
+            Stand::CgroupEgress => (CGROUP_SKB, b"quarantine_out", Some(Hook::CgroupEgress)),
         };
         let mut attributes = Attributes::new()
             .word(0, kind)
@@ -154,7 +164,7 @@ impl LoadedProgram {
             .reads(8, &code)
             .reads(16, c"Apache-2.0".to_bytes_with_nul())
             .put(48, name)
-            .put(68, &[0; 4]);
+            .word(68, hook.map_or(0, Hook::attach_type));
         // SAFETY: there are as many instructions as is said, and the text ends; the command makes a descriptor.
         let loaded = unsafe { attributes.open(Command::ProgLoad) };
         Ok(Self(loaded.map_err(|errno| BpfError::of("load a program", errno))?))
@@ -220,6 +230,36 @@ impl Link {
         // SAFETY: the command follows no pointer here, and makes a descriptor.
         let made = unsafe { attributes.open(Command::LinkCreate) };
         Ok(Self(made.map_err(|errno| BpfError::of("attach a program", errno))?))
+    }
+
+    /// Hangs a program on a cgroup, beside those of others: each of them can end a packet, and none can let pass what another has ended.
+    ///
+    /// # Errors
+    /// [`BpfError`].
+    pub fn create_on_cgroup(program: &LoadedProgram, hook: Hook, cgroup: BorrowedFd<'_>) -> Result<Self, BpfError> {
+        let mut attributes = Attributes::new()
+            .descriptor(0, program.0.as_fd())
+            .descriptor(4, cgroup)
+            .word(8, hook.attach_type())
+            .word(12, 0);
+        // SAFETY: the command follows no pointer here, and makes a descriptor.
+        let made = unsafe { attributes.open(Command::LinkCreate) };
+        Ok(Self(made.map_err(|errno| BpfError::of("attach a program to a cgroup", errno))?))
+    }
+
+    /// The cgroup that it hangs on, by its ID, and how; `None` where it hangs nowhere any more, or on something else.
+    ///
+    /// # Errors
+    /// [`BpfError`].
+    pub fn cgroup(&self, hook: Hook) -> Result<Option<u64>, BpfError> {
+        /// `BPF_LINK_TYPE_CGROUP`.
+        const CGROUP: u32 = 3;
+        let mut link_info = [0; 32];
+        // SAFETY: it is all zero, and so has no pointer.
+        unsafe { info(self.0.as_fd(), &mut link_info) }.map_err(|errno| BpfError::of("read a link", errno))?;
+        let is_it = word(&link_info[..4]) == CGROUP && word(&link_info[24..28]) == hook.attach_type();
+        let cgroup = link_info[16..24].try_into().map_or(0, u64::from_ne_bytes);
+        Ok((is_it && cgroup != 0).then_some(cgroup))
     }
 
     /// Puts another program in the place of its own, without a packet in between.

@@ -12,8 +12,9 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::BpfError;
-use super::object::{Link, LoadedMap};
+use super::object::{Link, LoadedMap, LoadedProgram};
 use super::syscall::{Attributes, Command};
+use crate::rules::bpf::{Map, Program};
 
 /// Where systemd mounts it, and every other program looks for it.
 const BPFFS: &str = "/sys/fs/bpf";
@@ -47,6 +48,45 @@ impl Pins {
             names.filter_map(|name| Some(pins.link(&name).ok()??.info().ok()?.program)).collect()
         };
         owners.flat_map(of).collect()
+    }
+
+    /// Whose directories begin with this, in the netns of this cookie: what comes behind it.
+    #[must_use]
+    pub fn owners(netns_cookie: u64, prefix: &str) -> Vec<String> {
+        let directory = Path::new(BPFFS).join(OURS).join(netns_cookie.to_string());
+        let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+        let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+        let mut owners: Vec<_> = names.filter_map(|name| Some(name.strip_prefix(prefix)?.replace('~', "."))).collect();
+        owners.sort();
+        owners
+    }
+
+    /// Loads a program with the maps that are pinned here by the names that `name_of` gives them. `makes_maps` says whether those that
+    /// are not there are made; else there is `None` of it.
+    ///
+    /// # Errors
+    /// [`BpfError`].
+    pub fn load(
+        &self,
+        program: &Program,
+        name_of: impl Fn(&Map) -> String,
+        makes_maps: bool,
+    ) -> Result<Option<LoadedProgram>, BpfError> {
+        let mut maps = Vec::with_capacity(program.maps.len());
+        for map in &program.maps {
+            let name = name_of(map);
+            let loaded = match self.map(&name)? {
+                Some(loaded) => loaded,
+                None if makes_maps => {
+                    let made = LoadedMap::create(map)?;
+                    self.pin_map(&name, &made)?;
+                    made
+                }
+                None => return Ok(None),
+            };
+            maps.push(loaded);
+        }
+        LoadedProgram::load(program, &maps).map(Some)
     }
 
     /// Whether there is one.

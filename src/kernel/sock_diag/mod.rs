@@ -6,8 +6,12 @@
 mod read;
 
 use std::cell::RefCell;
+use std::ffi::CString;
 use std::net::IpAddr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
+use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::SockProtocol;
 use serde::Serialize;
@@ -221,6 +225,22 @@ pub struct TcpInfo {
     pub bytes_acknowledged: u64,
     /// Bytes that came.
     pub bytes_received: u64,
+}
+
+/// What the kernel calls the protocol of the socket that is at this path (`PACKET`, `TCP`): the one thing that it says of a socket of any
+/// sort, whosever it is.
+///
+/// # Errors
+/// As `getxattr` gives it.
+pub fn protocol_name(socket: &Path) -> Result<Vec<u8>, Errno> {
+    let path = CString::new(socket.as_os_str().as_bytes()).map_err(|_| Errno::EINVAL)?;
+    let mut name = [0; 64];
+    // SAFETY: both texts end, and the kernel writes no more than there is room for.
+    let read = unsafe {
+        libc::getxattr(path.as_ptr(), c"system.sockprotoname".as_ptr(), name.as_mut_ptr().cast(), name.len())
+    };
+    let length = Errno::result(read)?.unsigned_abs();
+    Ok(name[..length.min(name.len())].split(|byte| *byte == 0).next().unwrap_or_default().to_vec())
 }
 
 /// Sockets of one sort, as many as were wanted, and how many there are.

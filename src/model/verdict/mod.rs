@@ -161,6 +161,8 @@ pub enum Note {
         /// Why.
         why: String,
     },
+    /// The policy lets probes through, and nothing tells them from other connections.
+    NoProber,
 }
 
 impl Note {
@@ -170,6 +172,7 @@ impl Note {
         match self {
             Self::ProbeSource { .. } => "probe-source",
             Self::ProberUntold { .. } => "prober-untold",
+            Self::NoProber => "no-prober",
         }
     }
 }
@@ -184,6 +187,9 @@ impl fmt::Display for Note {
             Self::ProberUntold { prober, why } => write!(
                 f,
                 "probes are not bound to the cgroup {prober:?} that the policy names: {why}; what any root process of the node opens to the pod passes, those of pods with hostNetwork among them"
+            ),
+            Self::NoProber => f.write_str(
+                "probes do not pass: no kubelet was found on this node, in a cgroup that its pods are not in, and by that alone a probe could be told",
             ),
         }
     }

@@ -6,7 +6,7 @@
 //!
 //! A failure here fails nothing else. What is not in place is said when it is read back, and that is what the verdict goes by.
 
-use crate::kernel::bpf::{BpfError, Hook, Link as BpfLink, LoadedMap, LoadedProgram, Pins, refuses_tcx};
+use crate::kernel::bpf::{BpfError, Hook, Link as BpfLink, LoadedProgram, Pins, refuses_tcx};
 use crate::kernel::netlink::NetlinkError;
 use crate::kernel::netns::Netns;
 use crate::model::audit::Line;
@@ -17,7 +17,7 @@ use crate::model::verdict::{Bypass, ProgramDoubt, ProgramPlace, Programs};
 use crate::rules::bpf::{Inexpressible, Map, Sender, Stand, program};
 use crate::rules::branches::inlined;
 use crate::rules::containment::guard_table;
-use crate::rules::ruleset::{Chain, Family, Hook as Netfilter, KeyType, Set};
+use crate::rules::ruleset::{Chain, Family, Hook as Netfilter, Set};
 
 use super::scan::{Scan, jumps_past_guard};
 use super::survey::{End, Survey};
@@ -163,21 +163,7 @@ impl Part<'_> {
     fn load_for(&self, sender: Sender, pins: &Pins, makes_maps: bool) -> Result<Option<LoadedProgram>, Failure> {
         let stand = if self.place == ProgramPlace::InPod { Stand::Xdp } else { Stand::Tcx };
         let program = program(&self.chain, self.sets, stand, sender).map_err(Failure::Program)?;
-        let mut maps = Vec::with_capacity(program.maps.len());
-        for map in &program.maps {
-            let name = self.pin_of_map(map);
-            let loaded = match pins.map(&name)? {
-                Some(loaded) => loaded,
-                None if makes_maps => {
-                    let made = LoadedMap::create(map)?;
-                    pins.pin_map(&name, &made)?;
-                    made
-                }
-                None => return Ok(None),
-            };
-            maps.push(loaded);
-        }
-        Ok(Some(LoadedProgram::load(&program, &maps)?))
+        Ok(pins.load(&program, |map| self.pin_of_map(map), makes_maps)?)
     }
 
     /// The link, where it still hangs where it was put. One that was put on the pod's end stays with it wherever it goes.
@@ -403,16 +389,7 @@ impl Sandbox<'_> {
     pub fn program_elements(&mut self, holder: Holder, set: &Set) -> Vec<(Vec<Vec<u8>>, u64)> {
         let map = Map::Set(set.clone());
         let Ok(Some(loaded)) = self.pins().map(&set_pin(holder, set)) else { return Vec::new() };
-        let fields = |key: Vec<u8>| {
-            let mut rest = &key[..];
-            let field = |kind: &KeyType| {
-                let (field, after) = rest.split_at_checked(kind.length().next_multiple_of(4))?;
-                rest = after;
-                Some(field[..kind.length()].to_vec())
-            };
-            set.key.iter().filter_map(field).collect()
-        };
-        loaded.elements(&map).into_iter().map(|(key, count)| (fields(key), count)).collect()
+        loaded.elements(&map).into_iter().map(|(key, count)| (map.fields(&key), count)).collect()
     }
 
     /// How many packets and bytes the programs of an interface have dropped, by where.

@@ -59,7 +59,7 @@ pub fn cgroup_of(prober: &Prober) -> Result<Cgroup, Untold> {
 }
 
 /// How an eBPF program tells the kubelet.
-pub(super) fn sender() -> Option<Sender> {
+pub(in crate::node) fn sender() -> Option<Sender> {
     cgroup_of(&Prober::Kubelet).ok().as_ref().map(in_cgroup)
 }
 

@@ -9,7 +9,7 @@ mod cut;
 mod exposure;
 mod guards;
 mod handing;
-mod kubelet;
+pub(super) mod kubelet;
 mod report;
 mod scan;
 mod senders;

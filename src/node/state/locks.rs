@@ -14,7 +14,7 @@ use nix::fcntl::{FcntlArg, Flock, FlockArg, fcntl};
 use nix::libc;
 
 use crate::model::fingerprint::fingerprint;
-use crate::model::names::ContainerId;
+use crate::model::names::{ContainerId, PodUid};
 
 use super::names_in;
 use super::{StateDir, StateError, failed};
@@ -51,11 +51,28 @@ impl StateDir {
         container_id: &ContainerId,
         patience: Duration,
     ) -> Result<Option<SandboxLock>, StateError> {
+        self.lock_name_within(container_id.as_str(), patience)
+    }
+
+    /// Waits for the lock of a pod in the node's network namespace, which has no sandbox of its own.
+    ///
+    /// # Errors
+    /// [`StateError::PodBusy`] where another process still has it after `patience`, [`StateError::Io`].
+    pub fn lock_host_pod(&self, uid: &PodUid, patience: Duration) -> Result<SandboxLock, StateError> {
+        // No container ID has a colon.
+        self.lock_name_within(&format!("host:{uid}"), patience)?.ok_or_else(|| StateError::PodBusy {
+            uid: uid.clone(),
+            seconds: patience.as_secs(),
+            holder: holder_of(&self.path.join(".lock")),
+        })
+    }
+
+    fn lock_name_within(&self, name: &str, patience: Duration) -> Result<Option<SandboxLock>, StateError> {
         /// There is no waiting for such a lock with a limit; it is tried again, after pauses that grow to this.
         const PAUSE_MAX: Duration = Duration::from_millis(8);
         let mut pause = Duration::from_micros(125);
         let (path, file) = self.open_lock()?;
-        let range = lock_range(container_id);
+        let range = lock_range(name);
         let deadline = Instant::now() + patience;
         loop {
             match fcntl(&file, FcntlArg::F_OFD_SETLK(&range)) {
@@ -152,11 +169,11 @@ fn has_locked(pid: &str, locked: &Metadata) -> bool {
 }
 
 /// The byte that is a sandbox's.
-fn lock_range(container_id: &ContainerId) -> libc::flock {
+fn lock_range(name: &str) -> libc::flock {
     libc::flock {
         l_type: libc::F_WRLCK as libc::c_short,
         l_whence: libc::SEEK_SET as libc::c_short,
-        l_start: i64::try_from(fingerprint(container_id.as_str()) >> 2).unwrap_or_default(),
+        l_start: i64::try_from(fingerprint(name) >> 2).unwrap_or_default(),
         l_len: 1,
         l_pid: 0,
     }

@@ -27,7 +27,7 @@ use thiserror::Error;
 pub use locks::SandboxLock;
 pub use records::DamagedRecord;
 
-use crate::model::names::ContainerId;
+use crate::model::names::{ContainerId, PodUid};
 use crate::node::files::entries;
 
 /// Where the state directory is when nobody says otherwise.
@@ -81,6 +81,18 @@ pub enum StateError {
     Busy {
         /// The sandbox.
         container_id: ContainerId,
+        /// How long was waited.
+        seconds: u64,
+        /// Who has the lock, as far as can be found.
+        holder: String,
+    },
+    /// The same of a pod in the node's network namespace.
+    #[error(
+        "pod {uid} has been locked for more than {seconds} s by {holder}; nothing was changed: try again, or end that process"
+    )]
+    PodBusy {
+        /// The pod.
+        uid: PodUid,
         /// How long was waited.
         seconds: u64,
         /// Who has the lock, as far as can be found.

@@ -1,7 +1,7 @@
 //! How a program gets at the headers of a packet: once, to its stack, for all rules.
 
 use super::assembler::{Assembler, Label, Operation, Register, Size, When};
-use super::{Compiler, ETHERNET_HEADER, Stand, helper, sk_buff, stack, stack_address};
+use super::{Compiler, Stand, helper, sk_buff, stack, stack_address};
 use Register::{R0, R1, R2, R3, R4, R6, R7, R8, R9, R10};
 
 /// So many bytes of a header are brought to the stack, at most: as far as fields go.
@@ -12,6 +12,7 @@ impl Compiler<'_> {
     /// Brings the headers to the stack. Where there is none, no rule that looks into it holds.
     pub(super) fn headers(&mut self) {
         let Self { assembler, stand, .. } = self;
+        let link_header = stand.link_header();
         let hopeless = assembler.label();
         let (ready, no_network) = (assembler.label(), assembler.label());
         assembler.with_register(Operation::Move, R6, R1);
@@ -26,21 +27,28 @@ impl Compiler<'_> {
                 assembler.load(R1, Size::Word, R6, sk_buff::VLAN_PRESENT);
                 assembler.jump_if(R1, When::NotEqual, 0, hopeless);
             }
+            Stand::CgroupIngress | Stand::CgroupEgress => {
+                assembler.load(R9, Size::Word, R6, sk_buff::LENGTH);
+                assembler.load(R1, Size::Word, R6, sk_buff::PROTOCOL);
+                assembler.store(R10, stack::LINK + 12, Size::Half, R1);
+            }
             Stand::Xdp => {
                 assembler.call(helper::XDP_LENGTH);
                 assembler.with_register(Operation::Move, R9, R0);
             }
         }
-        assembler.jump_if(R9, When::Less, ETHERNET_HEADER, hopeless);
-        assembler.with(Operation::Move, R2, 0);
-        assembler.with(Operation::Move, R4, ETHERNET_HEADER);
-        self.load_bytes(stack::LINK, hopeless);
+        assembler.jump_if(R9, When::Less, link_header.max(1), hopeless);
+        if link_header > 0 {
+            assembler.with(Operation::Move, R2, 0);
+            assembler.with(Operation::Move, R4, link_header);
+            self.load_bytes(stack::LINK, hopeless);
+        }
         let assembler = &mut self.assembler;
         assembler.with_register(Operation::Move, R7, R9);
-        assembler.with(Operation::Subtract, R7, ETHERNET_HEADER);
+        assembler.with(Operation::Subtract, R7, link_header);
         assembler.jump_if(R7, When::Less, 1, ready);
         at_most(assembler, R7, NETWORK_BYTES);
-        assembler.with(Operation::Move, R2, ETHERNET_HEADER);
+        assembler.with(Operation::Move, R2, link_header);
         assembler.with_register(Operation::Move, R4, R7);
         self.load_bytes(stack::NETWORK, no_network);
         self.transport_header(ready);
@@ -61,11 +69,12 @@ impl Compiler<'_> {
     fn transport_header(&mut self, ready: Label) {
         const IP4_HEADER: i32 = 20;
         const IP6_HEADER: i32 = 40;
+        let link_header = self.stand.link_header();
         let assembler = &mut self.assembler;
         let (v4, at) = (assembler.label(), assembler.label());
         // R3: the length of the packet, at most.
         assembler.with_register(Operation::Move, R3, R9);
-        assembler.with(Operation::Subtract, R3, ETHERNET_HEADER);
+        assembler.with(Operation::Subtract, R3, link_header);
         assembler.load(R1, Size::Half, R10, stack::LINK + 12);
         assembler.swap_to_network(R1, Size::Half);
         assembler.jump_if(R1, When::Equal, 0x0800, v4);
@@ -79,7 +88,7 @@ impl Compiler<'_> {
         assembler.with(Operation::Add, R1, IP6_HEADER);
         assembler.jump_if_register(R1, When::Greater, R3, ready);
         // What has an extension header first is matched by none of the rules: they ask for the protocol itself there.
-        assembler.with(Operation::Move, R2, ETHERNET_HEADER + IP6_HEADER);
+        assembler.with(Operation::Move, R2, link_header + IP6_HEADER);
         assembler.jump(at);
         assembler.place(v4);
         assembler.jump_if(R7, When::Less, IP4_HEADER, ready);
@@ -98,7 +107,7 @@ impl Compiler<'_> {
         assembler.swap_to_network(R1, Size::Half);
         assembler.with(Operation::And, R1, 0x1fff);
         assembler.jump_if(R1, When::NotEqual, 0, ready);
-        assembler.with(Operation::Add, R2, ETHERNET_HEADER);
+        assembler.with(Operation::Add, R2, link_header);
         assembler.place(at);
         assembler.with_register(Operation::Move, R4, R9);
         assembler.with_register(Operation::Subtract, R4, R2);
@@ -119,7 +128,7 @@ impl Compiler<'_> {
         assembler.with_register(Operation::Move, R1, R6);
         stack_address(assembler, R3, to);
         assembler.call(match self.stand {
-            Stand::Tcx => helper::SKB_LOAD_BYTES,
+            Stand::Tcx | Stand::CgroupIngress | Stand::CgroupEgress => helper::SKB_LOAD_BYTES,
             Stand::Xdp => helper::XDP_LOAD_BYTES,
         });
         assembler.jump_if(R0, When::NotEqual, 0, otherwise);

@@ -1,6 +1,6 @@
 //! What a program remembers: maps, as the sets of the ruleset say.
 
-use crate::rules::ruleset::{Content, Set};
+use crate::rules::ruleset::{Content, KeyType, Set};
 
 /// A map of a program.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +23,19 @@ impl Map {
             Self::Drops | Self::Set(Set { content: Content::Fixed(_), .. }) => 1,
             Self::Set(Set { content: Content::Dynamic { size, .. }, .. }) => *size,
         }
+    }
+
+    /// The fields of a key.
+    #[must_use]
+    pub fn fields(&self, key: &[u8]) -> Vec<Vec<u8>> {
+        let Self::Set(set) = self else { return Vec::new() };
+        let mut rest = key;
+        let field = |kind: &KeyType| {
+            let (field, after) = rest.split_at_checked(padded(kind.length()))?;
+            rest = after;
+            Some(field[..kind.length()].to_vec())
+        };
+        set.key.iter().filter_map(field).collect()
     }
 
     /// Bytes of a key.

@@ -5,6 +5,8 @@
 //! nftables does it: a transport header is looked at in no fragment but the first, and in no packet that is shorter than its
 //! header says; a frame with a VLAN tag is none of IP.
 //!
+//! On a cgroup there is no frame: of its header a program has the type alone, as the kernel knows it.
+//!
 //! Three things differ. Flows are in maps that forget what was used least recently, so that they are never full, and need no second
 //! set for bursts. Who sent a packet is not told by the user of its socket alone: a redirected frame of a
 //! neighbour still has the neighbour's socket, whose user may be 0 too. And on the pod's side of a veth no socket is
@@ -13,6 +15,7 @@
 mod assembler;
 mod headers;
 mod map;
+mod sender;
 #[cfg(test)]
 mod tests;
 
@@ -33,9 +36,45 @@ pub enum Stand {
     Tcx,
     /// In an XDP hook.
     Xdp,
+    /// On a cgroup, for packets that one of its sockets would receive.
+    CgroupIngress,
+    /// On a cgroup, for packets that one of its sockets sends.
+    CgroupEgress,
 }
 
-/// How the node's own sockets are told, besides by their user.
+impl Stand {
+    /// How many bytes there are before the network header.
+    fn link_header(self) -> i32 {
+        match self {
+            Self::Tcx | Self::Xdp => ETHERNET_HEADER,
+            Self::CgroupIngress | Self::CgroupEgress => 0,
+        }
+    }
+
+    /// What lets a packet pass.
+    fn accept(self) -> i32 {
+        match self {
+            // TCX_NEXT, XDP_PASS.
+            Self::Tcx => -1,
+            Self::Xdp => 2,
+            Self::CgroupIngress | Self::CgroupEgress => 1,
+        }
+    }
+
+    /// What ends a packet.
+    fn drop(self) -> i32 {
+        match self {
+            // TCX_DROP, XDP_DROP.
+            Self::Tcx => 2,
+            Self::Xdp => 1,
+            Self::CgroupIngress => 0,
+            // As if a queue were full (NET_XMIT_DROP, Linux 5.3): 0 would be told to the sender as EPERM.
+            Self::CgroupEgress => 2,
+        }
+    }
+}
+
+/// How the node's own sockets are told, besides by their user; on a cgroup by the second alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sender {
     /// By the cookie of their netns (Linux 6.15).
@@ -82,12 +121,15 @@ mod stack {
     /// know their bounds after each comparison, and go through the rest of the program once for each of them: half a second.
     pub(super) const NETWORK_LENGTH: i16 = -146;
     pub(super) const TRANSPORT_LENGTH: i16 = -148;
+    /// Addresses and ports, by which a socket is looked for.
+    pub(super) const TUPLE: i16 = -192;
 }
 
 /// `struct __sk_buff`.
 mod sk_buff {
     pub(super) const LENGTH: i16 = 0;
     pub(super) const PACKET_TYPE: i16 = 4;
+    pub(super) const PROTOCOL: i16 = 16;
     pub(super) const VLAN_PRESENT: i16 = 20;
 }
 
@@ -99,7 +141,10 @@ mod helper {
     pub(super) const SKB_LOAD_BYTES: i32 = 26;
     pub(super) const SOCKET_UID: i32 = 47;
     pub(super) const ANCESTOR_CGROUP: i32 = 83;
+    pub(super) const LOOK_UP_TCP: i32 = 84;
+    pub(super) const RELEASE_SOCKET: i32 = 86;
     pub(super) const NETNS_COOKIE: i32 = 122;
+    pub(super) const SOCKET_ANCESTOR_CGROUP: i32 = 129;
     pub(super) const XDP_LENGTH: i32 = 188;
     pub(super) const XDP_LOAD_BYTES: i32 = 189;
 }
@@ -165,13 +210,12 @@ impl Compiler<'_> {
                 Statement::Meta(Meta::Skuid(user)) => match self.stand {
                     Stand::Tcx => self.sent_from(*user, next),
                     Stand::Xdp => {
-                        let opens = rule.statements.iter().find_map(|statement| match statement {
-                            Statement::Update { key, set, .. } => Some((key, set)),
-                            _ => None,
-                        });
-                        let (key, set) = opens.ok_or(Inexpressible::Statement)?;
+                        let (key, set) = opened_by(rule)?;
                         self.lookup(key, set, next)?;
                     }
+                    // No socket of another one is known there, but that it has one can be found out.
+                    Stand::CgroupIngress => self.opened_from(opened_by(rule)?.0, next)?,
+                    Stand::CgroupEgress => return Err(Inexpressible::Statement),
                 },
                 Statement::Meta(meta) => self.meta(meta, next)?,
                 Statement::Lookup(key, set) => self.lookup(key, set, next)?,
@@ -181,11 +225,7 @@ impl Compiler<'_> {
                     return Err(Inexpressible::Statement);
                 }
                 Statement::Counter => self.count(),
-                Statement::Accept => self.assembler.exit(match self.stand {
-                    // TCX_NEXT, XDP_PASS.
-                    Stand::Tcx => -1,
-                    Stand::Xdp => 2,
-                }),
+                Statement::Accept => self.assembler.exit(self.stand.accept()),
                 Statement::Drop => self.drop_packet(),
             }
         }
@@ -194,11 +234,7 @@ impl Compiler<'_> {
     }
 
     fn drop_packet(&mut self) {
-        self.assembler.exit(match self.stand {
-            // TCX_DROP, XDP_DROP.
-            Stand::Tcx => 2,
-            Stand::Xdp => 1,
-        });
+        self.assembler.exit(self.stand.drop());
     }
 
     fn meta(&mut self, meta: &Meta, next: Label) -> Result<(), Inexpressible> {
@@ -207,7 +243,9 @@ impl Compiler<'_> {
             Meta::Length(length) => {
                 // Read anew, for the verifier's sake too.
                 match self.stand {
-                    Stand::Tcx => assembler.load(R0, Size::Word, R6, sk_buff::LENGTH),
+                    Stand::Tcx | Stand::CgroupIngress | Stand::CgroupEgress => {
+                        assembler.load(R0, Size::Word, R6, sk_buff::LENGTH);
+                    }
                     Stand::Xdp => {
                         assembler.with_register(Operation::Move, R1, R6);
                         assembler.call(helper::XDP_LENGTH);
@@ -232,42 +270,6 @@ impl Compiler<'_> {
             }
         }
         Ok(())
-    }
-
-    /// That a socket of this user sent it, and one of the node's. Whoever has no socket is of no user.
-    fn sent_from(&mut self, user: u32, next: Label) {
-        let assembler = &mut self.assembler;
-        assembler.with_register(Operation::Move, R1, R6);
-        assembler.call(helper::SOCKET_UID);
-        assembler.jump_if_word(R0, When::NotEqual, user, next);
-        assembler.with_register(Operation::Move, R1, R6);
-        let number = match self.node {
-            Sender::InNetns(cookie) => {
-                assembler.call(helper::NETNS_COOKIE);
-                cookie
-            }
-            Sender::InCgroup { level, id } => {
-                assembler.with(Operation::Move, R2, level.cast_signed());
-                assembler.call(helper::ANCESTOR_CGROUP);
-                id
-            }
-        };
-        assembler.wide(R1, number);
-        assembler.jump_if_register(R0, When::NotEqual, R1, next);
-    }
-
-    /// Where the node's own sockets are told by their cgroup, that none of another's sent it. What has no socket any more is in none.
-    fn sent_by_no_other(&mut self, next: Label) {
-        let (Stand::Tcx, Sender::InCgroup { level, id }) = (self.stand, self.node) else { return };
-        let assembler = &mut self.assembler;
-        let so = assembler.label();
-        assembler.with_register(Operation::Move, R1, R6);
-        assembler.with(Operation::Move, R2, level.cast_signed());
-        assembler.call(helper::ANCESTOR_CGROUP);
-        assembler.jump_if(R0, When::Equal, 0, so);
-        assembler.wide(R1, id);
-        assembler.jump_if_register(R0, When::NotEqual, R1, next);
-        assembler.place(so);
     }
 
     /// Makes sure that there is as much of a header, and says where on the stack the field is.
@@ -454,6 +456,15 @@ impl Compiler<'_> {
         assembler.add_atomically(R0, 8, R9);
         assembler.place(done);
     }
+}
+
+/// The key and the set of the flow that a rule opens.
+fn opened_by(rule: &Rule) -> Result<(&'static [Field], &str), Inexpressible> {
+    let opens = rule.statements.iter().find_map(|statement| match statement {
+        Statement::Update { key, set, .. } => Some((*key, set.as_str())),
+        _ => None,
+    });
+    opens.ok_or(Inexpressible::Statement)
 }
 
 fn stack_address(assembler: &mut Assembler, to: Register, at: i16) {

@@ -14,6 +14,7 @@
 
 mod allowed;
 mod hops;
+mod host_pod;
 mod interface;
 #[cfg(test)]
 mod tests;
@@ -22,6 +23,7 @@ mod words;
 use std::net::Ipv6Addr;
 
 pub use hops::neighbours_needed;
+pub use host_pod::{HostPodChains, host_pod_chains};
 pub(super) use words::{attempt_key, no_bare_syn};
 
 use crate::model::fingerprint::fingerprint;
@@ -451,12 +453,24 @@ fn on(device: &Statement, mut rule: Rule) -> Rule {
 
 /// What the pod tried: counted, never decided here.
 fn attempt_rules(place: Place) -> Vec<Rule> {
+    let mut rules = packet_attempt_rules(place);
+    if place != Place::PodInet {
+        // A stack of the pod's own (gVisor) asks on the link before it sends anything.
+        let statements = vec![is(Field::EtherType, [0x08, 0x06]), is(Field::ArpOperation, [0, 1])];
+        rules.push(counted_attempt(statements, NEIGHBOUR_ATTEMPTS, false, &[Field::ArpTargetIp]));
+    }
+    rules
+}
+
+fn counted_attempt(mut statements: Vec<Statement>, name: &str, v6: bool, key: &'static [Field]) -> Rule {
+    let set = format!("{name}{}", family_suffix(v6));
+    statements.push(Statement::Update { key, set, counted: true });
+    Rule::new(statements)
+}
+
+/// The same of IP packets alone.
+fn packet_attempt_rules(place: Place) -> Vec<Rule> {
     let mut rules = Vec::new();
-    let mut count = |mut statements: Vec<Statement>, name: &str, v6: bool, key: &'static [Field]| {
-        let set = format!("{name}{}", family_suffix(v6));
-        statements.push(Statement::Update { key, set, counted: true });
-        rules.push(Rule::new(statements));
-    };
     for v6 in [false, true] {
         let family = if place == Place::PodInet { Statement::Meta(Meta::Nfproto { v6 }) } else { ether_type(v6) };
         let protocol = protocol_field(v6);
@@ -466,7 +480,7 @@ fn attempt_rules(place: Place) -> Vec<Rule> {
                 // Here answers pass too; what opens a connection is an attempt.
                 statements.push(bare_syn());
             }
-            count(statements, ATTEMPTS, v6, attempt_key(v6));
+            rules.push(counted_attempt(statements, ATTEMPTS, v6, attempt_key(v6)));
         }
         let mut statements = vec![family];
         statements.extend(
@@ -477,16 +491,7 @@ fn attempt_rules(place: Place) -> Vec<Rule> {
             // Router solicitations and multicast reports are every host's chatter.
             statements.push(Statement::Match(Field::Ip6Destination, Test::Range([0; 16].into(), LAST_UNICAST.into())));
         }
-        count(statements, PORTLESS_ATTEMPTS, v6, &attempt_key(v6)[..2]);
-    }
-    if place != Place::PodInet {
-        // A stack of the pod's own (gVisor) asks on the link before it sends anything.
-        count(
-            vec![is(Field::EtherType, [0x08, 0x06]), is(Field::ArpOperation, [0, 1])],
-            NEIGHBOUR_ATTEMPTS,
-            false,
-            &[Field::ArpTargetIp],
-        );
+        rules.push(counted_attempt(statements, PORTLESS_ATTEMPTS, v6, &attempt_key(v6)[..2]));
     }
     rules
 }

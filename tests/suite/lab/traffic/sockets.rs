@@ -56,6 +56,12 @@ impl PacketSocket {
         })
     }
 
+    /// One that somebody else has made.
+    pub(crate) fn of(socket: Socket) -> Self {
+        socket.set_nonblocking(true).unwrap();
+        Self(socket)
+    }
+
     /// Sends out of the interface of this index, whichever the socket is bound to.
     pub(crate) fn send_on(&self, index: u32, frame: &[u8]) -> io::Result<usize> {
         self.0.send_to(frame, &link_address(index, libc::ETH_P_ALL))

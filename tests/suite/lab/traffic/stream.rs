@@ -29,8 +29,13 @@ impl Flow {
         let to = listener.local_addr().unwrap();
         let near = client.run(|| TcpStream::connect_timeout(&to, PATIENCE).unwrap());
         let (far, _) = listener.accept().unwrap();
-        let (mut sender, mut receiver) = if upload { (near, far) } else { (far, near) };
+        let (sender, receiver) = if upload { (near, far) } else { (far, near) };
         let way = if upload { "up" } else { "down" };
+        Self::over_tcp(format!("tcp {way} {to}"), sender, receiver)
+    }
+
+    /// Over a connection that is there already.
+    pub(crate) fn over_tcp(name: String, mut sender: TcpStream, mut receiver: TcpStream) -> Self {
         for stream in [&sender, &receiver] {
             stream.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
             stream.set_write_timeout(Some(Duration::from_millis(20))).unwrap();
@@ -38,7 +43,7 @@ impl Flow {
             SockRef::from(stream).set_linger(Some(Duration::ZERO)).unwrap();
         }
         Self::start(
-            format!("tcp {way} {to}"),
+            name,
             // Some pause, for two cores are shared by all tests: it is the packets that matter, not their number.
             move || {
                 let _ = sender.write(&[0x51; 1200]);
@@ -54,9 +59,14 @@ impl Flow {
         let target = receiver.local_addr().unwrap();
         let any: SocketAddr = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }.parse().unwrap();
         let sender = from.run(|| UdpSocket::bind(any).unwrap());
+        Self::over_udp(format!("udp {target}"), sender, receiver, target)
+    }
+
+    /// From one socket to another, which is bound to this address.
+    pub(crate) fn over_udp(name: String, sender: UdpSocket, receiver: UdpSocket, target: SocketAddr) -> Self {
         receiver.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
         Self::start(
-            format!("udp {target}"),
+            name,
             move || {
                 let _ = sender.send_to(&[0x51; 600], target);
                 std::thread::sleep(Duration::from_micros(500));

@@ -1,0 +1,65 @@
+//! Mounts, as `/proc/<process>/mountinfo` lists them.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+
+/// A mount.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mount {
+    /// Where it is.
+    pub point: PathBuf,
+    /// The kind of file system.
+    pub kind: String,
+    /// Whether the whole of that file system is there, and not a directory of it.
+    pub is_whole: bool,
+    /// Whether it can be written to.
+    pub is_writable: bool,
+}
+
+/// The mounts that the file lists; lines that cannot be understood are left out.
+pub fn mounts(mountinfo: &str) -> impl Iterator<Item = Mount> {
+    mountinfo.lines().filter_map(mount)
+}
+
+fn mount(line: &str) -> Option<Mount> {
+    let (of_mount, of_file_system) = line.split_once(" - ")?;
+    let mut fields = of_mount.split(' ').skip(3);
+    let (root, point, options) = (fields.next()?, fields.next()?, fields.next()?);
+    let mut fields = of_file_system.split(' ');
+    let (kind, super_options) = (fields.next()?, fields.nth(1)?);
+    let is_read_only = |options: &str| options.split(',').any(|option| option == "ro");
+    Some(Mount {
+        point: PathBuf::from(unescaped(point)),
+        kind: kind.to_owned(),
+        is_whole: root == "/",
+        is_writable: !is_read_only(options) && !is_read_only(super_options),
+    })
+}
+
+/// White space and backslashes are written as three octal digits.
+fn unescaped(text: &str) -> OsString {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, after @ ..] = rest {
+        let escaped = match (first, after) {
+            (b'\\', [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', ..]) => {
+                Some((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'))
+            }
+            _ => None,
+        };
+        bytes.push(escaped.unwrap_or(*first));
+        rest = if escaped.is_some() { &after[3..] } else { after };
+    }
+    OsString::from_vec(bytes)
+}
+
+/// Of any text: no more mounts than lines, and none without a place.
+#[cfg(any(test, fuzzing))]
+pub(super) fn try_any(text: &str) {
+    let found: Vec<_> = mounts(text).collect();
+    assert!(found.len() <= text.lines().count());
+    for mount in found {
+        assert!(mount.point.as_os_str().len() <= text.len());
+    }
+}
