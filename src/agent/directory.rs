@@ -52,12 +52,13 @@ impl Agent {
             self.rewatch_due.get_or_insert_with(|| Instant::now() + REWATCH);
             return;
         }
-        let mut concerned = BTreeSet::new();
+        let (mut concerned, mut host_pods) = (BTreeSet::new(), false);
         for change in changes {
             match change {
                 Change::Mark(key) => {
                     self.look_at_mark(&key);
                     let by_mark = self.index.concerned_by(&key);
+                    host_pods |= by_mark.is_empty();
                     // It came and went, or came back: what it is gone for counts anew.
                     self.waiting.retain(|container_id, _| !by_mark.contains(container_id));
                     concerned.extend(by_mark);
@@ -67,11 +68,15 @@ impl Agent {
                     self.look_at_records(&container_id);
                     concerned.extend(self.index.concerned_by(&Key::from(&container_id)));
                     concerned.insert(container_id);
+                    host_pods |= self.host_pods.is_busy();
                 }
                 Change::Everything => {}
             }
         }
         self.act(&concerned);
+        if host_pods {
+            self.host_pods.look();
+        }
     }
 
     fn look_at_mark(&mut self, key: &Key) {
@@ -147,6 +152,7 @@ impl Agent {
     }
 
     fn relist(&mut self, everyone: Everyone) {
+        self.host_pods.look();
         let (marks, sandboxes) = match self.state.marks().and_then(|marks| Ok((marks, self.state.sandboxes()?))) {
             Ok(listed) => listed,
             Err(error) => {

@@ -9,6 +9,7 @@ mod captures;
 mod clock;
 mod directory;
 mod finished;
+mod host_pods;
 mod index;
 mod memory;
 mod metrics;
@@ -50,6 +51,7 @@ use crate::node::workers;
 use captures::Captures;
 use clock::Clock;
 use directory::Everyone;
+use host_pods::HostPods;
 use index::{Action, Answer, Index, plan};
 use memory::SeenMarks;
 use metrics::{Counts, serve_metrics};
@@ -192,6 +194,7 @@ struct Agent {
     due: BTreeSet<(Instant, ContainerId)>,
     programs: Programs,
     probers: Probers,
+    host_pods: HostPods,
     buffer: Vec<u8>,
 }
 
@@ -217,6 +220,8 @@ impl Agent {
         let mut workers = Workers::start(&state, count, collectors, counts)
             .map_err(|source| AgentError::System { what: "start the workers", source })?;
         workers.threads.push(own_thread());
+        let host_pods = HostPods::start(&state, release_after)
+            .map_err(|source| AgentError::System { what: "look after pods with hostNetwork", source })?;
         let host = HostEvents::subscribe()?;
         let node = NodeEvents::subscribe()?;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(system("wait for events"))?;
@@ -255,6 +260,7 @@ impl Agent {
             due: BTreeSet::new(),
             programs: Programs::of(Links::open()?.netns_cookie()),
             probers: Probers::none(),
+            host_pods,
             buffer: vec![0; EVENT_BUFFER],
         };
         agent.watch_or_poll(&agent.state.clone());

@@ -38,7 +38,7 @@ pub(super) fn isolate(state: &StateDir, key: &Key, text: &mut String) -> Result<
     let mut all = None;
     for uid in node.meant_by(key) {
         let said = match sync_one(state, &node, &uid, Asked::ByMark, false, LOCK_PATIENCE) {
-            Ok(Outcome::NotConcerned | Outcome::Ended) => continue,
+            Ok(Outcome::NotConcerned | Outcome::Ended | Outcome::Waits | Outcome::Kept) => continue,
             Ok(Outcome::Isolated(enforced)) => say_isolated(text, &uid, &enforced),
             Ok(Outcome::Released) => {
                 let _ = writeln!(
@@ -104,7 +104,7 @@ impl Concerned {
         let mut all = None;
         for uid in &self.uids {
             let (said, done) = match sync_one(state, &self.node, uid, Asked::ByMark, false, LOCK_PATIENCE) {
-                Ok(Outcome::NotConcerned) => continue,
+                Ok(Outcome::NotConcerned | Outcome::Waits | Outcome::Kept) => continue,
                 Ok(Outcome::Released | Outcome::Ended) => ("released".to_owned(), true),
                 Ok(Outcome::Isolated(_)) => ("isolated: a mark holds for it".to_owned(), false),
                 Err(error) => (format!("NOT released: {}", chain(&error)), false),

@@ -80,8 +80,8 @@ pub struct HostNode {
     pods: OnceCell<BTreeMap<PodUid, Vec<Cgroup>>>,
     names: OnceCell<Vec<(Key, PodUid)>>,
     prober: OnceCell<Option<Sender>>,
-    /// Whose pods have records.
-    recorded: OnceCell<BTreeSet<PodUid>>,
+    /// The names of what has a record.
+    recorded: OnceCell<BTreeSet<Key>>,
 }
 
 impl HostNode {

@@ -41,19 +41,30 @@ pub enum Outcome {
     Isolated(Box<HostEnforced>),
     /// It was isolated, and is not to be any more.
     Released,
+    /// It is isolated, and not to be, and is kept so for now.
+    Kept,
     /// It has ended, and its programs with it.
     Ended,
-    /// No mark holds for it and none did; or it is no pod of the node's network namespace.
+    /// It is marked, and has no process in the node's network namespace: yet, or any more.
+    Waits,
+    /// No mark holds for it and none did, or it has a record.
     NotConcerned,
 }
 
-/// The pods that there may be something to do about: those that marks mean and that are on the node, and those that have programs.
+/// The pods that there may be something to do about: those that marks mean that are on the node and have no record, and those that have programs.
 ///
 /// # Errors
 /// [`StateError`] where the marks cannot be listed.
 pub fn candidates(state: &StateDir, node: &HostNode) -> Result<BTreeSet<PodUid>, StateError> {
     let marks = state.marks()?;
-    Ok(marks.iter().flat_map(|key| node.meant_by(key)).chain(node.standing()).collect())
+    let meant: BTreeSet<_> = marks.iter().flat_map(|key| node.meant_by(key)).collect();
+    let mut candidates: BTreeSet<_> = node.standing().into_iter().collect();
+    for uid in meant {
+        if candidates.contains(&uid) || !node.has_record(state, &uid)? {
+            candidates.insert(uid);
+        }
+    }
+    Ok(candidates)
 }
 
 /// The marks that hold for a pod, and what they want.
@@ -92,7 +103,10 @@ pub fn sync_one(
     let (_, desired) = desired(state, &pod)?;
     let recorded = node.has_record(state, uid)?;
     let Desired::Isolated { policy, .. } = &desired else {
-        return Ok(if keeps { Outcome::NotConcerned } else { release(node, &pod, uid, "released", started) });
+        return Ok(match node.pins(uid).exist() {
+            true if keeps => Outcome::Kept,
+            _ => release(node, &pod, uid, "released", started),
+        });
     };
     if recorded {
         return Ok(release(node, &pod, uid, "handed-over", started));
@@ -107,7 +121,7 @@ pub fn sync_one(
     let Some(found) = found else {
         // One that has no process now may have one again.
         return Ok(if node.has_cgroup(uid) || !node.pins(uid).exist() {
-            Outcome::NotConcerned
+            Outcome::Waits
         } else {
             release(node, &pod, uid, "ended", started);
             Outcome::Ended
@@ -137,15 +151,31 @@ impl HostNode {
     /// # Errors
     /// [`StateError`] where the records cannot be listed.
     pub fn has_record(&self, state: &StateDir, uid: &PodUid) -> Result<bool, StateError> {
-        let recorded = match self.recorded.get() {
-            Some(recorded) => recorded,
-            None => {
-                let pod_of = |id| state.indexed_pod(id).or_else(|| Some(state.records_of(id).0?.pod().clone()));
-                let recorded = state.sandboxes()?.iter().filter_map(|id| pod_of(id)?.uid).collect();
-                self.recorded.get_or_init(|| recorded)
-            }
-        };
-        Ok(recorded.contains(uid))
+        Ok(self.recorded(state)?.contains(&Key::from(uid)))
+    }
+
+    /// Whether there is a mark that no sandbox of the node answers to.
+    ///
+    /// # Errors
+    /// [`StateError`] where marks or records cannot be listed.
+    pub fn has_unanswered_marks(&self, state: &StateDir) -> Result<bool, StateError> {
+        let marks = state.marks()?;
+        Ok(!marks.is_empty() && !marks.is_subset(self.recorded(state)?))
+    }
+
+    /// All names of the sandboxes that have records.
+    fn recorded(&self, state: &StateDir) -> Result<&BTreeSet<Key>, StateError> {
+        if let Some(recorded) = self.recorded.get() {
+            return Ok(recorded);
+        }
+        let mut recorded = BTreeSet::new();
+        for id in state.sandboxes()? {
+            let pod = state.indexed_pod(&id).or_else(|| Some(state.records_of(&id).0?.pod().clone()));
+            recorded.insert(Key::from(&id));
+            recorded.extend(pod.iter().filter_map(|pod| pod.uid.as_ref()).map(Key::from));
+            recorded.extend(pod.iter().filter_map(Pod::name_key));
+        }
+        Ok(self.recorded.get_or_init(|| recorded))
     }
 
     /// Whether a program of a pod that has some came off. It takes microseconds, and can be asked again and again.

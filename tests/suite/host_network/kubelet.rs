@@ -49,6 +49,16 @@ impl Kubelet {
         Pod { uid: uid.to_owned(), cgroup, node: Netns::named(self.node.name()) }
     }
 
+    /// A process that is called as a kubelet is, in a cgroup of its own.
+    pub(super) fn itself(&self, sockets: &[Sort]) -> Member {
+        let directory = tempfile::tempdir().unwrap();
+        let program = directory.path().join("kubelet");
+        let sleep = ["/bin/sleep", "/usr/bin/sleep"].into_iter().find(|path| Path::new(path).exists()).unwrap();
+        std::os::unix::fs::symlink(sleep, &program).unwrap();
+        let command = self.node.command(program.to_str().unwrap());
+        Member::start_as(command, &self.service("kubelet.service"), Privileges::All, sockets)
+    }
+
     /// Another cgroup of the node's.
     pub(super) fn service(&self, name: &str) -> PathBuf {
         let cgroup = self.directory.join(name);
@@ -164,6 +174,7 @@ fn checked(result: i32) -> io::Result<i32> {
 #[derive(Clone, Copy)]
 pub(super) enum Sort {
     Tcp,
+    Tcp6,
     Udp,
     /// Of a protocol that nobody else uses.
     Raw,
@@ -179,6 +190,7 @@ impl Sort {
         const AF_XDP: i32 = 44;
         match self {
             Self::Tcp => (libc::AF_INET, libc::SOCK_STREAM, 0),
+            Self::Tcp6 => (libc::AF_INET6, libc::SOCK_STREAM, 0),
             Self::Udp => (libc::AF_INET, libc::SOCK_DGRAM, 0),
             Self::Raw => (libc::AF_INET, libc::SOCK_RAW, RAW_PROTOCOL.into()),
             Self::Packet => (libc::AF_PACKET, libc::SOCK_RAW, i32::from((libc::ETH_P_ALL as u16).to_be())),
@@ -196,13 +208,16 @@ pub(super) struct Member {
 
 impl Member {
     pub(super) fn start(cgroup: &Path, netns: &Netns, privileges: Privileges, sockets: &[Sort]) -> Self {
+        Self::start_as(netns.command("sleep"), cgroup, privileges, sockets)
+    }
+
+    fn start_as(mut command: Command, cgroup: &Path, privileges: Privileges, sockets: &[Sort]) -> Self {
         let procs = cgroup.join("cgroup.procs");
         let procs = fs::OpenOptions::new()
             .write(true)
             .open(&procs)
             .unwrap_or_else(|error| panic!("{}: {error}", procs.display()));
         let sockets: Vec<_> = sockets.iter().map(|sort| sort.numbers()).collect();
-        let mut command = netns.command("sleep");
         command.arg("infinity").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let join = move || {
             (&procs).write_all(b"0")?;

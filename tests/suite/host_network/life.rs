@@ -8,7 +8,7 @@ use super::{World, codes};
 use crate::lab::traffic::bpf::detach;
 
 /// Where the programs of a pod are pinned.
-fn pins(uid: &str) -> Option<PathBuf> {
+pub(super) fn pins(uid: &str) -> Option<PathBuf> {
     let nodes = fs::read_dir("/sys/fs/bpf/quarantine").into_iter().flatten().flatten();
     nodes.map(|node| node.path().join(format!("host:{uid}"))).find(|pins| pins.is_dir())
 }

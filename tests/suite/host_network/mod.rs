@@ -1,9 +1,11 @@
 //! Pods in the node's own network namespace: no CNI call, no record, and cut off all the same, by programs on their cgroups.
 
+mod agent;
 mod doubts;
 mod flows;
 mod kubelet;
 mod life;
+mod probes;
 
 use std::net::{IpAddr, Ipv4Addr};
 
