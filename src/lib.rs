@@ -18,7 +18,7 @@
 //! | [`metrics`] | numbers as `OpenMetrics` text, and who answers a scraper |
 //! | [`status`] | what `status` and `list` say, for people and as JSON; [`status::read`] reads it back from the kernel |
 //! | [`capture`] | what an isolated pod tries: packets that were dropped, kept and read again |
-//! | [`node`] | the state directory; a sandbox on its two sides; `enforce`, which brings them together; the log |
+//! | [`node`] | the state directory; a sandbox on its two sides; `enforce`, which brings them together; pods with hostNetwork; the log |
 //! | [`kernel`] | network namespaces, netlink, rtnetlink, nf_tables: how the kernel is asked, not what for |
 //! | [`rules`] | a policy, compiled to tables and chains; these as nft text |
 //! | [`model`] | names, policies, marks, records, verdicts; a log line that nothing can forge |

@@ -30,7 +30,8 @@ Exit codes:
 const SANDBOXES: &str = "\
 What <SANDBOX> may be:
   the container ID of the pod's sandbox, or a prefix that no other one has; the pod's UID; namespace/name.
-  Pods with hostNetwork cannot be reached; pods that started before the plugin was in the conflist once they are adopted.";
+  Pods with hostNetwork are named by their UID, and by namespace/name where /var/log/pods has it; pods that started
+  before the plugin was in the conflist can be reached once they are adopted.";
 
 /// `quarantine …`.
 #[derive(Debug, Parser)]
@@ -94,7 +95,8 @@ pub(super) enum Command {
     ///
     /// Writes a mark, enforces it and reads the kernel back: when the command returns 0, it is so, with or without a
     /// running agent. Everything that is not allowed stops, established connections included, until `release`. A
-    /// pod that is not on the node yet can be marked by UID or namespace/name: it is isolated before its first packet.
+    /// pod that is not on the node yet can be marked by UID or namespace/name: it is isolated before its first packet
+    /// (one with hostNetwork once it runs).
     Isolate(Isolate),
     /// Let a pod's traffic flow again
     ///

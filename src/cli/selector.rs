@@ -110,8 +110,8 @@ impl fmt::Display for SelectError {
             Self::Unknown { word, namesakes } if namesakes.is_empty() => write!(
                 f,
                 "nothing on this node answers to {word:?}: no container ID begins so, no pod has this UID, no mark this name\n  \
-                 `quarantine list` shows what can be reached. Pods with hostNetwork, and pods that started before the plugin\n  \
-                 was in the conflist, cannot be. A pod that is yet to come is named by its UID or as namespace/name; --uid\n  \
+                 `quarantine list` shows what can be reached. Pods with hostNetwork are named by their UID; pods that started before the\n  \
+                 plugin was in the conflist cannot be, until they are adopted. A pod that is yet to come is named by its UID or as namespace/name; --uid\n  \
                  takes any word for a UID"
             ),
             Self::Unknown { word, namesakes } => {

@@ -120,7 +120,7 @@ pub fn plan_install(options: &InstallOptions) -> Result<Plan, InstallError> {
         let agent = if adopts { ", and so does the agent when it starts" } else { "" };
         plan.note(format!(
             "Pods that run already are not covered: the plugin is called when a pod's sandbox is made. `quarantine adopt --all` \
-             takes them in{agent}; what neither cache nor runtime speaks of, and hostNetwork, has to be recreated (kubectl drain and \
+             takes them in{agent}; what neither cache nor runtime speaks of has to be recreated (kubectl drain and \
              uncordon, or a rollout restart)."
         ));
     }

@@ -159,7 +159,7 @@ fn absent(target: Target) -> (&'static str, &'static str, String) {
         Target::Ended => (why::TARGET_GONE, "the pod has ended"),
         Target::HostNetwork => (
             why::HOST_NETWORK,
-            "the pod is on the host's network, for which the plugin is not called: it is NOT isolated",
+            "the pod is on the host's network, for which the plugin is not called: what the node's agent does by its cgroup is not looked at here; ask `quarantine status UID` on the node",
         ),
         Target::Starting => (why::WAITING, "marked: it is isolated before its first packet"),
         Target::Ending => (why::WAITING, "the pod is being deleted, and has no sandbox any more"),

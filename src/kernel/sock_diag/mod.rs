@@ -161,6 +161,9 @@ pub enum Details {
         timer_milliseconds: u32,
         /// How often the first unacknowledged segment was sent anew.
         retransmits: u8,
+        /// The cgroup that it was made in, by its ID (Linux 5.9).
+        #[serde(skip)]
+        cgroup: Option<u64>,
         /// What TCP knows of the connection.
         #[serde(skip_serializing_if = "Option::is_none")]
         tcp: Option<TcpInfo>,

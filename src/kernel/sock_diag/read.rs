@@ -46,6 +46,7 @@ fn address(family: u8, payload: &[u8], at: usize) -> Option<IpAddr> {
 fn read_inet(kind: Kind, payload: &[u8]) -> Option<DiagSocket> {
     const LENGTH: usize = 72;
     const INFO: u16 = 2;
+    const CGROUP: u16 = 21;
     let attributes = payload.get(LENGTH..)?;
     let family = payload[0];
     let timer = match payload[2] {
@@ -71,6 +72,7 @@ fn read_inet(kind: Kind, payload: &[u8]) -> Option<DiagSocket> {
             retransmits: payload[3],
             receive_queue: word(payload, 56)?,
             send_queue: word(payload, 60)?,
+            cgroup: attribute(attributes, CGROUP).and_then(|id| long(id, 0)),
             tcp: attribute(attributes, INFO).filter(|_| kind == Kind::Tcp).and_then(tcp_info),
         },
     })

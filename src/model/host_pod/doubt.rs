@@ -49,6 +49,18 @@ pub enum HostDoubt {
         /// The socket.
         socket: Socket,
     },
+    /// A process has a socket that was made in another cgroup.
+    Foreign {
+        /// Its number.
+        process: u32,
+        /// What it calls itself; escaped.
+        name: String,
+    },
+    /// The kernel's lists of sockets could not be read, which say where they were made.
+    NoLists {
+        /// Why.
+        why: String,
+    },
     /// A process may open such sockets, leave the cgroup or take the programs off.
     Capable {
         /// A process that may, by its number.
@@ -112,6 +124,8 @@ impl HostDoubt {
             Self::Program(_, ProgramFault::Failed(_)) => "ebpf-failed",
             Self::Frames { socket: Socket::Packet, .. } => "packet-socket",
             Self::Frames { socket: Socket::Xdp, .. } => "xdp-socket",
+            Self::Foreign { .. } => "foreign-socket",
+            Self::NoLists { .. } => "sockets-unseen",
             Self::Capable { .. } => "capabilities",
             Self::Writes { .. } => "writable-mount",
             Self::OtherNetns { .. } => "other-netns",
@@ -139,6 +153,14 @@ impl fmt::Display for HostDoubt {
             Self::Frames { process, name, socket } => write!(
                 f,
                 "process {process} ({name}) has {socket}, whose frames no program on a cgroup sees, out or in; ending the process closes it"
+            ),
+            Self::Foreign { process, name } => write!(
+                f,
+                "process {process} ({name}) has a socket of another cgroup, which somebody handed to it, and whose packets pass; ending the process closes it there"
+            ),
+            Self::NoLists { why } => write!(
+                f,
+                "whether a process of it has a socket of another cgroup cannot be told: {why}"
             ),
             Self::Capable { process, name, capabilities } => {
                 let capabilities: Vec<_> = capabilities.iter().map(ToString::to_string).collect();

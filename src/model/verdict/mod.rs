@@ -163,6 +163,8 @@ pub enum Note {
     },
     /// The policy lets probes through, and nothing tells them from other connections.
     NoProber,
+    /// The sockets of the family `AF_UNIX` that are the node's are not stopped.
+    LocalSockets,
 }
 
 impl Note {
@@ -173,6 +175,7 @@ impl Note {
             Self::ProbeSource { .. } => "probe-source",
             Self::ProberUntold { .. } => "prober-untold",
             Self::NoProber => "no-prober",
+            Self::LocalSockets => "local-sockets",
         }
     }
 }
@@ -190,6 +193,9 @@ impl fmt::Display for Note {
             ),
             Self::NoProber => f.write_str(
                 "probes do not pass: no kubelet was found on this node, in a cgroup that its pods are not in, and by that alone a probe could be told",
+            ),
+            Self::LocalSockets => f.write_str(
+                "what is no IP is not stopped: local sockets (AF_UNIX), those without a file too, are the node's, and whoever listens there can pass on what the pod says",
             ),
         }
     }

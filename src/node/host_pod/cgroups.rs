@@ -1,6 +1,6 @@
 //! The pods of this node by their cgroups, as the kubelet makes them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -110,6 +110,14 @@ pub(super) fn processes_of(cgroup: &Path) -> io::Result<Vec<u32>> {
     found.sort_unstable();
     found.dedup();
     Ok(found)
+}
+
+/// The IDs of a cgroup and of those below it.
+pub(super) fn ids_within(cgroup: &Path) -> BTreeSet<u64> {
+    let own = fs::metadata(cgroup).ok().map(|found| found.ino());
+    let entries = fs::read_dir(cgroup).into_iter().flatten().flatten();
+    let directories = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    own.into_iter().chain(directories.flat_map(|entry| ids_within(&entry.path()))).collect()
 }
 
 /// Whether a cgroup or a process is not there any more.

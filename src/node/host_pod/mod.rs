@@ -216,7 +216,7 @@ impl HostNode {
         doubts.extend(cgroups::leaves_sockets_outside().then_some(HostDoubt::OldCgroups));
         let (verdict, reasons) = Found { programs: standing, doubts }.judge();
         let untold = policy.probes != Probes::Off && !programs.tells_probes();
-        let notes = untold.then_some(Note::NoProber).into_iter().collect();
+        let notes = untold.then_some(Note::NoProber).into_iter().chain([Note::LocalSockets]).collect();
         HostReport { verdict, reasons, layer, notes, sets: programs.sets().to_vec() }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Thread by thread: each may have privileges, open files and a network namespace of its own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -13,11 +13,14 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 
-use super::cgroups::{is_gone, processes_of};
+use super::cgroups::{ids_within, is_gone, processes_of};
 use super::patient::ask_each;
-use crate::kernel::sock_diag::protocol_name;
+use crate::kernel::sock_diag::{Details, DiagSocket, Kind, SockDiag, protocol_name};
+use crate::model::audit::chain;
 use crate::model::host_pod::{Capability, Cgroup, HostDoubt, Privileges, Socket, mounts};
 
+/// So many sockets of one sort are looked at, of all that the node has.
+const SOCKETS_MAX: usize = 1 << 20;
 /// So many processes are named for one reason; what is said of one is true of the others.
 const NAMED_MAX: usize = 8;
 
@@ -61,6 +64,7 @@ pub(super) fn doubts(cgroup: &Cgroup, netns: NetnsId) -> Vec<HostDoubt> {
     for (task, seen) in ask_each(of_tasks, |task| look_at(task), |_| false) {
         found.add(process_of(&task), seen, netns);
     }
+    found.ask_for_owners(cgroup);
     found.doubts()
 }
 
@@ -77,7 +81,9 @@ struct Seen {
     capabilities: Vec<Capability>,
     /// A file system by which it could get out.
     writes: Option<PathBuf>,
-    sockets: Vec<Socket>,
+    /// All of its sockets, by their inodes.
+    sockets: BTreeSet<u32>,
+    for_frames: Vec<Socket>,
 }
 
 fn look_at(task: &Path) -> io::Result<Seen> {
@@ -85,12 +91,14 @@ fn look_at(task: &Path) -> io::Result<Seen> {
     let privileges = Privileges::read(&status)
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "its status says nothing of its privileges"))?;
     let name = status.lines().find_map(|line| line.strip_prefix("Name:\t")).unwrap_or_default();
+    let (sockets, for_frames) = sockets_of(task)?;
     Ok(Seen {
         name: name.escape_debug().to_string(),
         netns: netns_at(task)?,
         capabilities: privileges.within_reach().dangerous().collect(),
         writes: if privileges.may_be_root() { way_out(task)? } else { None },
-        sockets: sockets_for_frames(task)?,
+        sockets,
+        for_frames,
     })
 }
 
@@ -105,22 +113,25 @@ fn way_out(task: &Path) -> io::Result<Option<PathBuf>> {
     Ok(mounts(&text).find(|mount| mount.is_writable && leads_out(&mount.kind)).map(|mount| mount.point))
 }
 
-fn sockets_for_frames(task: &Path) -> io::Result<Vec<Socket>> {
-    let mut found = Vec::new();
+/// Its sockets, and which there are for frames among them.
+fn sockets_of(task: &Path) -> io::Result<(BTreeSet<u32>, Vec<Socket>)> {
+    let (mut inodes, mut for_frames) = (BTreeSet::new(), Vec::new());
     for file in fs::read_dir(task.join("fd"))? {
         let link = file?.path();
-        if is_socket(&link)
-            && let Some(socket) = sort_of(&link)?
-            && !found.contains(&socket)
+        let Some(inode) = socket_at(&link) else { continue };
+        inodes.insert(inode);
+        if let Some(socket) = sort_of(&link)?
+            && !for_frames.contains(&socket)
         {
-            found.push(socket);
+            for_frames.push(socket);
         }
     }
-    Ok(found)
+    Ok((inodes, for_frames))
 }
 
-fn is_socket(link: &Path) -> bool {
-    fs::read_link(link).is_ok_and(|target| target.to_str().is_some_and(|target| target.starts_with("socket:[")))
+/// The socket that a link leads to, by its inode.
+fn socket_at(link: &Path) -> Option<u32> {
+    fs::read_link(link).ok()?.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
 }
 
 /// Whether the socket that a link leads to is one for frames.
@@ -134,7 +145,7 @@ fn sort_of(link: &Path) -> Result<Option<Socket>, Errno> {
         held => held?,
     };
     let path = Path::new("/proc/thread-self/fd").join(held.as_raw_fd().to_string());
-    if !is_socket(&path) {
+    if socket_at(&path).is_none() {
         return Ok(None);
     }
     Ok(match protocol_name(&path)?.as_slice() {
@@ -153,6 +164,9 @@ struct Found {
     writes: BTreeMap<PathBuf, HostDoubt>,
     elsewhere: Vec<u32>,
     unseen: Vec<HostDoubt>,
+    /// Whose each socket is.
+    holders: BTreeMap<u32, (u32, String)>,
+    foreign: Vec<HostDoubt>,
 }
 
 impl Found {
@@ -169,7 +183,10 @@ impl Found {
             self.elsewhere.push(process);
         }
         let name = || seen.name.clone();
-        for socket in seen.sockets {
+        for inode in seen.sockets {
+            self.holders.entry(inode).or_insert_with(|| (process, name()));
+        }
+        for socket in seen.for_frames {
             let doubt = HostDoubt::Frames { process, name: name(), socket };
             if !self.frames.contains(&doubt) {
                 self.frames.push(doubt);
@@ -186,6 +203,37 @@ impl Found {
         }
     }
 
+    /// Where their sockets were made: by that, and by nothing that became of them since, programs are found. One that is neither bound nor
+    /// connected is in no list.
+    fn ask_for_owners(&mut self, cgroup: &Cgroup) {
+        const SORTS: [(Kind, bool); 4] =
+            [(Kind::Tcp, true), (Kind::Udp, true), (Kind::UdpLite, false), (Kind::Raw, false)];
+        if self.holders.is_empty() {
+            return;
+        }
+        let own = ids_within(&cgroup.path);
+        for (kind, is_everywhere) in SORTS {
+            let listed = SockDiag::open().and_then(|mut lists| lists.list(kind, SOCKETS_MAX));
+            let sockets = match listed {
+                Ok(listed) => listed.sockets,
+                Err(error) if is_everywhere => {
+                    return self.foreign.push(HostDoubt::NoLists { why: chain(&error) });
+                }
+                Err(_) => continue,
+            };
+            for DiagSocket { inode, details, .. } in sockets {
+                let Details::Inet { cgroup: Some(cgroup), .. } = details else { continue };
+                let Some((process, name)) = self.holders.get(&inode).filter(|_| !own.contains(&cgroup)) else {
+                    continue;
+                };
+                let doubt = HostDoubt::Foreign { process: *process, name: name.clone() };
+                if !self.foreign.contains(&doubt) {
+                    self.foreign.push(doubt);
+                }
+            }
+        }
+    }
+
     fn doubts(self) -> Vec<HostDoubt> {
         let elsewhere = self.elsewhere.len();
         let frames = self.frames.into_iter().take(NAMED_MAX);
@@ -193,6 +241,12 @@ impl Found {
         let writes = self.writes.into_values().take(NAMED_MAX);
         let elsewhere = (elsewhere > 0).then_some(HostDoubt::OtherNetns { processes: elsewhere });
         let unseen = self.unseen.into_iter().take(NAMED_MAX);
-        frames.chain(capable).chain(writes).chain(elsewhere).chain(unseen).collect()
+        frames
+            .chain(self.foreign.into_iter().take(NAMED_MAX))
+            .chain(capable)
+            .chain(writes)
+            .chain(elsewhere)
+            .chain(unseen)
+            .collect()
     }
 }

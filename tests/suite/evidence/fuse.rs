@@ -14,7 +14,7 @@ use nix::poll::{PollFd, PollFlags, poll};
 const HEADER: usize = 40;
 
 /// A directory with one file, `program`; dropped, whatever waits for it ends.
-pub(super) struct Fuse {
+pub(crate) struct Fuse {
     directory: tempfile::TempDir,
     is_silent: Arc<AtomicBool>,
     has_ended: Arc<AtomicBool>,
@@ -22,7 +22,7 @@ pub(super) struct Fuse {
 }
 
 impl Fuse {
-    pub(super) fn with_program(content: Vec<u8>) -> Self {
+    pub(crate) fn with_program(content: Vec<u8>) -> Self {
         let directory = tempfile::Builder::new().prefix("quarantine-fuse").tempdir().unwrap();
         let device = OpenOptions::new().read(true).write(true).open("/dev/fuse").unwrap();
         let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", device.as_raw_fd());
@@ -34,16 +34,16 @@ impl Fuse {
         Self { directory, is_silent, has_ended, server: Some(server) }
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.directory.path()
     }
 
-    pub(super) fn program(&self) -> PathBuf {
+    pub(crate) fn program(&self) -> PathBuf {
         self.path().join("program")
     }
 
     /// From now on nothing is answered.
-    pub(super) fn fall_silent(&self) {
+    pub(crate) fn fall_silent(&self) {
         self.is_silent.store(true, Ordering::SeqCst);
     }
 }

@@ -2,7 +2,7 @@
 
 mod chain;
 mod content;
-mod fuse;
+pub(crate) mod fuse;
 mod hostile;
 mod scale;
 

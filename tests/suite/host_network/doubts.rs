@@ -1,11 +1,17 @@
 //! What a program on a cgroup does not see is said, and shown to pass.
 
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::UdpSocket;
+use std::os::unix::process::CommandExt;
+use std::process::Stdio;
 use std::time::Duration;
 
 use netlab::Veth;
 
-use super::kubelet::{Privileges, Sort, any_port};
-use super::{PEER, World, codes};
+use super::kubelet::{Member, Privileges, Sort, any_port};
+use super::{NODE, PEER, World, codes};
+use crate::evidence::fuse::Fuse;
 use crate::lab::traffic::sockets::PacketSocket;
 use crate::lab::{Netns, PATIENCE, eventually};
 
@@ -45,8 +51,8 @@ fn a_packet_socket_makes_it_partial_and_its_process_is_named() {
     });
     assert!(passes, "the frame does not leave: the verdict could be better");
     // And its datagrams stop.
-    let inside = process.bind(1, any_port(super::NODE));
-    let outside = world.peer.run(|| std::net::UdpSocket::bind(any_port(PEER)).unwrap());
+    let inside = process.bind(1, any_port(NODE));
+    let outside = world.peer.run(|| UdpSocket::bind(any_port(PEER)).unwrap());
     outside.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
     let _ = inside.send_to(b"x", outside.local_addr().unwrap());
     assert!(outside.recv(&mut buffer).is_err());
@@ -103,7 +109,7 @@ fn a_pod_of_another_network_namespace_is_not_touched() {
     let isolated = world.quarantine(&["isolate", &pod.uid]);
     assert_eq!(isolated.status.code(), Some(4), "{isolated:#?}");
     let (inside, receiver) = (process.bind(0, "10.79.0.1:0".parse().unwrap()), {
-        world.peer.run(|| std::net::UdpSocket::bind("10.79.0.2:0").unwrap())
+        world.peer.run(|| UdpSocket::bind("10.79.0.2:0").unwrap())
     });
     receiver.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
     let to = receiver.local_addr().unwrap();
@@ -118,4 +124,65 @@ fn a_pod_of_another_network_namespace_is_not_touched() {
     while receiver.recv(&mut [0; 8]).is_ok() {}
     let _ = inside.send_to(b"x", to);
     assert!(!eventually(Duration::from_millis(300), || receiver.recv(&mut [0; 8]).is_ok()));
+}
+
+#[test]
+fn a_socket_that_was_made_elsewhere_makes_it_partial() {
+    let world = World::new();
+    let pod = world.kubelet.pod();
+    let given = world.node.run(|| UdpSocket::bind(any_port(NODE)).unwrap());
+    let process = Member::start_with(&pod.cgroup.join("container"), &world.node, &given);
+    world.isolate(&pod.uid);
+    let status = world.status(&pod.uid);
+    assert_eq!((&status["verdict"], codes(&status)), (&"partial".into(), vec!["foreign-socket"]), "{status:#}");
+    // As it says, its packets pass.
+    let outside = world.peer.run(|| UdpSocket::bind(any_port(PEER)).unwrap());
+    outside.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+    let (inside, to) = (process.socket(0), outside.local_addr().unwrap().into());
+    assert!(eventually(PATIENCE, || inside.send_to(b"x", &to).is_ok() && outside.recv(&mut [0; 8]).is_ok()));
+}
+
+/// What root in a pod can do to whoever looks at its processes.
+#[test]
+fn a_process_that_does_not_answer_holds_up_nothing() {
+    let world = World::new();
+    let pod = world.kubelet.pod();
+    let fuse = Fuse::with_program(fs::read(fs::canonicalize("/bin/sleep").unwrap()).unwrap());
+    let program = std::ffi::CString::new(fuse.program().to_str().unwrap()).unwrap();
+    let procs = fs::OpenOptions::new().write(true).open(pod.cgroup.join("container/cgroup.procs")).unwrap();
+    let (mut told, tell) = nix::unistd::pipe().map(|(told, tell)| (File::from(told), File::from(tell))).unwrap();
+    let (opened, mut has_opened) = nix::unistd::pipe().map(|(out, into)| (into, File::from(out))).unwrap();
+    let close_in_exec = move || {
+        (&procs).write_all(b"0")?;
+        // SAFETY: the path ends with a NUL and lives as long as the closure.
+        let file = unsafe { libc::open(program.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC) };
+        nix::unistd::write(&opened, &[0])?;
+        told.read_exact(&mut [0])?;
+        if file < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+    };
+    let mut command = world.node.command("sleep");
+    command.arg("infinity").stdin(Stdio::null());
+    // SAFETY: between fork and exec the closure makes system calls alone.
+    unsafe { command.pre_exec(close_in_exec) };
+    // It returns when the program runs, which is when the file system is gone.
+    let spawning = std::thread::spawn(move || command.spawn().unwrap());
+    has_opened.read_exact(&mut [0]).unwrap();
+    fuse.fall_silent();
+    (&tell).write_all(&[0]).unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+
+    let process = pod.process(&[Sort::Udp]);
+    let isolated = world.quarantine(&["isolate", &pod.uid]).ok();
+    assert!(isolated.stdout.contains("partial") && isolated.stdout.contains("does not answer"), "{isolated:#?}");
+    let status = world.status(&pod.uid);
+    assert_eq!(codes(&status), ["process-unseen"], "{status:#}");
+    let (inside, outside) =
+        (process.bind(0, any_port(NODE)), world.peer.run(|| UdpSocket::bind(any_port(PEER)).unwrap()));
+    outside.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    let _ = inside.send_to(b"x", outside.local_addr().unwrap());
+    assert!(outside.recv(&mut [0; 8]).is_err());
+    drop(fuse);
+    let mut hung = spawning.join().unwrap();
+    hung.kill().unwrap();
+    hung.wait().unwrap();
 }

@@ -1,6 +1,7 @@
 //! What stops, and what goes on.
 
 use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::time::Duration;
 
 use socket2::SockAddr;
 
@@ -36,6 +37,9 @@ fn flows_of(world: &World, member: &Member, name: &str) -> Vec<Flow> {
         Flow::over_udp(format!("{name}: udp in"), outside, inside, to_inside),
     ]
 }
+
+/// So long is waited for what must not come.
+const A_WHILE: Duration = Duration::from_millis(300);
 
 const SOCKETS: [Sort; 3] = [Sort::Tcp, Sort::Tcp, Sort::Udp];
 
@@ -96,10 +100,24 @@ fn raw_packets_stop_both_ways() {
     let into = |limit| arrives(&outside, NODE, &inside, limit);
     assert!(out(PATIENCE) && into(PATIENCE), "the control fails");
     world.isolate(&pod.uid);
-    let a_while = std::time::Duration::from_millis(300);
-    assert!(!out(a_while), "a raw packet leaves");
-    assert!(!into(a_while), "a raw packet arrives");
+    assert!(!out(A_WHILE), "a raw packet leaves");
+    assert!(!into(A_WHILE), "a raw packet arrives");
     assert_eq!(world.verdict(&pod.uid), "contained");
     world.release(&pod.uid);
     assert!(out(PATIENCE) && into(PATIENCE));
+}
+
+#[test]
+fn a_local_process_sees_silence() {
+    let world = World::new();
+    let pod = world.kubelet.pod();
+    let process = pod.process(&[Sort::Udp, Sort::Tcp, Sort::Raw]);
+    world.isolate(&pod.uid);
+    let datagram = process.bind(0, any_port(NODE));
+    for _ in 0..100 {
+        datagram.send_to(b"x", (PEER, 9)).unwrap();
+    }
+    process.socket(2).send_to(b"x", &SockAddr::from(any_port(PEER))).unwrap();
+    let connecting = process.socket(1).connect_timeout(&SockAddr::from(std::net::SocketAddr::new(PEER, 9)), A_WHILE);
+    assert_eq!(connecting.unwrap_err().kind(), std::io::ErrorKind::TimedOut);
 }

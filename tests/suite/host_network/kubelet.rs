@@ -74,7 +74,7 @@ impl Drop for Kubelet {
 }
 
 /// Ends what is in a cgroup, and removes it with those below it.
-fn remove(cgroup: &Path) {
+pub(super) fn remove(cgroup: &Path) {
     let _ = fs::write(cgroup.join("cgroup.kill"), "1");
     let removed = eventually(PATIENCE, || {
         remove_tree(cgroup);
@@ -209,6 +209,16 @@ pub(super) struct Member {
 impl Member {
     pub(super) fn start(cgroup: &Path, netns: &Netns, privileges: Privileges, sockets: &[Sort]) -> Self {
         Self::start_as(netns.command("sleep"), cgroup, privileges, sockets)
+    }
+
+    /// One that has a socket of the test's own, too, which was made elsewhere.
+    pub(super) fn start_with(cgroup: &Path, netns: &Netns, socket: &impl AsRawFd) -> Self {
+        let (mut command, given) = (netns.command("sleep"), socket.as_raw_fd());
+        // SAFETY: the closure makes one system call with numbers.
+        let keep = move || checked(unsafe { libc::dup2(given, FIRST_SOCKET) }).map(drop);
+        // SAFETY: and it does not allocate.
+        unsafe { command.pre_exec(keep) };
+        Self::start_as(command, cgroup, Privileges::None, &[])
     }
 
     fn start_as(mut command: Command, cgroup: &Path, privileges: Privileges, sockets: &[Sort]) -> Self {

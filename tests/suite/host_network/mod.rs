@@ -3,6 +3,7 @@
 mod agent;
 mod doubts;
 mod flows;
+mod found;
 mod kubelet;
 mod life;
 mod probes;
