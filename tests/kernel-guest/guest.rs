@@ -2,12 +2,14 @@
 //!
 //! The guest is a node of its own: the program is started by the guest's init in its root network namespace, makes a pod and
 //! a peer beside it (`lab`), and prints one line for each check, which the script collects from the serial line. `facts`
-//! asks the kernel, with nft alone, what the design rests on; `containment` runs the product. It is an example and no test
+//! asks the kernel, with nft alone, what the design rests on; `containment` runs the product, and `host_network` runs it on a pod without a
+//! namespace of its own. It is an example and no test
 //! because it treats the machine that it runs on as its own: never run it outside of a guest.
 #![allow(missing_docs, clippy::print_stdout)]
 
 mod containment;
 mod facts;
+mod host_network;
 mod lab;
 mod wire;
 
@@ -57,6 +59,9 @@ fn main() -> Outcome {
     }
     if wanted("containment") {
         containment::check_all()?;
+    }
+    if wanted("host-network") {
+        host_network::check_all()?;
     }
     Ok(())
 }
