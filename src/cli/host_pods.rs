@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use crate::model::audit::chain;
-use crate::model::mark::Desired;
+use crate::model::mark::{Desired, Mark};
 use crate::model::names::{Key, PodUid};
 use crate::model::verdict::Verdict;
 use crate::node::host_pod::{Asked, HostEnforced, HostNode, HostPodError, Outcome, candidates, desired, sync_one};
@@ -61,6 +61,23 @@ pub(super) fn isolate(state: &StateDir, key: &Key, text: &mut String) -> Result<
         all = Some(all.unwrap_or(true) && said);
     }
     Ok(all)
+}
+
+/// What a mark would let through of those that it means; `None` where there is none.
+pub(super) fn rules(key: &Key, mark: &Mark) -> Result<Option<String>, Failure> {
+    let node = HostNode::look()?;
+    let policy = mark.policy.clone().unwrap_or_default();
+    let mut text = None;
+    for uid in node.meant_by(key) {
+        let Some(pod) = node.find(&uid)? else { continue };
+        let _ = writeln!(
+            text.get_or_insert_with(String::new),
+            "# what eBPF programs on the cgroup {} do, as rules would say it (a probe is told by the kubelet's cgroup)\n{}",
+            pod.cgroup.path.display(),
+            node.rules(&pod, &policy)
+        );
+    }
+    Ok(text)
 }
 
 /// Says how it is; whether it is isolated, at least in part.

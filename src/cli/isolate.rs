@@ -391,6 +391,10 @@ fn left_behind(state: &StateDir, host: &mut Side, container_id: &ContainerId) ->
 
 fn show_rules(state: &StateDir, node: &Inventory<'_>, chosen: &Chosen<'_>, mark: &Mark) -> Result<Exit, Failure> {
     if let Some(absent) = &chosen.absent {
+        if let Some(text) = host_pods::rules(absent, mark)? {
+            print(&text);
+            return Ok(Exit::Done);
+        }
         let message = format!(
             "nothing on this node answers to {absent}: its rules depend on its interfaces, which are yet to come"
         );

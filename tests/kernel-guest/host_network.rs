@@ -3,7 +3,8 @@
 use std::error::Error;
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::net::UdpSocket;
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::os::unix::fs::DirBuilderExt;
 use std::process::{Child, Stdio};
 
 use crate::lab::{Lab, NODE4, PEER4};
@@ -12,14 +13,20 @@ use crate::{Outcome, check, ensure, note};
 
 const UID: &str = "7f0e9a52-3c1b-4a86-9d10-5e2f4c8b6a02";
 const CGROUPS: &str = "/sys/fs/cgroup";
+const KUBELET: &str = "/sys/fs/cgroup/node/kubelet";
+const HEALTH: u16 = 8080;
 
 pub(crate) fn check_all() -> Outcome {
     let lab = Lab::new();
+    // There is no ADD that would make it.
+    fs::DirBuilder::new().recursive(true).mode(0o700).create("/var/lib/cni/quarantine")?;
     check("host-network", "a pod in the node's netns is cut off by its cgroup, and nobody else", || {
-        let mut pod = process()?;
+        let mut processes = vec![process(&cgroup(), "sleep")?, process(KUBELET, "kubelet")?];
         let outcome = cut_off(&lab);
-        pod.kill()?;
-        pod.wait()?;
+        for process in &mut processes {
+            process.kill()?;
+            process.wait()?;
+        }
         outcome
     });
     Ok(())
@@ -29,11 +36,12 @@ fn cgroup() -> String {
     format!("{CGROUPS}/kubepods/burstable/pod{UID}")
 }
 
-/// A process of the pod, once it is in its cgroup.
-fn process() -> Result<Child, Box<dyn Error>> {
+/// A process of this name, once it is in this cgroup.
+fn process(cgroup: &str, name: &str) -> Result<Child, Box<dyn Error>> {
     let script = format!(
-        "mkdir -p {CGROUPS} && mount -t cgroup2 cgroup2 {CGROUPS}; mkdir -p {pod} && echo $$ >{pod}/cgroup.procs && echo ready && exec sleep 1000",
-        pod = cgroup()
+        "mkdir -p {CGROUPS} && mount -t cgroup2 cgroup2 {CGROUPS}; mkdir -p {cgroup} && echo $$ >{cgroup}/cgroup.procs
+        echo {name} >/proc/$$/comm; echo ready
+        while :; do sleep 1000; done"
     );
     let mut process = std::process::Command::new("sh").args(["-c", &script]).stdout(Stdio::piped()).spawn()?;
     BufReader::new(process.stdout.take().ok_or("no output")?).read_line(&mut String::new())?;
@@ -45,7 +53,10 @@ fn cut_off(lab: &Lab) -> Outcome {
     // Whose a socket is, is decided when it is made.
     join(&cgroup())?;
     let of_pod = UdpSocket::bind((NODE4, 0));
+    let health = TcpListener::bind((NODE4, HEALTH));
     join(CGROUPS)?;
+    let health = health?;
+    let probe = |limit| TcpStream::connect_timeout(&health.local_addr()?, limit);
     let (of_pod, of_node) = (of_pod?, UdpSocket::bind((NODE4, 0))?);
     let outside = lab.peer.run(|| UdpSocket::bind((PEER4, 4321)))?;
     let passes = |from: &UdpSocket, to: &UdpSocket, limit| -> Result<bool, Box<dyn Error>> {
@@ -63,6 +74,11 @@ fn cut_off(lab: &Lab) -> Outcome {
     ensure!(!said.contains("eBPF program"), "{said}");
     ensure!(both(&of_pod, SHORT)? == [false; 2], "datagrams of the pod pass");
     ensure!(both(&of_node, LONG)? == [true; 2], "the node is cut off with it");
+    ensure!(probe(SHORT).is_err(), "a connection of the node's own passes");
+    join(KUBELET)?;
+    let probed = probe(LONG);
+    join(CGROUPS)?;
+    ensure!(probed.is_ok(), "the kubelet's probe fails: {probed:?}");
     let said = lab.node.command("quarantine", &["release", UID], "")?;
     ensure!(both(&of_pod, LONG)? == [true; 2], "it is not free again: {said}");
     Ok(())

@@ -2,6 +2,9 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use nix::errno::Errno;
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
+
 use super::BpfError;
 use super::query::attached;
 use super::syscall::{Attributes, Command, info};
@@ -50,6 +53,12 @@ pub(super) fn word(bytes: &[u8]) -> u32 {
     bytes.try_into().map_or(0, u32::from_ne_bytes)
 }
 
+/// Lets this process lock as much memory as it may at all.
+fn lock_more_memory() -> bool {
+    let lock = |most| setrlimit(Resource::RLIMIT_MEMLOCK, most, most).is_ok();
+    lock(RLIM_INFINITY) || getrlimit(Resource::RLIMIT_MEMLOCK).is_ok_and(|(now, most)| now < most && lock(most))
+}
+
 /// A map in the kernel.
 #[derive(Debug)]
 pub struct LoadedMap(pub(super) OwnedFd);
@@ -72,7 +81,12 @@ impl LoadedMap {
             .put(28, name.as_bytes())
             .put(40, &[0; 4]);
         // SAFETY: the command follows no pointer, and makes a descriptor.
-        let made = unsafe { attributes.open(Command::MapCreate) };
+        let mut make = || unsafe { attributes.open(Command::MapCreate) };
+        let made = match make() {
+            // Before Linux 5.11 maps count as locked memory.
+            Err(Errno::EPERM) if lock_more_memory() => make(),
+            made => made,
+        };
         Ok(Self(made.map_err(|errno| BpfError::of("make a map", errno))?))
     }
 

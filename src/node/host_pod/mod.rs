@@ -32,7 +32,8 @@ use crate::model::verdict::{Note, Verdict};
 use crate::node::sandbox::kubelet;
 use crate::node::state::StateError;
 use crate::rules::bpf::Sender;
-use crate::rules::ruleset::Set;
+use crate::rules::containment::{HostPodChains, host_pod_chains};
+use crate::rules::ruleset::{Family, Set, Table};
 
 use cgroups::Hierarchies;
 use processes::NetnsId;
@@ -105,7 +106,8 @@ impl HostNode {
         self.pods.get_or_init(|| self.hierarchies.second.as_deref().map(cgroups::pods_in).unwrap_or_default())
     }
 
-    /// The pod of this UID, where it has a process in the node's network namespace.
+    /// The pod of this UID, where it has a process in the node's network namespace; or it has programs, and no process now: one whose
+    /// containers are just started anew.
     ///
     /// # Errors
     /// [`HostPodError`].
@@ -119,11 +121,21 @@ impl HostNode {
                 other: other.path.display().to_string(),
             }),
             (Some(cgroup), None) => Ok(Some(HostPod { uid: uid.clone(), cgroup: cgroup.clone() })),
+            (None, _) if let Some(cgroup) = self.cgroup_at_rest(uid) => {
+                Ok(Some(HostPod { uid: uid.clone(), cgroup: cgroup.clone() }))
+            }
             (None, _) => match self.old_cgroup(uid) {
                 Some(path) => Err(HostPodError::OldHierarchy { path: path.display().to_string() }),
                 None => Ok(None),
             },
         }
+    }
+
+    /// The cgroup of a pod that has programs and no process.
+    fn cgroup_at_rest(&self, uid: &PodUid) -> Option<&Cgroup> {
+        let [cgroup] = &self.pods().get(uid)?[..] else { return None };
+        let rests = self.pins(uid).exist() && cgroups::processes_of(&cgroup.path).is_ok_and(|found| found.is_empty());
+        rests.then_some(cgroup)
     }
 
     /// Its cgroup of version 1, where it has only such.
@@ -218,6 +230,16 @@ impl HostNode {
         let untold = policy.probes != Probes::Off && !programs.tells_probes();
         let notes = untold.then_some(Note::NoProber).into_iter().chain([Note::LocalSockets]).collect();
         HostReport { verdict, reasons, layer, notes, sets: programs.sets().to_vec() }
+    }
+
+    /// What a policy would let through of a pod, as rules.
+    #[must_use]
+    pub fn rules(&self, pod: &HostPod, policy: &Policy) -> Table {
+        let HostPodChains { inbound, outbound, sets } = host_pod_chains(policy, self.prober(pod).is_some());
+        let (family, name) = (Family::Inet, pod.uid.to_string());
+        let mut table = Table { family, name, dormant: false, sets, chains: vec![inbound, outbound] };
+        table.keep_used_sets();
+        table
     }
 
     /// Packets and bytes that the programs of a pod have dropped.

@@ -29,7 +29,7 @@ fn a_mark_is_applied_and_its_removal_releases() {
     let agent = agent(&world);
     world.state.mark(&pod.uid, r#"{"reason": "beacon", "actor": "alice"}"#);
     agent.await_line(&["event=isolated", &pod.uid, "verdict=contained", "reason=beacon", "actor=alice"]);
-    Flow::assert_all_dead(&flow);
+    Flow::await_all_dead(&flow);
     world.state.remove_mark(&pod.uid);
     agent.await_line(&["event=released", &pod.uid]);
     Flow::assert_all_alive(&flow);
@@ -62,12 +62,12 @@ fn a_pod_that_comes_later_is_isolated_and_one_that_ends_leaves_nothing() {
     let process = pod.process(&[Sort::Udp]);
     agent.await_line(&["event=isolated", &pod.uid]);
     let flow = flow(&world, &process);
-    Flow::assert_all_dead(&flow);
+    Flow::await_all_dead(&flow);
     drop(flow);
     drop(process);
     // Its containers start anew: the programs were there before.
     let process = pod.process(&[Sort::Udp]);
-    Flow::assert_all_dead(&self::flow(&world, &process));
+    Flow::await_all_dead(&self::flow(&world, &process));
     assert_eq!(agent.count(&["event=isolated"]), 1);
     drop(process);
     pod.end();
@@ -96,9 +96,9 @@ fn programs_that_come_off_are_put_back_and_outlive_the_agent() {
     }
     assert!(eventually(PATIENCE, || first.count(&["event=repaired"]) >= 2), "{:#?}", first.lines());
     assert!(eventually(PATIENCE, || world.verdict(&pod.uid) == "contained"));
-    Flow::assert_all_dead(&flow);
+    Flow::await_all_dead(&flow);
     first.kill();
-    Flow::assert_all_dead(&flow);
+    Flow::await_all_dead(&flow);
     assert_eq!(world.verdict(&pod.uid), "contained");
     let second = agent(&world);
     assert_eq!(world.verdict(&pod.uid), "contained");

@@ -124,7 +124,13 @@ fn what_is_allowed_passes_and_nothing_beside_it() {
         format!("egress:[::1]/128:tcp:{local_port}"),
     ];
     let arguments = ["isolate", &pod.uid].into_iter().chain(allow.iter().flat_map(|allow| ["--allow", allow]));
-    world.quarantine(&arguments.collect::<Vec<_>>()).ok();
+    let arguments: Vec<_> = arguments.collect();
+    let shown = world.quarantine(&[&arguments[..], &["--dry-run"]].concat()).ok().stdout;
+    for part in [pod.cgroup.to_str().unwrap(), "hook input", "hook output", &PEER.to_string(), &port.to_string()] {
+        assert!(shown.contains(part), "{part}: {shown}");
+    }
+    assert!(world.state.marks().is_empty());
+    world.quarantine(&arguments).ok();
     assert_eq!(world.verdict(&pod.uid), "contained");
 
     let near = process.connect(1, allowed.local_addr().unwrap());
@@ -153,7 +159,7 @@ fn what_is_allowed_passes_and_nothing_beside_it() {
 
     // Another policy knows nothing of them.
     world.quarantine(&["isolate", &pod.uid, "--allow", "egress:192.0.2.1/32:tcp:1"]).ok();
-    Flow::assert_all_dead(&flows);
+    Flow::await_all_dead(&flows);
     world.release(&pod.uid);
     Flow::assert_all_alive(&flows);
 }

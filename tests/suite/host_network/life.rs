@@ -56,6 +56,7 @@ fn a_pod_that_has_ended_leaves_nothing_and_one_that_comes_again_is_isolated() {
     drop(process);
     world.quarantine(&["sync"]).ok();
     assert!(pins(&pod.uid).is_some(), "its cgroup is there, and its containers may start again");
+    assert_eq!(world.verdict(&pod.uid), "contained");
     pod.end();
     world.quarantine(&["sync"]).ok();
     assert_eq!(pins(&pod.uid), None);

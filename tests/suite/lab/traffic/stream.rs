@@ -114,6 +114,18 @@ impl Flow {
         assert!(dead.is_empty(), "nothing arrives: {dead:?}");
     }
 
+    /// Nothing arrives any more, on any of them, once what had arrived before is read: however long that takes.
+    #[track_caller]
+    pub(crate) fn await_all_dead(flows: &[Self]) {
+        let received = || flows.iter().map(Self::received).collect::<Vec<_>>();
+        let rests = eventually(PATIENCE, || {
+            let before = received();
+            std::thread::sleep(SILENCE);
+            before == received()
+        });
+        assert!(rests, "bytes go on to arrive: {:?}", flows.iter().map(|flow| &flow.name).collect::<Vec<_>>());
+    }
+
     /// Nothing arrives from now on, on any of them.
     #[track_caller]
     pub(crate) fn assert_all_dead(flows: &[Self]) {
