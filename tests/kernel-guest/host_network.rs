@@ -20,6 +20,7 @@ pub(crate) fn check_all() -> Outcome {
     let lab = Lab::new();
     // There is no ADD that would make it.
     fs::DirBuilder::new().recursive(true).mode(0o700).create("/var/lib/cni/quarantine")?;
+    lab.node.links().up("lo");
     check("host-network", "a pod in the node's netns is cut off by its cgroup, and nobody else", || {
         let mut processes = vec![process(&cgroup(), "sleep")?, process(KUBELET, "kubelet")?];
         let outcome = cut_off(&lab);
@@ -40,7 +41,7 @@ fn cgroup() -> String {
 fn process(cgroup: &str, name: &str) -> Result<Child, Box<dyn Error>> {
     let script = format!(
         "mkdir -p {CGROUPS} && mount -t cgroup2 cgroup2 {CGROUPS}; mkdir -p {cgroup} && echo $$ >{cgroup}/cgroup.procs
-        echo {name} >/proc/$$/comm; echo ready
+        printf {name} >/proc/$$/comm; echo ready
         while :; do sleep 1000; done"
     );
     let mut process = std::process::Command::new("sh").args(["-c", &script]).stdout(Stdio::piped()).spawn()?;
@@ -68,6 +69,7 @@ fn cut_off(lab: &Lab) -> Outcome {
         Ok([passes(socket, &outside, limit)?, passes(&outside, socket, limit)?])
     };
     ensure!(both(&of_pod, LONG)? == [true; 2], "the control fails");
+    ensure!(probe(LONG).is_ok(), "the control of the probe fails");
     let said = lab.node.command("quarantine", &["isolate", UID], "")?;
     note(&format!("isolating a pod with hostNetwork says: {}", said.trim()));
     ensure!(said.contains("partial") && said.contains("CAP_NET_RAW"), "{said}");
