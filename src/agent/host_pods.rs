@@ -20,6 +20,7 @@ use crate::model::audit::{Line, chain};
 use crate::model::names::PodUid;
 use crate::model::verdict::Verdict;
 use crate::node::host_pod::{Asked, HostNode, HostPodError, Outcome, candidates, sync_one};
+use crate::node::sandbox::{ProberSeen, cgroup_of};
 use crate::node::state::StateDir;
 
 use super::SLOW_TIMER;
@@ -51,7 +52,7 @@ impl HostPods {
             changed: changed.clone(),
             appeared: None,
             is_watching: false,
-            isolated: BTreeSet::new(),
+            isolated: BTreeMap::new(),
             failed: BTreeSet::new(),
             unmarked: BTreeMap::new(),
             is_waiting: false,
@@ -80,8 +81,8 @@ struct Keeper {
     /// Tells of cgroups that appear.
     appeared: Option<Inotify>,
     is_watching: bool,
-    /// Those that were seen to be isolated.
-    isolated: BTreeSet<PodUid>,
+    /// Those that were seen to be isolated, and by whose cgroup their probes were told.
+    isolated: BTreeMap<PodUid, Option<ProberSeen>>,
     /// Those of which that could not be done: it is tried again when something changes.
     failed: BTreeSet<PodUid>,
     /// Those whose mark is gone, and since when.
@@ -157,14 +158,17 @@ impl Keeper {
     fn look_at_those_at_work(&mut self) {
         let Ok(node) = HostNode::look() else { return };
         let now = Instant::now();
-        let mut concerned: BTreeSet<PodUid> =
-            self.isolated.iter().filter(|uid| node.is_displaced(uid)).cloned().collect();
+        // A kubelet that is started anew may be in another cgroup.
+        let is_another =
+            |seen: &Option<ProberSeen>| seen.as_ref().is_some_and(|seen| cgroup_of(&seen.prober).ok() != seen.cgroup);
+        let changed = self.isolated.iter().filter(|(uid, seen)| node.is_displaced(uid) || is_another(seen));
+        let mut concerned: BTreeSet<PodUid> = changed.map(|(uid, _)| uid.clone()).collect();
         concerned.extend(
             self.unmarked.iter().filter(|(_, since)| **since + self.release_after <= now).map(|(uid, _)| uid.clone()),
         );
         if std::mem::take(&mut self.is_waiting) || (self.is_watching && self.appeared.is_none()) {
             let waiting = candidates(&self.state, &node).unwrap_or_default().into_iter();
-            concerned.extend(waiting.filter(|uid| !self.isolated.contains(uid) && !self.failed.contains(uid)));
+            concerned.extend(waiting.filter(|uid| !self.isolated.contains_key(uid) && !self.failed.contains(uid)));
         }
         if !concerned.is_empty() {
             self.sync_some(&node, concerned);
@@ -172,7 +176,7 @@ impl Keeper {
     }
 
     fn sync(&mut self, node: &HostNode, candidates: BTreeSet<PodUid>) {
-        self.isolated.retain(|uid| candidates.contains(uid));
+        self.isolated.retain(|uid, _| candidates.contains(uid));
         self.unmarked.retain(|uid, _| candidates.contains(uid));
         self.is_waiting = false;
         self.sync_some(node, candidates);
@@ -182,7 +186,7 @@ impl Keeper {
         let now = Instant::now();
         let mut is_waiting = false;
         for uid in uids {
-            let asked = if self.isolated.contains(&uid) { Asked::Disturbed } else { Asked::ByMark };
+            let asked = if self.isolated.contains_key(&uid) { Asked::Disturbed } else { Asked::ByMark };
             let keeps = self.unmarked.get(&uid).is_none_or(|since| *since + self.release_after > now)
                 && !self.release_after.is_zero();
             match sync_one(&self.state, node, &uid, asked, keeps, LOCK_PATIENCE) {
@@ -191,7 +195,7 @@ impl Keeper {
                     if enforced.report.verdict == Verdict::Open {
                         self.failed.insert(uid.clone());
                     }
-                    self.isolated.insert(uid);
+                    self.isolated.insert(uid, enforced.report.prober);
                 }
                 Ok(Outcome::Kept) => {
                     self.unmarked.entry(uid).or_insert(now);

@@ -162,7 +162,10 @@ pub enum Note {
         why: String,
     },
     /// The policy lets probes through, and nothing tells them from other connections.
-    NoProber,
+    NoProber {
+        /// Why.
+        why: String,
+    },
     /// The sockets of the family `AF_UNIX` that are the node's are not stopped.
     LocalSockets,
 }
@@ -174,7 +177,7 @@ impl Note {
         match self {
             Self::ProbeSource { .. } => "probe-source",
             Self::ProberUntold { .. } => "prober-untold",
-            Self::NoProber => "no-prober",
+            Self::NoProber { .. } => "no-prober",
             Self::LocalSockets => "local-sockets",
         }
     }
@@ -191,9 +194,9 @@ impl fmt::Display for Note {
                 f,
                 "probes are not bound to the cgroup {prober:?} that the policy names: {why}; what any root process of the node opens to the pod passes, those of pods with hostNetwork among them"
             ),
-            Self::NoProber => f.write_str(
-                "probes do not pass: no kubelet was found on this node, in a cgroup that its pods are not in, and by that alone a probe could be told",
-            ),
+            Self::NoProber { why } => {
+                write!(f, "probes do not pass, since only by its cgroup could be told who probes: {why}")
+            }
             Self::LocalSockets => f.write_str(
                 "what is no IP is not stopped: local sockets (AF_UNIX), those without a file too, are the node's, and whoever listens there can pass on what the pod says",
             ),

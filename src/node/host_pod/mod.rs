@@ -25,11 +25,13 @@ use thiserror::Error;
 use crate::kernel::bpf::Pins;
 use crate::kernel::netlink::NetlinkError;
 use crate::kernel::rtnetlink::Links;
-use crate::model::host_pod::{Cgroup, Found, HostDoubt, HostPod, Program, Way};
+use crate::model::host_pod::{Cgroup, Found, HostDoubt, HostPod, Program, ProgramFault, Way};
 use crate::model::names::{Key, Pod, PodName, PodUid};
 use crate::model::policy::{Policy, Probes};
+use crate::model::probes;
 use crate::model::verdict::{Note, Verdict};
-use crate::node::sandbox::kubelet;
+use crate::node::sandbox::kubelet::in_cgroup;
+use crate::node::sandbox::{ProberSeen, cgroup_of};
 use crate::node::state::StateError;
 use crate::rules::bpf::Sender;
 use crate::rules::containment::{HostPodChains, host_pod_chains};
@@ -80,7 +82,6 @@ pub struct HostNode {
     /// Those of version 2, whosever netns their processes are in.
     pods: OnceCell<BTreeMap<PodUid, Vec<Cgroup>>>,
     names: OnceCell<Vec<(Key, PodUid)>>,
-    prober: OnceCell<Option<Sender>>,
     /// The names of what has a record.
     recorded: OnceCell<BTreeSet<Key>>,
 }
@@ -97,7 +98,6 @@ impl HostNode {
             hierarchies: Hierarchies::read(),
             pods: OnceCell::new(),
             names: OnceCell::new(),
-            prober: OnceCell::new(),
             recorded: OnceCell::new(),
         })
     }
@@ -191,31 +191,39 @@ impl HostNode {
         programs::pins_of(self.netns_cookie, uid)
     }
 
-    /// How probes for a pod are told: by the kubelet's cgroup, unless the pod is in that.
-    fn prober(&self, pod: &HostPod) -> Option<Sender> {
-        let sender = (*self.prober.get_or_init(kubelet::sender))?;
-        let Sender::InCgroup { level, id } = sender else { return None };
-        let root = self.hierarchies.second.as_deref()?;
-        let within = pod.cgroup.path.strip_prefix(root).ok()?.components().take(level as usize);
-        let ancestor = within.fold(root.to_owned(), |path, part| path.join(part));
-        (fs::metadata(ancestor).ok()?.ino() != id).then_some(sender)
+    /// How probes for a pod are told: by the cgroup that the policy names, else by the kubelet's, unless the pod is in that.
+    fn prober(&self, pod: &HostPod, policy: &Policy) -> Option<Told> {
+        let Probes::On { prober, .. } = &policy.probes else { return None };
+        let cgroup = cgroup_of(prober);
+        let told = match &cgroup {
+            Err(why) => Err(why.to_string()),
+            Ok(cgroup) if self.is_within(pod, cgroup) => Err(format!("the pod is in the cgroup {}", cgroup.path)),
+            Ok(cgroup) => Ok(in_cgroup(cgroup)),
+        };
+        Some(Told { seen: ProberSeen { prober: prober.clone(), cgroup: cgroup.ok() }, told })
+    }
+
+    fn is_within(&self, pod: &HostPod, cgroup: &probes::Cgroup) -> bool {
+        let Some(root) = self.hierarchies.second.as_deref() else { return false };
+        let above = pod.cgroup.path.ancestors().take_while(|path| path.starts_with(root));
+        above.into_iter().any(|path| fs::metadata(path).is_ok_and(|found| found.ino() == cgroup.id))
     }
 
     /// Reads back how a pod is, that a policy isolates.
     #[must_use]
     pub fn verify(&self, pod: &HostPod, policy: &Policy) -> HostReport {
-        let prober = self.prober(pod);
-        let programs = Programs::of(self.netns_cookie, pod, policy, prober);
-        self.report(pod, policy, &programs, [None, None])
+        let told = self.prober(pod, policy);
+        let programs = Programs::of(self.netns_cookie, pod, policy, told.as_ref().and_then(Told::sender));
+        self.report(pod, told, &programs, [None, None])
     }
 
     /// `refused` says what could not be attached just now.
     fn report(
         &self,
         pod: &HostPod,
-        policy: &Policy,
+        told: Option<Told>,
         programs: &Programs<'_>,
-        refused: [Option<crate::model::host_pod::ProgramFault>; 2],
+        refused: [Option<ProgramFault>; 2],
     ) -> HostReport {
         let mut standing = programs.read();
         for (standing, refused) in standing.iter_mut().zip(refused) {
@@ -227,17 +235,20 @@ impl HostNode {
         let mut doubts = processes::doubts(&pod.cgroup, self.netns);
         doubts.extend(cgroups::leaves_sockets_outside().then_some(HostDoubt::OldCgroups));
         let (verdict, reasons) = Found { programs: standing, doubts }.judge();
-        let untold = policy.probes != Probes::Off && !programs.tells_probes();
-        let notes = untold.then_some(Note::NoProber).into_iter().chain([Note::LocalSockets]).collect();
-        HostReport { verdict, reasons, layer, notes, sets: programs.sets().to_vec() }
+        let untold = told.as_ref().and_then(|told| told.told.clone().err());
+        let notes = untold.map(|why| Note::NoProber { why }).into_iter().chain([Note::LocalSockets]).collect();
+        let prober = told.map(|told| told.seen);
+        HostReport { verdict, reasons, layer, notes, prober, sets: programs.sets().to_vec() }
     }
 
     /// What a policy would let through of a pod, as rules.
     #[must_use]
     pub fn rules(&self, pod: &HostPod, policy: &Policy) -> Table {
-        let HostPodChains { inbound, outbound, sets } = host_pod_chains(policy, self.prober(pod).is_some());
+        let HostPodChains { inbound, outbound, sets } =
+            host_pod_chains(policy, self.prober(pod, policy).is_some_and(|told| told.told.is_ok()));
         let (family, name) = (Family::Inet, pod.uid.to_string());
-        let mut table = Table { family, name, dormant: false, sets, chains: vec![inbound, outbound] };
+        let chains = vec![inbound, outbound];
+        let mut table = Table { family, name, dormant: false, sets, branches: Vec::new(), chains };
         table.keep_used_sets();
         table
     }
@@ -277,6 +288,21 @@ pub struct HostReport {
     pub layer: bool,
     /// What else is to be known.
     pub notes: Vec<Note>,
+    /// Who probes were told by; `None` where the policy lets none through.
+    pub prober: Option<ProberSeen>,
     /// The sets that the programs use.
     pub sets: Vec<Set>,
+}
+
+/// How probes are told.
+struct Told {
+    seen: ProberSeen,
+    /// Else why none are.
+    told: Result<Sender, String>,
+}
+
+impl Told {
+    fn sender(&self) -> Option<Sender> {
+        self.told.clone().ok()
+    }
 }

@@ -121,11 +121,6 @@ impl<'a> Programs<'a> {
         &self.chains.sets
     }
 
-    /// Whether any probe passes.
-    pub(super) fn tells_probes(&self) -> bool {
-        self.prober.is_some()
-    }
-
     /// Brings both to what is wanted: what was done, and what could not be.
     pub(super) fn attach(&self) -> (Attached, [Option<ProgramFault>; 2]) {
         if let Err(error) = self.pins.make() {

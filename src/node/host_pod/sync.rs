@@ -12,7 +12,7 @@ use crate::model::verdict::Verdict;
 use crate::node::state::{StateDir, StateError};
 
 use super::programs::{Attached, Programs, is_displaced};
-use super::{HostNode, HostPodError, HostReport};
+use super::{HostNode, HostPodError, HostReport, Told};
 
 /// Why a pod is looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,9 +128,10 @@ pub fn sync_one(
         });
     };
     let was_isolated = asked == Asked::Disturbed || node.pins(uid).exist();
-    let programs = Programs::of(node.netns_cookie, &found, policy, node.prober(&found));
+    let told = node.prober(&found, policy);
+    let programs = Programs::of(node.netns_cookie, &found, policy, told.as_ref().and_then(Told::sender));
     let (attached, refused) = programs.attach();
-    let report = node.report(&found, policy, &programs, refused);
+    let report = node.report(&found, told, &programs, refused);
     let event = match attached {
         Attached::AsBefore => None,
         _ if !was_isolated => Some("isolated"),

@@ -59,11 +59,11 @@ pub fn cgroup_of(prober: &Prober) -> Result<Cgroup, Untold> {
 }
 
 /// How an eBPF program tells the kubelet.
-pub(in crate::node) fn sender() -> Option<Sender> {
+pub(super) fn sender() -> Option<Sender> {
     cgroup_of(&Prober::Kubelet).ok().as_ref().map(in_cgroup)
 }
 
-pub(super) fn in_cgroup(cgroup: &Cgroup) -> Sender {
+pub(in crate::node) fn in_cgroup(cgroup: &Cgroup) -> Sender {
     Sender::InCgroup { level: cgroup.path.level(), id: cgroup.id }
 }
 

@@ -1,9 +1,11 @@
 //! The agent and pods in the node's network namespace.
 
 use std::fs;
+use std::time::Duration;
 
-use super::kubelet::{Member, Sort, any_port};
+use super::kubelet::{Member, Sort, any_port, remove};
 use super::life::pins;
+use super::probes::answers;
 use super::{PEER, World};
 use crate::lab::traffic::bpf::detach;
 use crate::lab::traffic::stream::Flow;
@@ -106,4 +108,32 @@ fn programs_that_come_off_are_put_back_and_outlive_the_agent() {
     world.state.remove_mark(&pod.uid);
     second.await_line(&["event=released", &pod.uid]);
     Flow::assert_all_alive(&flow);
+}
+
+#[test]
+fn a_kubelet_that_comes_later_is_let_in() {
+    let world = World::new();
+    let pod = world.kubelet.pod();
+    let process = pod.process(&[Sort::Tcp]);
+    let listener = process.listen(0, any_port(super::NODE));
+    world.state.mark(&pod.uid, "");
+    let agent = agent(&world);
+    agent.await_line(&["event=isolated", &pod.uid]);
+    let sockets: Vec<_> = std::iter::repeat_n(Sort::Tcp, 64).collect();
+    let kubelet = world.kubelet.itself(&sockets);
+    agent.await_line(&["event=updated", &pod.uid]);
+    assert!(answers(kubelet.socket(0), &listener, PATIENCE));
+    // As a service that is restarted: its cgroup has another ID then.
+    drop(kubelet);
+    remove(&world.kubelet.service("kubelet.service"));
+    let kubelet = world.kubelet.itself(&sockets);
+    let again = || agent.count(&["event=updated", &pod.uid]) >= 2;
+    assert!(eventually(PATIENCE, again), "{:#?}", agent.lines());
+    let mut number = 0;
+    let passes = || {
+        number += 1;
+        answers(kubelet.socket(number), &listener, Duration::from_millis(500))
+    };
+    assert!(eventually(PATIENCE, passes));
+    assert_eq!(world.verdict(&pod.uid), "contained");
 }

@@ -14,7 +14,7 @@ use crate::lab::PATIENCE;
 const SILENCE: Duration = Duration::from_millis(400);
 
 /// Whether a connection comes about, and carries a byte each way.
-fn answers(client: Socket, server: &TcpListener, limit: Duration) -> bool {
+pub(super) fn answers(client: Socket, server: &TcpListener, limit: Duration) -> bool {
     let at = SockAddr::from(server.local_addr().unwrap());
     if client.connect_timeout(&at, limit).is_err() {
         return false;
