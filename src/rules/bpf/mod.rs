@@ -16,63 +16,21 @@ mod assembler;
 mod headers;
 mod map;
 mod sender;
+mod stand;
 #[cfg(test)]
 mod tests;
 
 pub use assembler::Instruction;
 pub use map::{Map, VALUE};
+pub use stand::Stand;
 
 use assembler::{Assembler, Label, Operation, Register, Size, When};
 use map::padded;
+use stand::ETHERNET_HEADER;
 
 use crate::rules::containment::is_burst_set;
 use crate::rules::ruleset::{Base, Chain, Content, Field, Hook, Meta, Ranges, Rule, Set, Statement, Test, Value};
 use Register::{R0, R1, R2, R3, R4, R6, R9, R10};
-
-/// Where a program meets packets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stand {
-    /// In a tcx hook, where there is a socket buffer.
-    Tcx,
-    /// In an XDP hook.
-    Xdp,
-    /// On a cgroup, for packets that one of its sockets would receive.
-    CgroupIngress,
-    /// On a cgroup, for packets that one of its sockets sends.
-    CgroupEgress,
-}
-
-impl Stand {
-    /// How many bytes there are before the network header.
-    fn link_header(self) -> i32 {
-        match self {
-            Self::Tcx | Self::Xdp => ETHERNET_HEADER,
-            Self::CgroupIngress | Self::CgroupEgress => 0,
-        }
-    }
-
-    /// What lets a packet pass.
-    fn accept(self) -> i32 {
-        match self {
-            // TCX_NEXT, XDP_PASS.
-            Self::Tcx => -1,
-            Self::Xdp => 2,
-            Self::CgroupIngress | Self::CgroupEgress => 1,
-        }
-    }
-
-    /// What ends a packet.
-    fn drop(self) -> i32 {
-        match self {
-            // TCX_DROP, XDP_DROP.
-            Self::Tcx => 2,
-            Self::Xdp => 1,
-            Self::CgroupIngress => 0,
-            // As if a queue were full (NET_XMIT_DROP, Linux 5.3): 0 would be told to the sender as EPERM.
-            Self::CgroupEgress => 2,
-        }
-    }
-}
 
 /// How the node's own sockets are told, besides by their user; on a cgroup by the second alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -149,7 +107,6 @@ mod helper {
     pub(super) const XDP_LOAD_BYTES: i32 = 189;
 }
 
-const ETHERNET_HEADER: i32 = 14;
 const NANOSECONDS: u64 = 1_000_000_000;
 
 /// The program of a chain, in which its branches are inlined. `node` says how the node's own sockets are told.
