@@ -6,31 +6,27 @@
 //!
 //! A failure here fails nothing else. What is not in place is said when it is read back, and that is what the verdict goes by.
 
-use crate::kernel::bpf::{BpfError, Hook, Link as BpfLink, LoadedMap, LoadedProgram, Pins, refuses_tcx};
+mod part;
+
+use crate::kernel::bpf::{Hook, Pins};
 use crate::kernel::netlink::NetlinkError;
-use crate::kernel::netns::Netns;
 use crate::model::audit::Line;
 use crate::model::names::ContainerId;
-use crate::model::probes::Cgroup;
 use crate::model::record::Ebpf;
 use crate::model::verdict::{Bypass, ProgramDoubt, ProgramPlace, Programs};
-use crate::rules::bpf::{Inexpressible, Map, Sender, Stand, program};
+use crate::rules::bpf::Map;
 use crate::rules::branches::inlined;
 use crate::rules::containment::guard_table;
-use crate::rules::ruleset::{Chain, Family, Hook as Netfilter, KeyType, Set};
+use crate::rules::ruleset::{Family, Hook as Netfilter, KeyType, Set};
+
+use part::{FROM_POD, Failure, Loaded, Part, TO_POD, drops_pin, pin, set_pin, without_tcx};
 
 use super::scan::{Scan, jumps_past_guard};
 use super::survey::{End, Survey};
-use super::{Sandbox, SandboxError, Side, Wanted, kubelet};
-
-/// What the names of pins begin with, for each place.
-const FROM_POD: &str = "from";
-const TO_POD: &str = "to";
-const IN_POD: &str = "in";
-const OUT_OF_POD: &str = "out";
+use super::{Sandbox, SandboxError, Side, Wanted};
 
 /// What programs are on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Holder {
     /// Both ends of a pair; the index of the host's, by which it is known wherever the other goes.
     Pair(u32),
@@ -38,9 +34,13 @@ pub enum Holder {
     Alone(u32),
 }
 
-/// What was wrong when programs were attached: where, and what.
+/// What came of attaching programs.
 #[derive(Debug, Default)]
-pub(super) struct Refused(Vec<(Holder, ProgramDoubt)>);
+pub(super) struct Attached {
+    /// What was wrong: where, and what.
+    refused: Vec<(Holder, ProgramDoubt)>,
+    loaded: Loaded,
+}
 
 /// Whether programs of a sandbox stand, as far as pins say.
 pub(super) fn stand(host: &Side, container_id: &ContainerId) -> bool {
@@ -78,215 +78,6 @@ pub fn programs_are_displaced(netns_cookie: u64, container_id: &ContainerId) -> 
     links.is_empty() || links.iter().any(|name| is_displaced(name).unwrap_or(true))
 }
 
-/// One of the programs of an interface.
-struct Part<'a> {
-    place: ProgramPlace,
-    /// The chain that it is compiled from.
-    chain: Chain,
-    sets: &'a [Set],
-    /// What it is on.
-    holder: Holder,
-    /// The index of the pod's end, where that is in the sandbox.
-    inside: Option<u32>,
-    netns: &'a Netns,
-    netns_cookie: u64,
-    /// The cgroup that the policy's probes come from, where it names one that is known.
-    prober: Option<&'a Cgroup>,
-}
-
-/// Why a part could not be brought to what is wanted.
-enum Failure {
-    Program(Inexpressible),
-    Kernel(BpfError),
-    /// The pod's end is not in the sandbox.
-    Left,
-    /// Nothing tells the node's own sockets.
-    NoSender,
-}
-
-impl From<BpfError> for Failure {
-    fn from(error: BpfError) -> Self {
-        Self::Kernel(error)
-    }
-}
-
-impl Failure {
-    fn doubt(&self, place: ProgramPlace) -> ProgramDoubt {
-        match self {
-            Self::Kernel(error @ BpfError::Unsupported { .. }) => ProgramDoubt::Unsupported(place, error.to_string()),
-            Self::Kernel(error) => ProgramDoubt::Failed(place, crate::model::audit::chain(error)),
-            Self::Program(error) => ProgramDoubt::Failed(place, error.to_string()),
-            Self::NoSender => ProgramDoubt::Unsupported(
-                place,
-                "it cannot say of which network namespace a socket is (Linux 6.15 can), and no kubelet is found whose cgroup would tell probes".to_owned(),
-            ),
-            Self::Left => ProgramDoubt::Failed(place, "the pod's end of it has left the sandbox".to_owned()),
-        }
-    }
-}
-
-impl Part<'_> {
-    fn hook(&self) -> Hook {
-        match self.place {
-            ProgramPlace::FromPod => Hook::TcxIngress,
-            ProgramPlace::ToPod | ProgramPlace::OutOfPod => Hook::TcxEgress,
-            ProgramPlace::InPod => Hook::Xdp,
-        }
-    }
-
-    fn pin(&self) -> String {
-        pin(self.place, self.holder)
-    }
-
-    fn pin_of_map(&self, map: &Map) -> String {
-        match map {
-            Map::Drops => drops_pin(self.place, self.holder),
-            Map::Set(set) => set_pin(self.holder, set),
-        }
-    }
-
-    /// Loads what belongs there. The maps are those that are pinned; `makes_maps` says whether those that are not are made.
-    fn load(&self, pins: &Pins, makes_maps: bool) -> Result<Option<LoadedProgram>, Failure> {
-        if let Some(prober) = self.prober {
-            return self.load_for(kubelet::in_cgroup(prober), pins, makes_maps);
-        }
-        match self.load_for(Sender::InNetns(self.netns_cookie), pins, makes_maps) {
-            // By which helper that is told was added late.
-            Err(Failure::Kernel(BpfError::Unsupported { .. })) if self.place == ProgramPlace::ToPod => {
-                let sender = kubelet::sender().ok_or(Failure::NoSender)?;
-                self.load_for(sender, pins, makes_maps)
-            }
-            loaded => loaded,
-        }
-    }
-
-    fn load_for(&self, sender: Sender, pins: &Pins, makes_maps: bool) -> Result<Option<LoadedProgram>, Failure> {
-        let stand = if self.place == ProgramPlace::InPod { Stand::Xdp } else { Stand::Tcx };
-        let program = program(&self.chain, self.sets, stand, sender).map_err(Failure::Program)?;
-        let mut maps = Vec::with_capacity(program.maps.len());
-        for map in &program.maps {
-            let name = self.pin_of_map(map);
-            let loaded = match pins.map(&name)? {
-                Some(loaded) => loaded,
-                None if makes_maps => {
-                    let made = LoadedMap::create(map)?;
-                    pins.pin_map(&name, &made)?;
-                    made
-                }
-                None => return Ok(None),
-            };
-            maps.push(loaded);
-        }
-        Ok(Some(LoadedProgram::load(&program, &maps)?))
-    }
-
-    /// The link, where it still hangs where it was put. One that was put on the pod's end stays with it wherever it goes.
-    fn standing(&self, pins: &Pins) -> Result<Option<BpfLink>, BpfError> {
-        let Some(link) = pins.link(&self.pin())? else { return Ok(None) };
-        let hangs = match (self.place, self.holder, link.info()?.interface) {
-            (_, _, None) => false,
-            (ProgramPlace::InPod, Holder::Pair(_), Some(_)) => true,
-            (_, Holder::Pair(index) | Holder::Alone(index), Some(on)) => on == index,
-        };
-        Ok(hangs.then_some(link))
-    }
-
-    /// Whether no other program takes packets before it. There is only one at XDP.
-    fn is_first(&self, link: &BpfLink) -> Result<bool, Failure> {
-        let asked = match (self.place, self.holder) {
-            (ProgramPlace::InPod, _) => return Ok(true),
-            (_, Holder::Pair(index)) => link.is_first(self.hook(), index),
-            (_, Holder::Alone(index)) => {
-                self.netns.run(|| link.is_first(self.hook(), index)).map_err(|_| Failure::Left)?
-            }
-        };
-        Ok(asked?)
-    }
-
-    /// What is wrong with it.
-    fn doubt(&self, pins: &Pins) -> Result<Option<ProgramDoubt>, Failure> {
-        let Some(link) = self.standing(pins)? else {
-            let without_tcx = if self.hook() == Hook::Xdp { None } else { without_tcx(self.place) };
-            return Ok(Some(without_tcx.unwrap_or(ProgramDoubt::Missing(self.place))));
-        };
-        let is_it = match self.load(pins, false)? {
-            Some(wanted) => wanted.identity()? == link.identity()?,
-            None => false,
-        };
-        if !is_it {
-            return Ok(Some(ProgramDoubt::Altered(self.place)));
-        }
-        Ok((!self.is_first(&link)?).then_some(ProgramDoubt::NotFirst(self.place)))
-    }
-
-    /// Brings it to what is wanted; says whether anything was changed.
-    fn attach(&self, pins: &Pins) -> Result<bool, Failure> {
-        let Some(wanted) = self.load(pins, true)? else { return Ok(false) };
-        if let Some(link) = self.standing(pins)?
-            && self.is_first(&link)?
-        {
-            let differs = wanted.identity()? != link.identity()?;
-            if differs {
-                link.update(&wanted)?;
-            }
-            return Ok(differs);
-        }
-        let link = match (self.place, self.holder) {
-            (ProgramPlace::FromPod | ProgramPlace::ToPod, Holder::Pair(index)) => {
-                BpfLink::create(&wanted, self.hook(), index)?
-            }
-            _ => {
-                let index = self.inside.ok_or(Failure::Left)?;
-                let made = self.netns.run(|| BpfLink::create(&wanted, self.hook(), index));
-                made.map_err(|_| Failure::Left)??
-            }
-        };
-        pins.pin_link(&self.pin(), &link)?;
-        Ok(true)
-    }
-}
-
-/// That this kernel lets no program hang there, where it does not.
-fn without_tcx(place: ProgramPlace) -> Option<ProgramDoubt> {
-    let why = |errno| format!("it lets no program hang on an interface by tcx (Linux 6.6 does): {errno}");
-    refuses_tcx().map(|errno| ProgramDoubt::Unsupported(place, why(errno)))
-}
-
-fn pin(place: ProgramPlace, holder: Holder) -> String {
-    let place = match place {
-        ProgramPlace::FromPod => FROM_POD,
-        ProgramPlace::ToPod => TO_POD,
-        ProgramPlace::InPod => IN_POD,
-        ProgramPlace::OutOfPod => OUT_OF_POD,
-    };
-    match holder {
-        Holder::Pair(end) => format!("{place}-{end}"),
-        Holder::Alone(index) => format!("{place}-alone-{index}"),
-    }
-}
-
-fn drops_pin(place: ProgramPlace, holder: Holder) -> String {
-    format!("drops-{}", pin(place, holder))
-}
-
-/// The tables that programs are compiled from have sets of the same names, the guard's and those of the pod's side.
-fn set_pin(holder: Holder, set: &Set) -> String {
-    match holder {
-        Holder::Pair(_) => format!("set-{}", set.name),
-        Holder::Alone(_) => format!("set-alone-{}", set.name),
-    }
-}
-
-impl Holder {
-    /// Where its programs are, in the order in which they are attached: what opens flows comes first.
-    fn places(self) -> &'static [ProgramPlace] {
-        match self {
-            Self::Pair(_) => &[ProgramPlace::ToPod, ProgramPlace::FromPod, ProgramPlace::InPod],
-            Self::Alone(_) => &[ProgramPlace::InPod, ProgramPlace::OutOfPod],
-        }
-    }
-}
-
 impl Sandbox<'_> {
     fn pins(&self) -> Pins {
         pins_of(self.host, self.records.container_id())
@@ -299,7 +90,7 @@ impl Sandbox<'_> {
             return Ok(detach(self.host, self.records.container_id()));
         }
         let pins = self.pins();
-        let (mut changed, mut refused) = (false, Vec::new());
+        let (mut changed, mut refused, mut loaded) = (false, Vec::new(), Loaded::new());
         let mut holders = Vec::new();
         for end in &wanted.survey.ends {
             let passed_by = self.passed_by(end, scan)?;
@@ -314,7 +105,7 @@ impl Sandbox<'_> {
                 continue;
             }
             for (number, part) in self.parts(wanted, holder).iter().enumerate() {
-                match part.attach(&pins) {
+                match part.attach(&pins, &mut loaded) {
                     Ok(attached) => changed |= attached,
                     Err(failure) => {
                         refused.push((holder, failure.doubt(part.place)));
@@ -335,7 +126,7 @@ impl Sandbox<'_> {
                 !sets.iter().any(|wanted| wanted.name == set)
             })
         });
-        wanted.refused = Refused(refused);
+        wanted.attached = Attached { refused, loaded };
         Ok(changed)
     }
 
@@ -373,7 +164,7 @@ impl Sandbox<'_> {
     /// What is wrong with the programs of an interface.
     fn doubts(&self, wanted: &Wanted, holder: Holder) -> Vec<ProgramDoubt> {
         let refused: Vec<_> =
-            wanted.refused.0.iter().filter(|(on, _)| *on == holder).map(|(_, doubt)| doubt.clone()).collect();
+            wanted.attached.refused.iter().filter(|(on, _)| *on == holder).map(|(_, doubt)| doubt.clone()).collect();
         if !refused.is_empty() {
             return refused;
         }
@@ -382,7 +173,9 @@ impl Sandbox<'_> {
         if !holder.places().iter().any(is_there) {
             return vec![without_tcx(holder.places()[0]).unwrap_or(ProgramDoubt::NoneAttached)];
         }
-        let doubt = |part: Part<'_>| part.doubt(&pins).unwrap_or_else(|failure| Some(failure.doubt(part.place)));
+        let loaded = &wanted.attached.loaded;
+        let doubt =
+            |part: Part<'_>| part.doubt(&pins, loaded).unwrap_or_else(|failure| Some(failure.doubt(part.place)));
         self.parts(wanted, holder).into_iter().filter_map(doubt).collect()
     }
 
