@@ -5,6 +5,7 @@
 //! and decides by `index`, which is pure; `worker` threads do what was decided. Nothing is polled. What is decided is
 //! only that a sandbox has to be looked at; what is wanted of it is read under its lock by whoever does.
 
+mod births;
 mod captures;
 mod clock;
 mod directory;
@@ -47,6 +48,7 @@ use crate::node::sandbox::Before;
 use crate::node::state::{StateDir, StateError};
 use crate::node::workers;
 
+use births::{Birth, Births};
 use captures::Captures;
 use clock::Clock;
 use directory::Everyone;
@@ -135,6 +137,7 @@ pub fn run(state_dir: &Path, options: Options) -> Result<(), AgentError> {
     let mut agent =
         Agent::start(state, state_dir, options.release_after, options.collectors, options.captures, &counts)?;
     agent.resync(Everyone::Yes);
+    agent.sweep_births();
     if options.adopts {
         keep_adopting(&agent.state, options.places.clone());
     }
@@ -192,6 +195,9 @@ struct Agent {
     due: BTreeSet<(Instant, ContainerId)>,
     programs: Programs,
     probers: Probers,
+    births: Arc<Births>,
+    /// When all sandboxes are to be looked through for those that want programs.
+    births_due: Instant,
     buffer: Vec<u8>,
 }
 
@@ -214,7 +220,8 @@ impl Agent {
         let captures = captures.map_err(|source| AgentError::System { what: "listen to what is dropped", source })?;
         let captures = captures.flatten();
         let count = workers::count();
-        let mut workers = Workers::start(&state, count, collectors, counts)
+        let births = Arc::new(Births::default());
+        let mut workers = Workers::start(&state, count, collectors, counts, &births)
             .map_err(|source| AgentError::System { what: "start the workers", source })?;
         workers.threads.push(own_thread());
         let host = HostEvents::subscribe()?;
@@ -255,6 +262,8 @@ impl Agent {
             due: BTreeSet::new(),
             programs: Programs::of(Links::open()?.netns_cookie()),
             probers: Probers::none(),
+            births,
+            births_due: Instant::now(),
             buffer: vec![0; EVENT_BUFFER],
         };
         agent.watch_or_poll(&agent.state.clone());
@@ -317,11 +326,22 @@ impl Agent {
         if clock.resync <= now {
             self.resync(Everyone::Isolated);
             clock.resync = now + SLOW_TIMER;
+            if self.births_due <= now {
+                self.sweep_births();
+            }
         }
         clock.resync = clock.resync.min(now + self.resync_pause());
         if clock.ping.is_some_and(|when| when <= now) {
             let _ = sd_notify::notify(&[NotifyState::Watchdog]);
             clock.ping = clock.watchdog.map(|interval| now + interval);
+        }
+    }
+
+    /// Has all sandboxes looked through for those that want programs to wait on them.
+    fn sweep_births(&mut self) {
+        self.births_due = Instant::now() + SLOW_TIMER;
+        if self.births.may_sweep() {
+            self.workers.attend(Birth::Sweep(self.index.sandboxes().cloned().collect()));
         }
     }
 

@@ -49,6 +49,14 @@ impl Pins {
         owners.flat_map(of).collect()
     }
 
+    /// Whose pins there are for the netns of this cookie.
+    #[must_use]
+    pub fn owners(netns_cookie: u64) -> Vec<String> {
+        let directory = Path::new(BPFFS).join(OURS).join(netns_cookie.to_string());
+        let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+        entries.filter_map(|entry| Some(entry.file_name().into_string().ok()?.replace('~', "."))).collect()
+    }
+
     /// Whether there is one.
     #[must_use]
     pub fn exist(&self) -> bool {

@@ -169,6 +169,14 @@ pub fn remove_guard(host: &mut Side, container_id: &ContainerId) -> Result<bool,
     Ok(had_guard || had_programs)
 }
 
+impl Sandbox<'_> {
+    /// Removes the host guard at the release; programs that were attached before the isolation wait again, and all others come off.
+    pub(super) fn lift_guard(&mut self) -> Result<bool, SandboxError> {
+        let had_programs = self.disarm();
+        Ok(self.host.nft.delete(&guard_table(self.records.container_id()), &[Family::Netdev])? || had_programs)
+    }
+}
+
 /// Removes the guards that no record speaks of and that have no interface left to guard: a pod that ended without a DEL
 /// that found its record. Says whose they were.
 pub fn remove_guards_of_nothing(
@@ -176,6 +184,7 @@ pub fn remove_guards_of_nothing(
     has_record: impl Fn(&ContainerId) -> bool,
 ) -> Result<Vec<ContainerId>, NetlinkError> {
     senders::remove_unused(host)?;
+    bpf::remove_pins_of_nothing(host, &has_record);
     let mut orphans = standing_guards(host)?;
     orphans.retain(|container_id| !has_record(container_id));
     if orphans.is_empty() {

@@ -20,7 +20,7 @@ mod transition;
 use nix::errno::Errno;
 use thiserror::Error;
 
-pub use bpf::{Holder, programs_are_displaced};
+pub use bpf::{Holder, Readiness, are_ready, programs_are_displaced};
 pub use cut::{Before, load_guards};
 pub use guards::{remove_guard, remove_guards_of_nothing, remove_stale_guards, standing_guards};
 pub use kubelet::cgroup_of;
@@ -250,7 +250,7 @@ impl<'a> Sandbox<'a> {
             }
         } else {
             done.pod = reconcile(&mut self.pod.nft, &wanted.pod)?;
-            done.guard.changed = self.remove_guard()?;
+            done.guard.changed = self.lift_guard()?;
         }
         Ok((wanted, done))
     }

@@ -15,9 +15,11 @@ mod headers;
 mod map;
 #[cfg(test)]
 mod tests;
+mod waiting;
 
 pub use assembler::Instruction;
 pub use map::{Map, VALUE};
+pub use waiting::waiting;
 
 use assembler::{Assembler, Label, Operation, Register, Size, When};
 use map::padded;
@@ -182,16 +184,20 @@ impl Compiler<'_> {
                     return Err(Inexpressible::Statement);
                 }
                 Statement::Counter => self.count(),
-                Statement::Accept => self.assembler.exit(match self.stand {
-                    // TCX_NEXT, XDP_PASS.
-                    Stand::Tcx => -1,
-                    Stand::Xdp => 2,
-                }),
+                Statement::Accept => self.pass_packet(),
                 Statement::Drop => self.drop_packet(),
             }
         }
         self.assembler.place(next);
         Ok(())
+    }
+
+    fn pass_packet(&mut self) {
+        self.assembler.exit(match self.stand {
+            // TCX_NEXT, XDP_PASS.
+            Stand::Tcx => -1,
+            Stand::Xdp => 2,
+        });
     }
 
     fn drop_packet(&mut self) {

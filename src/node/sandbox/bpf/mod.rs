@@ -7,9 +7,11 @@
 //! A failure here fails nothing else. What is not in place is said when it is read back, and that is what the verdict goes by.
 
 mod part;
+mod ready;
 
 use crate::kernel::bpf::{Hook, Pins};
 use crate::kernel::netlink::NetlinkError;
+use crate::kernel::rtnetlink::Link;
 use crate::model::audit::Line;
 use crate::model::names::ContainerId;
 use crate::model::record::Ebpf;
@@ -19,7 +21,9 @@ use crate::rules::branches::inlined;
 use crate::rules::containment::guard_table;
 use crate::rules::ruleset::{Family, Hook as Netfilter, KeyType, Set};
 
-use part::{FROM_POD, Failure, Loaded, Part, TO_POD, drops_pin, pin, set_pin, without_tcx};
+pub use ready::{Readiness, are_ready, remove_pins_of_nothing};
+
+use part::{ARMED, FROM_POD, Failure, Loaded, Part, Source, TO_POD, drops_pin, pin, set_pin, without_tcx};
 
 use super::scan::{Scan, jumps_past_guard};
 use super::survey::{End, Survey};
@@ -42,9 +46,21 @@ pub(super) struct Attached {
     loaded: Loaded,
 }
 
-/// Whether programs of a sandbox stand, as far as pins say.
+/// Whether programs of a sandbox stand and let not everything pass, as far as pins say.
 pub(super) fn stand(host: &Side, container_id: &ContainerId) -> bool {
-    pins_of(host, container_id).exist()
+    let pins = pins_of(host, container_id);
+    let only_wait = || pins.map(ARMED).ok().flatten().and_then(|armed| armed.is_armed()) == Some(false);
+    pins.exist() && !only_wait()
+}
+
+/// Arms the programs that wait on the ends of a sandbox, where there are some: nothing passes from then on.
+pub(super) fn arm(host: &Side, container_id: &ContainerId) {
+    if let Ok(Some(armed)) = pins_of(host, container_id).map(ARMED)
+        && let Err(error) = armed.arm(true)
+    {
+        let error = crate::model::audit::chain(&error);
+        log::warn!("{}", Line::new("ebpf-not-armed").with("container", container_id).with("error", error));
+    }
 }
 
 /// Takes the programs of a sandbox off; says whether there were any.
@@ -89,12 +105,14 @@ impl Sandbox<'_> {
         if self.records.ebpf() == Ebpf::Off {
             return Ok(detach(self.host, self.records.container_id()));
         }
+        // One that was cut off is armed; this is for one of which only a part was isolated.
+        arm(self.host, self.records.container_id());
         let pins = self.pins();
         let (mut changed, mut refused, mut loaded) = (false, Vec::new(), Loaded::new());
         let mut holders = Vec::new();
         for end in &wanted.survey.ends {
-            let passed_by = self.passed_by(end, scan)?;
-            if wanted.guard.is_some() && self.wants_programs(end, &passed_by) {
+            let passed_by = self.passed_by(&end.link, scan)?;
+            if wanted.guard.is_some() && self.wants_programs(&end.link, &passed_by) {
                 holders.push(Holder::Pair(end.link.index));
             }
         }
@@ -137,8 +155,8 @@ impl Sandbox<'_> {
         end: &End,
         scan: Scan<'_>,
     ) -> Result<(Vec<Bypass>, Programs), SandboxError> {
-        let passed_by = self.passed_by(end, scan)?;
-        if self.records.ebpf() == Ebpf::Off || !self.wants_programs(end, &passed_by) {
+        let passed_by = self.passed_by(&end.link, scan)?;
+        if self.records.ebpf() == Ebpf::Off || !self.wants_programs(&end.link, &passed_by) {
             return Ok((passed_by, Programs::NotWanted));
         }
         let doubts = self.doubts(wanted, Holder::Pair(end.link.index));
@@ -219,17 +237,16 @@ impl Sandbox<'_> {
     }
 
     /// Where programs once were, they stay while the sandbox is isolated: what they were for may come back.
-    fn wants_programs(&self, end: &End, passed_by: &[Bypass]) -> bool {
+    fn wants_programs(&self, end: &Link, passed_by: &[Bypass]) -> bool {
         let is_passed_by = passed_by.iter().any(|way| !matches!(way, Bypass::Xdp { .. }));
-        let had_programs = || {
-            self.pins().link(&pin(ProgramPlace::ToPod, Holder::Pair(end.link.index))).is_ok_and(|link| link.is_some())
-        };
+        let had_programs =
+            || self.pins().link(&pin(ProgramPlace::ToPod, Holder::Pair(end.index))).is_ok_and(|link| link.is_some());
         self.records.ebpf() == Ebpf::Always || is_passed_by || had_programs()
     }
 
-    fn passed_by(&mut self, end: &End, scan: Scan<'_>) -> Result<Vec<Bypass>, NetlinkError> {
-        let ours = self.programs_of_ours(Holder::Pair(end.link.index));
-        jumps_past_guard(self.host, &guard_table(self.records.container_id()), &end.link, &ours, scan)
+    fn passed_by(&mut self, end: &Link, scan: Scan<'_>) -> Result<Vec<Bypass>, NetlinkError> {
+        let ours = self.programs_of_ours(Holder::Pair(end.index));
+        jumps_past_guard(self.host, &guard_table(self.records.container_id()), end, &ours, scan)
     }
 
     fn parts<'w>(&'w self, wanted: &'w Wanted, holder: Holder) -> Vec<Part<'w>> {
@@ -260,7 +277,8 @@ impl Sandbox<'_> {
             let chain = inlined(table, chain);
             let (netns, netns_cookie) = (&self.netns, self.host.links.netns_cookie());
             let prober = wanted.senders.as_ref().and_then(|senders| senders.cgroup.as_ref().ok());
-            Some(Part { place, chain, sets: &table.sets, holder, inside, netns, netns_cookie, prober })
+            let source = Source::Chain(chain, &table.sets);
+            Some(Part { place, source, holder, inside, netns, netns_cookie, prober })
         };
         holder.places().iter().filter_map(part).collect()
     }

@@ -6,7 +6,7 @@ use crate::kernel::bpf::{BpfError, Hook, Identity, Link as BpfLink, LoadedMap, L
 use crate::kernel::netns::Netns;
 use crate::model::probes::Cgroup;
 use crate::model::verdict::{ProgramDoubt, ProgramPlace};
-use crate::rules::bpf::{Inexpressible, Map, Sender, Stand, program};
+use crate::rules::bpf::{Inexpressible, Map, Sender, Stand, program, waiting};
 use crate::rules::ruleset::{Chain, Set};
 
 use super::super::kubelet;
@@ -16,6 +16,8 @@ use super::Holder;
 pub(super) const FROM_POD: &str = "from";
 pub(super) const TO_POD: &str = "to";
 const IN_POD: &str = "in";
+/// The map by which the programs that wait on the ends of a sandbox are armed.
+pub(super) const ARMED: &str = "armed";
 const OUT_OF_POD: &str = "out";
 
 /// What the kernel has made of programs in this run, by where they belong: a look at what hangs there need not load them again.
@@ -24,9 +26,7 @@ pub(super) type Loaded = BTreeMap<(ProgramPlace, Holder), Identity>;
 /// One of the programs of an interface.
 pub(super) struct Part<'a> {
     pub(super) place: ProgramPlace,
-    /// The chain that it is compiled from.
-    pub(super) chain: Chain,
-    pub(super) sets: &'a [Set],
+    pub(super) source: Source<'a>,
     /// What it is on.
     pub(super) holder: Holder,
     /// The index of the pod's end, where that is in the sandbox.
@@ -35,6 +35,15 @@ pub(super) struct Part<'a> {
     pub(super) netns_cookie: u64,
     /// The cgroup that the policy's probes come from, where it names one that is known.
     pub(super) prober: Option<&'a Cgroup>,
+}
+
+/// What a program is made of.
+#[derive(Debug, Clone)]
+pub(super) enum Source<'a> {
+    /// A chain, and the sets of its table.
+    Chain(Chain, &'a [Set]),
+    /// Nothing: it waits to be armed.
+    Waiting,
 }
 
 /// Why a part could not be brought to what is wanted.
@@ -81,12 +90,13 @@ impl Part<'_> {
         (self.place, self.holder)
     }
 
-    fn pin(&self) -> String {
+    pub(super) fn pin(&self) -> String {
         pin(self.place, self.holder)
     }
 
     fn pin_of_map(&self, map: &Map) -> String {
         match map {
+            Map::Armed => ARMED.to_owned(),
             Map::Drops => drops_pin(self.place, self.holder),
             Map::Set(set) => set_pin(self.holder, set),
         }
@@ -109,7 +119,10 @@ impl Part<'_> {
 
     fn load_for(&self, sender: Sender, pins: &Pins, makes_maps: bool) -> Result<Option<LoadedProgram>, Failure> {
         let stand = if self.place == ProgramPlace::InPod { Stand::Xdp } else { Stand::Tcx };
-        let program = program(&self.chain, self.sets, stand, sender).map_err(Failure::Program)?;
+        let program = match &self.source {
+            Source::Chain(chain, sets) => program(chain, sets, stand, sender).map_err(Failure::Program)?,
+            Source::Waiting => waiting(),
+        };
         let mut maps = Vec::with_capacity(program.maps.len());
         for map in &program.maps {
             let name = self.pin_of_map(map);
@@ -128,7 +141,7 @@ impl Part<'_> {
     }
 
     /// The link, where it still hangs where it was put. One that was put on the pod's end stays with it wherever it goes.
-    fn standing(&self, pins: &Pins) -> Result<Option<BpfLink>, BpfError> {
+    pub(super) fn standing(&self, pins: &Pins) -> Result<Option<BpfLink>, BpfError> {
         let Some(link) = pins.link(&self.pin())? else { return Ok(None) };
         let hangs = match (self.place, self.holder, link.info()?.interface) {
             (_, _, None) => false,

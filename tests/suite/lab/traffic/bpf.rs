@@ -11,10 +11,12 @@ use nix::net::if_::if_nametoindex;
 
 use crate::lab::{Mac, Netns, not_tried};
 
+const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 const BPF_LINK_DETACH: libc::c_long = 34;
 const BPF_FUNC_REDIRECT: i32 = 23;
@@ -123,12 +125,41 @@ pub(crate) fn classic(netns: &Netns, from: &str, to: &str, mac: Mac, way: Way) {
     hung.unwrap();
 }
 
-/// Detaches a link that is pinned, as `bpftool link detach` does.
-pub(crate) fn detach(pin: &Path) {
+/// What is pinned there.
+fn pinned(pin: &Path) -> OwnedFd {
     let path = CString::new(pin.as_os_str().as_bytes()).unwrap();
     let get = [path.as_ptr() as u64, 0];
     // SAFETY: the command reads the path, which ends, and a descriptor that it does not use.
-    let link = unsafe { bpf(BPF_OBJ_GET, &get) }.unwrap();
+    unsafe { bpf(BPF_OBJ_GET, &get) }.unwrap()
+}
+
+/// The IDs of a link that is pinned and of its program.
+pub(crate) fn link_and_program(pin: &Path) -> [u32; 2] {
+    let link = pinned(pin);
+    let mut info = [0_u32; 8];
+    let [descriptor, length] = [link.as_raw_fd().cast_unsigned(), size_of_val(&info) as u32];
+    let attributes = [u64::from(length) << 32 | u64::from(descriptor), info.as_mut_ptr() as u64];
+    // SAFETY: the command writes to the array, which is as long as is said.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, BPF_OBJ_GET_INFO_BY_FD, attributes.as_ptr(), size_of_val(&attributes)) };
+    assert_eq!(result, 0, "{}: {}", pin.display(), io::Error::last_os_error());
+    [info[1], info[2]]
+}
+
+/// Sets the first half of the one element of a map of 16 bytes each that is pinned, as `bpftool map update` does.
+pub(crate) fn set_element(pin: &Path, number: u64) {
+    let map = pinned(pin);
+    let (key, value) = ([0_u8; 4], [number, 0]);
+    let attributes = [u64::from(map.as_raw_fd().cast_unsigned()), key.as_ptr() as u64, value.as_ptr() as u64, 0];
+    // SAFETY: the command reads a key of four bytes and a value of sixteen.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_UPDATE_ELEM, attributes.as_ptr(), size_of_val(&attributes)) };
+    assert_eq!(result, 0, "{}: {}", pin.display(), io::Error::last_os_error());
+}
+
+/// Detaches a link that is pinned, as `bpftool link detach` does.
+pub(crate) fn detach(pin: &Path) {
+    let link = pinned(pin);
     let link = [link.as_raw_fd().cast_unsigned()];
     // SAFETY: the command reads one descriptor.
     let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_LINK_DETACH, link.as_ptr(), size_of_val(&link)) };
