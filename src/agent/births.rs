@@ -11,10 +11,8 @@ use std::time::Duration;
 
 use crate::model::audit::{Line, chain};
 use crate::model::names::ContainerId;
-use crate::model::record::Ebpf;
-use crate::model::records::SandboxRecords;
 use crate::node::enforce::{self, EnforceError};
-use crate::node::sandbox::{NodeScan, Readiness, Sandbox, SandboxError, Scan, Side, are_ready};
+use crate::node::sandbox::{NodeScan, Readiness, Sandbox, SandboxError, Scan, Side, are_ready, wants_ready};
 use crate::node::state::StateDir;
 use crate::node::workers::hold;
 
@@ -25,13 +23,6 @@ pub(super) enum Birth {
     Of(ContainerId),
     /// All that there are.
     Sweep(Vec<ContainerId>),
-}
-
-/// Whether a sandbox's own ends were there when the node was looked at.
-#[derive(Debug, Clone, Copy)]
-enum Seen {
-    Surely,
-    Perhaps,
 }
 
 /// What the workers know of it together.
@@ -55,14 +46,12 @@ impl Births {
         match birth {
             Birth::Of(container_id) => {
                 let scan = self.scan.read().unwrap_or_else(PoisonError::into_inner).clone();
-                self.attend_one(state, host, container_id, &scan, Seen::Perhaps);
+                self.attend_one(state, host, container_id, &scan);
             }
             Birth::Sweep(sandboxes) => {
                 let scan = Arc::new(NodeScan::default());
                 *self.scan.write().unwrap_or_else(PoisonError::into_inner) = scan.clone();
-                sandboxes
-                    .iter()
-                    .for_each(|container_id| self.attend_one(state, host, container_id, &scan, Seen::Surely));
+                sandboxes.iter().for_each(|container_id| self.attend_one(state, host, container_id, &scan));
                 hold(&self.failed).retain(|container_id| sandboxes.contains(container_id));
                 self.is_sweeping.store(false, Ordering::Release);
                 log::debug!("{}", Line::new("births-swept").with("sandboxes", sandboxes.len()));
@@ -70,18 +59,18 @@ impl Births {
         }
     }
 
-    fn attend_one(&self, state: &StateDir, host: &mut Side, container_id: &ContainerId, scan: &NodeScan, seen: Seen) {
+    fn attend_one(&self, state: &StateDir, host: &mut Side, container_id: &ContainerId, scan: &NodeScan) {
         if are_ready(host.links.netns_cookie(), container_id) {
             return;
         }
-        let why = match make_ready(state, host, container_id, scan, seen) {
-            Ok(Readiness::Ready) => {
+        let why = match make_ready(state, host, container_id, scan) {
+            Ok(None) => return,
+            Ok(Some(Readiness::Ready)) => {
                 log::debug!("{}", Line::new("ebpf-ready").with("container", container_id));
                 hold(&self.failed).remove(container_id);
                 return;
             }
-            Ok(Readiness::NotWanted) => return,
-            Ok(Readiness::Failed(why)) => why,
+            Ok(Some(Readiness::Failed(why))) => why,
             Err(EnforceError::Sandbox(error)) if error.is_gone() => return,
             Err(error) => chain(&error),
         };
@@ -94,27 +83,27 @@ impl Births {
 /// How long is waited for whoever is at work on a sandbox, its ADD above all; the next sweep comes.
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 
+/// `None` where nothing is wanted, or cannot be had now. Whether it is, is asked before the lock, and without entering the sandbox: on a node
+/// where nothing redirects that is all.
 fn make_ready(
     state: &StateDir,
     host: &mut Side,
     container_id: &ContainerId,
     scan: &NodeScan,
-    seen: Seen,
-) -> Result<Readiness, EnforceError> {
-    // A record is read in less time than a netns is entered.
-    let is_wanted = |records: &SandboxRecords, host: &mut Side| match (records.ebpf(), seen) {
-        (Ebpf::Off, _) => Ok(false),
-        (Ebpf::Always, _) | (Ebpf::Auto, Seen::Perhaps) => Ok(true),
-        (Ebpf::Auto, Seen::Surely) => scan.finds_any(host),
-    };
-    let Some(_lock) = state.lock_within(container_id, LOCK_PATIENCE)? else { return Ok(Readiness::NotWanted) };
-    let Some(records) = state.records_of(container_id).0 else { return Ok(Readiness::NotWanted) };
-    if !is_wanted(&records, host).map_err(SandboxError::from)? || enforce::desired(state, &records)?.is_isolated() {
-        return Ok(Readiness::NotWanted);
+) -> Result<Option<Readiness>, EnforceError> {
+    let records = |state: &StateDir| state.records_of(container_id).0;
+    let Some(recorded) = records(state) else { return Ok(None) };
+    if !wants_ready(host, &recorded, Scan::Node(scan)).map_err(SandboxError::from)? {
+        return Ok(None);
+    }
+    let Some(_lock) = state.lock_within(container_id, LOCK_PATIENCE)? else { return Ok(None) };
+    let Some(records) = records(state).filter(|records| records.ebpf() == recorded.ebpf()) else { return Ok(None) };
+    if enforce::desired(state, &records)?.is_isolated() {
+        return Ok(None);
     }
     let mut sandbox = Sandbox::open(host, &records)?;
     if sandbox.is_isolated_in_part().map_err(SandboxError::from)? {
-        return Ok(Readiness::NotWanted);
+        return Ok(None);
     }
-    Ok(sandbox.make_ready(Scan::Node(scan))?)
+    Ok(Some(sandbox.make_ready()?))
 }

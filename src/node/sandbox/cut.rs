@@ -10,6 +10,7 @@ use crate::kernel::nft::Batch;
 use crate::kernel::rtnetlink::Link;
 use crate::model::names::{ContainerId, IfName};
 use crate::model::record::HostGuard;
+use crate::model::records::SandboxRecords;
 use crate::rules::containment::{EgressHook, SealedEnd, TABLE, sealed_guard};
 
 use super::{POD_FAMILIES, Sandbox, Side, bpf};
@@ -51,18 +52,22 @@ impl Sandbox<'_> {
         Some(SealedGuard { container_id: self.records.container_id().clone(), ends })
     }
 
-    /// The ends on the host that ADD found, as long as they can be told without asking more, and whose they are.
     pub(super) fn ends_as_recorded(&mut self) -> Result<Vec<(Link, IfName)>, NetlinkError> {
-        let mut ends = Vec::new();
-        for pinned in self.records.pinned_interfaces() {
-            let Some(end) = &pinned.host_end else { continue };
-            let link = self.host.links.by_index(end.index)?.filter(Link::is_pair);
-            if let Some(link) = link.filter(|link| end.resembles(&link.name, link.mac)) {
-                ends.push((link, pinned.interface.name.clone()));
-            }
-        }
-        Ok(ends)
+        ends_as_recorded(self.host, self.records)
     }
+}
+
+/// The ends on the host that ADD found, as long as they can be told without asking more, and whose they are.
+pub(super) fn ends_as_recorded(host: &mut Side, records: &SandboxRecords) -> Result<Vec<(Link, IfName)>, NetlinkError> {
+    let mut ends = Vec::new();
+    for pinned in records.pinned_interfaces() {
+        let Some(end) = &pinned.host_end else { continue };
+        let link = host.links.by_index(end.index)?.filter(Link::is_pair);
+        if let Some(link) = link.filter(|link| end.resembles(&link.name, link.mac)) {
+            ends.push((link, pinned.interface.name.clone()));
+        }
+    }
+    Ok(ends)
 }
 
 /// Loads guards in one transaction; where the kernel takes that not, each by itself, so that one that cannot be loaded

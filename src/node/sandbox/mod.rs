@@ -20,7 +20,7 @@ mod transition;
 use nix::errno::Errno;
 use thiserror::Error;
 
-pub use bpf::{Holder, Readiness, are_ready, programs_are_displaced};
+pub use bpf::{Holder, Readiness, are_ready, programs_are_displaced, wants_ready};
 pub use cut::{Before, load_guards};
 pub use guards::{remove_guard, remove_guards_of_nothing, remove_stale_guards, standing_guards};
 pub use kubelet::cgroup_of;

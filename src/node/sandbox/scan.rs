@@ -78,14 +78,6 @@ impl NodeScan {
     }
 }
 
-impl NodeScan {
-    /// Whether anything on the node's interfaces might take packets past a host guard.
-    pub fn finds_any(&self, host: &mut Side) -> Result<bool, NetlinkError> {
-        let found = self.of(host)?;
-        Ok(!found.redirects.is_empty() || !found.programs.is_empty())
-    }
-}
-
 impl Scan<'_> {
     /// Whether any program on the node's interfaces may put frames straight into a pod.
     pub(super) fn may_redirect_to_peers(self, host: &mut Side) -> Result<bool, NetlinkError> {

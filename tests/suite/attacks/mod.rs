@@ -9,6 +9,7 @@ mod burst;
 mod churn;
 mod datapaths;
 mod ebpf;
+mod ebpf_datapaths;
 mod ebpf_ready;
 mod interfaces;
 mod oracle;

@@ -21,7 +21,7 @@ use crate::rules::branches::inlined;
 use crate::rules::containment::guard_table;
 use crate::rules::ruleset::{Family, Hook as Netfilter, KeyType, Set};
 
-pub use ready::{Readiness, are_ready, remove_pins_of_nothing};
+pub use ready::{Readiness, are_ready, remove_pins_of_nothing, wants_ready};
 
 use part::{ARMED, FROM_POD, Failure, Loaded, Part, Source, TO_POD, drops_pin, pin, set_pin, without_tcx};
 
@@ -238,10 +238,9 @@ impl Sandbox<'_> {
 
     /// Where programs once were, they stay while the sandbox is isolated: what they were for may come back.
     fn wants_programs(&self, end: &Link, passed_by: &[Bypass]) -> bool {
-        let is_passed_by = passed_by.iter().any(|way| !matches!(way, Bypass::Xdp { .. }));
         let had_programs =
             || self.pins().link(&pin(ProgramPlace::ToPod, Holder::Pair(end.index))).is_ok_and(|link| link.is_some());
-        self.records.ebpf() == Ebpf::Always || is_passed_by || had_programs()
+        self.records.ebpf() == Ebpf::Always || is_passed_by(passed_by) || had_programs()
     }
 
     fn passed_by(&mut self, end: &Link, scan: Scan<'_>) -> Result<Vec<Bypass>, NetlinkError> {
@@ -282,6 +281,11 @@ impl Sandbox<'_> {
         };
         holder.places().iter().filter_map(part).collect()
     }
+}
+
+/// Whether a guard is passed by in a way that programs stop.
+fn is_passed_by(ways: &[Bypass]) -> bool {
+    ways.iter().any(|way| !matches!(way, Bypass::Xdp { .. }))
 }
 
 /// The interfaces that lead out of the sandbox without an end on the host.

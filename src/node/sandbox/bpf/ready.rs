@@ -5,17 +5,21 @@
 //! for who has the time, which is the agent. At the pod's end nothing waits: generic XDP costs each packet more than all of the rest.
 
 use crate::kernel::bpf::{LoadedMap, Pins, refuses_tcx};
+use crate::kernel::netlink::NetlinkError;
 use crate::kernel::rtnetlink::Link;
 use crate::model::audit::Line;
 use crate::model::names::{ContainerId, IfName};
 use crate::model::record::{Ebpf, HostGuard};
+use crate::model::records::SandboxRecords;
 use crate::model::verdict::ProgramPlace;
 use crate::rules::bpf::Map;
+use crate::rules::containment::guard_table;
 
-use super::super::scan::Scan;
+use super::super::cut::ends_as_recorded;
+use super::super::scan::{Scan, jumps_past_guard};
 use super::super::{Sandbox, SandboxError, Side};
 use super::part::{ARMED, FROM_POD, Failure, Loaded, Part, Source, TO_POD};
-use super::{Holder, detach, pins_of};
+use super::{Holder, detach, is_passed_by, pins_of};
 
 /// The places where programs wait.
 const PLACES: [ProgramPlace; 2] = [ProgramPlace::ToPod, ProgramPlace::FromPod];
@@ -23,8 +27,6 @@ const PLACES: [ProgramPlace; 2] = [ProgramPlace::ToPod, ProgramPlace::FromPod];
 /// What came of having programs wait on the ends of a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Readiness {
-    /// They are not wanted there, or nothing can hang there.
-    NotWanted,
     /// They wait.
     Ready,
     /// They could not be attached; why.
@@ -42,6 +44,24 @@ pub fn are_ready(netns_cookie: u64, container_id: &ContainerId) -> bool {
     let links = pins.links();
     let has = |place: &str| links.iter().any(|name| name.split_once('-').is_some_and(|(first, _)| first == place));
     has(FROM_POD) && has(TO_POD) && links.iter().all(hangs) && matches!(pins.map(ARMED), Ok(Some(_)))
+}
+
+/// Whether programs are to wait on the ends of a sandbox as long as it is released: where they would be wanted if it were isolated. Nothing
+/// in it is asked.
+///
+/// # Errors
+/// Where the node's interfaces could not be looked at.
+pub fn wants_ready(host: &mut Side, records: &SandboxRecords, scan: Scan<'_>) -> Result<bool, NetlinkError> {
+    if records.ebpf() == Ebpf::Off || records.host_guard() == HostGuard::Off || refuses_tcx().is_some() {
+        return Ok(false);
+    }
+    let guard = guard_table(records.container_id());
+    for (end, _) in ends_as_recorded(host, records)? {
+        if records.ebpf() == Ebpf::Always || is_passed_by(&jumps_past_guard(host, &guard, &end, &[], scan)?) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Removes the pins of sandboxes that have no record and whose programs hang nowhere any more.
@@ -62,30 +82,21 @@ pub fn remove_pins_of_nothing(host: &Side, has_record: impl Fn(&ContainerId) -> 
 }
 
 impl Sandbox<'_> {
-    /// Has programs wait on the ends of a released sandbox, where they are wanted. What waits there already is left alone.
-    pub fn make_ready(&mut self, scan: Scan<'_>) -> Result<Readiness, SandboxError> {
-        let (ebpf, container_id) = (self.records.ebpf(), self.records.container_id());
-        if ebpf == Ebpf::Off || self.host_guard() == HostGuard::Off || refuses_tcx().is_some() {
-            return Ok(Readiness::NotWanted);
-        }
+    /// Has programs wait on the ends of a released sandbox, and leaves those alone that do.
+    ///
+    /// # Errors
+    /// Where its ends could not be looked up.
+    pub fn make_ready(&mut self) -> Result<Readiness, SandboxError> {
         let ends = self.ends_as_recorded()?;
         let pins = self.pins();
         let waits = |part: Part<'_>| part.standing(&pins).is_ok_and(|link| link.is_some());
-        if !ends.is_empty() && self.waiting_parts(&ends).into_iter().all(waits) {
+        if self.waiting_parts(&ends).into_iter().all(waits) {
             return Ok(Readiness::Ready);
-        }
-        let mut are_wanted = false;
-        for (link, _) in &ends {
-            let passed_by = self.passed_by(link, scan)?;
-            are_wanted |= self.wants_programs(link, &passed_by);
-        }
-        if !are_wanted {
-            return Ok(Readiness::NotWanted);
         }
         Ok(match self.attach_waiting(&ends) {
             Ok(_) => Readiness::Ready,
             Err((place, failure)) => {
-                detach(self.host, container_id);
+                detach(self.host, self.records.container_id());
                 Readiness::Failed(failure.doubt(place).to_string())
             }
         })
