@@ -40,6 +40,7 @@ use thiserror::Error;
 use crate::adopt::{Places, keep_adopting};
 use crate::evidence::Collectors;
 use crate::kernel::netlink::NetlinkError;
+use crate::kernel::nft::Nft;
 use crate::kernel::rtnetlink::Links;
 use crate::kernel::rtnetlink::NodeEvents;
 use crate::model::audit::Line;
@@ -150,6 +151,8 @@ pub fn run(state_dir: &Path, options: Options) -> Result<(), AgentError> {
         Line::new("agent-started")
             .with("sandboxes", agent.index.sandboxes().count())
             .with("marks", agent.index.marks().len())
+            // Where the kernel does not say what is hooked, what is listed has to do.
+            .with("hooks", if Nft::open().is_ok_and(|mut nft| nft.tells_hooks()) { "told" } else { "not-told" })
     );
     agent.state.tidy_index();
     directory::remove_guards_of_the_past(&agent.state);

@@ -7,6 +7,7 @@
 #![allow(missing_docs, clippy::print_stdout)]
 
 mod containment;
+mod datapath;
 mod facts;
 mod lab;
 mod wire;

@@ -189,7 +189,10 @@ impl Sandbox<'_> {
         let pins = self.pins();
         let is_there = |place: &ProgramPlace| !pins.link(&pin(*place, holder)).is_ok_and(|link| link.is_none());
         if !holder.places().iter().any(is_there) {
-            return vec![without_tcx(holder.places()[0]).unwrap_or(ProgramDoubt::NoneAttached)];
+            // Nobody attaches what cannot be.
+            let obstacle = || self.parts(wanted, holder).first()?.obstacle(&pins);
+            let doubt = without_tcx(holder.places()[0]).or_else(obstacle);
+            return vec![doubt.unwrap_or(ProgramDoubt::NoneAttached)];
         }
         let loaded = &wanted.attached.loaded;
         let doubt =

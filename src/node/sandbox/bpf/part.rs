@@ -37,6 +37,17 @@ pub(super) struct Part<'a> {
     pub(super) prober: Option<&'a Cgroup>,
 }
 
+/// What becomes of maps that are not pinned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Missing {
+    /// They are made, and pinned.
+    Made,
+    /// They are made, and go with the program.
+    Tried,
+    /// They are not.
+    Absent,
+}
+
 /// What a program is made of.
 #[derive(Debug, Clone)]
 pub(super) enum Source<'a> {
@@ -102,22 +113,22 @@ impl Part<'_> {
         }
     }
 
-    /// Loads what belongs there. The maps are those that are pinned; `makes_maps` says whether those that are not are made.
-    fn load(&self, pins: &Pins, makes_maps: bool) -> Result<Option<LoadedProgram>, Failure> {
+    /// Loads what belongs there. The maps are those that are pinned; `None` where one is missing that is not to be made.
+    fn load(&self, pins: &Pins, missing: Missing) -> Result<Option<LoadedProgram>, Failure> {
         if let Some(prober) = self.prober {
-            return self.load_for(kubelet::in_cgroup(prober), pins, makes_maps);
+            return self.load_for(kubelet::in_cgroup(prober), pins, missing);
         }
-        match self.load_for(Sender::InNetns(self.netns_cookie), pins, makes_maps) {
+        match self.load_for(Sender::InNetns(self.netns_cookie), pins, missing) {
             // By which helper that is told was added late.
             Err(Failure::Kernel(BpfError::Unsupported { .. })) if self.place == ProgramPlace::ToPod => {
                 let sender = kubelet::sender().ok_or(Failure::NoSender)?;
-                self.load_for(sender, pins, makes_maps)
+                self.load_for(sender, pins, missing)
             }
             loaded => loaded,
         }
     }
 
-    fn load_for(&self, sender: Sender, pins: &Pins, makes_maps: bool) -> Result<Option<LoadedProgram>, Failure> {
+    fn load_for(&self, sender: Sender, pins: &Pins, missing: Missing) -> Result<Option<LoadedProgram>, Failure> {
         let stand = if self.place == ProgramPlace::InPod { Stand::Xdp } else { Stand::Tcx };
         let program = match &self.source {
             Source::Chain(chain, sets) => program(chain, sets, stand, sender).map_err(Failure::Program)?,
@@ -128,12 +139,14 @@ impl Part<'_> {
             let name = self.pin_of_map(map);
             let loaded = match pins.map(&name)? {
                 Some(loaded) => loaded,
-                None if makes_maps => {
+                None if missing == Missing::Absent => return Ok(None),
+                None => {
                     let made = LoadedMap::create(map)?;
-                    pins.pin_map(&name, &made)?;
+                    if missing == Missing::Made {
+                        pins.pin_map(&name, &made)?;
+                    }
                     made
                 }
-                None => return Ok(None),
             };
             maps.push(loaded);
         }
@@ -163,6 +176,11 @@ impl Part<'_> {
         Ok(asked?)
     }
 
+    /// Why it could not be attached, where it could not.
+    pub(super) fn obstacle(&self, pins: &Pins) -> Option<ProgramDoubt> {
+        self.load(pins, Missing::Tried).err().map(|failure| failure.doubt(self.place))
+    }
+
     /// What is wrong with it. What hangs there is read from the kernel, now; what should is known where it was just loaded.
     pub(super) fn doubt(&self, pins: &Pins, loaded: &Loaded) -> Result<Option<ProgramDoubt>, Failure> {
         let Some(link) = self.standing(pins)? else {
@@ -171,7 +189,7 @@ impl Part<'_> {
         };
         let is_it = match loaded.get(&self.key()) {
             Some(wanted) => *wanted == link.identity()?,
-            None => match self.load(pins, false)? {
+            None => match self.load(pins, Missing::Absent)? {
                 Some(wanted) => wanted.identity()? == link.identity()?,
                 None => false,
             },
@@ -184,7 +202,7 @@ impl Part<'_> {
 
     /// Brings it to what is wanted; says whether anything was changed.
     pub(super) fn attach(&self, pins: &Pins, loaded: &mut Loaded) -> Result<bool, Failure> {
-        let Some(wanted) = self.load(pins, true)? else { return Ok(false) };
+        let Some(wanted) = self.load(pins, Missing::Made)? else { return Ok(false) };
         let identity = wanted.identity()?;
         loaded.insert(self.key(), identity.clone());
         if let Some(link) = self.standing(pins)?
