@@ -24,8 +24,7 @@ const FIRST: u32 = 5000;
 
 pub(crate) fn measure(node: &Node, effort: &Effort) -> Outcome<Section> {
     let mut section = Section::new("programs", "eBPF programs, attached at the isolation or waiting from the birth on");
-    let [none, attached, waiting]: [Pod; 3] =
-        node.pods(60..63)?.try_into().map_err(|_| "three pods were wanted")?;
+    let [none, attached, waiting]: [Pod; 3] = node.pods(60..63)?.try_into().map_err(|_| "three pods were wanted")?;
     add(node, &none, "off")?;
     add(node, &waiting, "always")?;
     // Its agent ends before there is another sandbox that it would attend to.

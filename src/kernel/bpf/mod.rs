@@ -14,7 +14,7 @@ use nix::errno::Errno;
 use thiserror::Error;
 
 pub use loaded::none_for_interfaces_but;
-pub use object::{Hook, Identity, Link, LoadedMap, LoadedProgram};
+pub use object::{Hook, Identity, Link, LinkInfo, LoadedMap, LoadedProgram};
 pub use peer::may_redirect_to_peers;
 pub use pins::Pins;
 pub use query::{ProgramFound, programs_on, refuses_tcx};

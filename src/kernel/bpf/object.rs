@@ -271,13 +271,16 @@ impl Link {
             interface: (interface != 0).then_some(interface),
         })
     }
+}
 
+/// What was said of a link is asked for once: the kernel takes the lock of all of its interfaces to say it.
+impl LinkInfo {
     /// What tells its program from others.
     ///
     /// # Errors
     /// [`BpfError`].
     pub fn identity(&self) -> Result<Identity, BpfError> {
-        LoadedProgram::by_id(self.info()?.program)?.identity()
+        LoadedProgram::by_id(self.program)?.identity()
     }
 
     /// Whether it is what packets meet first at this hook. Asks in the calling thread's netns.
@@ -287,8 +290,7 @@ impl Link {
     pub fn is_first(&self, hook: Hook, interface: u32) -> Result<bool, BpfError> {
         let order = attached(interface, hook.attach_type());
         let order = order.map_err(|errno| BpfError::of("list what is attached", errno))?;
-        let id = self.info()?.id;
-        Ok(order.first().is_some_and(|first| first.link == id))
+        Ok(order.first().is_some_and(|first| first.link == self.id))
     }
 }
 

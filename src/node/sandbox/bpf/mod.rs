@@ -82,13 +82,14 @@ pub fn programs_are_displaced(netns_cookie: u64, container_id: &ContainerId) -> 
     let pins = Pins::of(netns_cookie, &container_id.to_string());
     let is_displaced = |name: &str| {
         let link = pins.link(name).ok()??;
-        let Some(interface) = link.info().ok()?.interface else { return Some(true) };
+        let info = link.info().ok()?;
+        let Some(interface) = info.interface else { return Some(true) };
         let hook = match name.split_once('-')?.0 {
             FROM_POD => Hook::TcxIngress,
             TO_POD => Hook::TcxEgress,
             _ => return Some(false),
         };
-        Some(!link.is_first(hook, interface).ok()?)
+        Some(!info.is_first(hook, interface).ok()?)
     };
     let links = pins.links();
     links.is_empty() || links.iter().any(|name| is_displaced(name).unwrap_or(true))

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::kernel::bpf::{BpfError, Hook, Identity, Link as BpfLink, LoadedMap, LoadedProgram, Pins, refuses_tcx};
+use crate::kernel::bpf::{
+    BpfError, Hook, Identity, Link as BpfLink, LinkInfo, LoadedMap, LoadedProgram, Pins, refuses_tcx,
+};
 use crate::kernel::netns::Netns;
 use crate::model::probes::Cgroup;
 use crate::model::verdict::{ProgramDoubt, ProgramPlace};
@@ -154,18 +156,19 @@ impl Part<'_> {
     }
 
     /// The link, where it still hangs where it was put. One that was put on the pod's end stays with it wherever it goes.
-    pub(super) fn standing(&self, pins: &Pins) -> Result<Option<BpfLink>, BpfError> {
+    pub(super) fn standing(&self, pins: &Pins) -> Result<Option<(BpfLink, LinkInfo)>, BpfError> {
         let Some(link) = pins.link(&self.pin())? else { return Ok(None) };
-        let hangs = match (self.place, self.holder, link.info()?.interface) {
+        let info = link.info()?;
+        let hangs = match (self.place, self.holder, info.interface) {
             (_, _, None) => false,
             (ProgramPlace::InPod, Holder::Pair(_), Some(_)) => true,
             (_, Holder::Pair(index) | Holder::Alone(index), Some(on)) => on == index,
         };
-        Ok(hangs.then_some(link))
+        Ok(hangs.then_some((link, info)))
     }
 
     /// Whether no other program takes packets before it. There is only one at XDP.
-    fn is_first(&self, link: &BpfLink) -> Result<bool, Failure> {
+    fn is_first(&self, link: &LinkInfo) -> Result<bool, Failure> {
         let asked = match (self.place, self.holder) {
             (ProgramPlace::InPod, _) => return Ok(true),
             (_, Holder::Pair(index)) => link.is_first(self.hook(), index),
@@ -183,7 +186,7 @@ impl Part<'_> {
 
     /// What is wrong with it. What hangs there is read from the kernel, now; what should is known where it was just loaded.
     pub(super) fn doubt(&self, pins: &Pins, loaded: &Loaded) -> Result<Option<ProgramDoubt>, Failure> {
-        let Some(link) = self.standing(pins)? else {
+        let Some((_, link)) = self.standing(pins)? else {
             let without_tcx = if self.hook() == Hook::Xdp { None } else { without_tcx(self.place) };
             return Ok(Some(without_tcx.unwrap_or(ProgramDoubt::Missing(self.place))));
         };
@@ -205,10 +208,10 @@ impl Part<'_> {
         let Some(wanted) = self.load(pins, Missing::Made)? else { return Ok(false) };
         let identity = wanted.identity()?;
         loaded.insert(self.key(), identity.clone());
-        if let Some(link) = self.standing(pins)?
-            && self.is_first(&link)?
+        if let Some((link, info)) = self.standing(pins)?
+            && self.is_first(&info)?
         {
-            let differs = identity != link.identity()?;
+            let differs = identity != info.identity()?;
             if differs {
                 link.update(&wanted)?;
             }
