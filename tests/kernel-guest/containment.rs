@@ -9,7 +9,7 @@ mod prober;
 use std::error::Error;
 use std::fs;
 use std::path::PathBuf;
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use crate::lab::{Lab, NODE4, NODE6, Netns, PEER_MAC, PEER4, PEER6, POD_MAC, POD4, POD6};
@@ -364,15 +364,19 @@ impl Containment {
 
     /// With the agent nobody calls sync: it sees the marks, the tampering and the devices that appear.
     fn agent(&self) -> Outcome {
-        let state = self.state.display().to_string();
-        let log = ["--log", "stderr"];
-        let mut command = netlab::Netns::command(&self.lab.node, "quarantine");
-        command.args(["agent", "--state-dir", &state]).args(log).stdin(Stdio::null()).stderr(Stdio::null());
-        let mut agent = command.spawn()?;
+        let mut agent = self.start_agent()?;
         let outcome = self.watched();
         agent.kill()?;
         agent.wait()?;
         outcome
+    }
+
+    pub(crate) fn start_agent(&self) -> Result<Child, Box<dyn Error>> {
+        let state = self.state.display().to_string();
+        let log = ["--log", "stderr"];
+        let mut command = netlab::Netns::command(&self.lab.node, "quarantine");
+        command.args(["agent", "--state-dir", &state]).args(log).stdin(Stdio::null()).stderr(Stdio::null());
+        Ok(command.spawn()?)
     }
 
     fn watched(&self) -> Outcome {

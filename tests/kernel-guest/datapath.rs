@@ -6,7 +6,7 @@ use std::process::Stdio;
 
 use crate::containment::{CONTAINER, Containment};
 use crate::lab::{Lab, POD4, POD6};
-use crate::wire::{FRAMES, Frame, LONG, SHORT, probe};
+use crate::wire::{FRAMES, Frame, LONG, SHORT, eventually, probe};
 use crate::{Outcome, ensure, note};
 
 impl Containment {
@@ -16,9 +16,19 @@ impl Containment {
         let tc = |words: &str| node.command("tc", &words.split(' ').collect::<Vec<_>>(), "");
         tc("qdisc add dev vpeer clsact")?;
         tc("filter add dev vpeer ingress protocol all prio 1 matchall action mirred egress redirect dev vpod")?;
-        let outcome = self.behind_programs();
+        let outcome = self.without_kubelet().and_then(|()| self.behind_programs());
         tc("qdisc del dev vpeer clsact")?;
         outcome
+    }
+
+    /// Where nothing would tell probes apart no program is attached for a policy with some, and nobody is told to try again.
+    fn without_kubelet(&self) -> Outcome {
+        self.isolate()?;
+        let (verdict, printed) = self.status()?;
+        let is_unsupported = printed.contains("ebpf-unsupported");
+        ensure!(is_unsupported == (verdict == "partial"), "without a kubelet it is {verdict}: {printed}");
+        ensure!(!printed.contains("ebpf-missing"), "what cannot be attached is said to be missing: {printed}");
+        self.release()
     }
 
     fn behind_programs(&self) -> Outcome {
@@ -62,6 +72,33 @@ impl Containment {
             let passes = probe(&self.lab.node, POD4, None, SHORT)?;
             note(&format!("of the node's root, others than the kubelet reach the pod through programs: {passes}"));
         }
+        self.release()?;
+        self.waiting(has_programs)
+    }
+
+    /// An agent has programs wait on the released pod where the kernel has programs at all; whoever isolates finds them.
+    fn waiting(&self, has_programs: bool) -> Outcome {
+        let is_ready = || {
+            let status = serde_json::from_str::<serde_json::Value>(&self.status()?.1)?;
+            Ok(status["layers"]["bpfReady"] == true)
+        };
+        let mut agent = self.start_agent()?;
+        let waits = if has_programs { eventually("programs wait", is_ready) } else { Ok(()) };
+        agent.kill()?;
+        agent.wait()?;
+        waits?;
+        ensure!(is_ready()? == has_programs, "programs wait: {}", !has_programs);
+        let control = self.inward(Frame::Unknown, LONG)?;
+        ensure!(control == FRAMES, "{control} reach a released pod on which programs wait: {has_programs}");
+        self.isolate()?;
+        let (arrived, verdict) = (self.inward(Frame::Unknown, SHORT)?, self.status()?.0);
+        ensure!(
+            if has_programs { arrived == 0 && verdict == "contained" } else { arrived == 0 || verdict == "partial" },
+            "{arrived} reach a pod that is said to be {verdict}"
+        );
+        note(&format!("where tc redirects, programs wait on a released pod: {has_programs}"));
+        self.release()?;
+        ensure!(is_ready()? == has_programs, "released again, programs wait: {}", !has_programs);
         Ok(())
     }
 
