@@ -47,7 +47,8 @@ impl Nft {
             let (number, device) = match &chain.hook {
                 Hook::Ingress(device) => (0, device),
                 Hook::Egress(device) => (1, device),
-                Hook::Input | Hook::Output | Hook::Forward => continue,
+                // Those of families are the netns' own, and go nowhere.
+                _ => continue,
             };
             let Some(hooked) = self.hooked(number, device.as_bytes())? else { return Ok(Vec::new()) };
             let is_it = |hooked: &Hooked| {
