@@ -51,7 +51,11 @@ impl Births {
             Birth::Sweep(sandboxes) => {
                 let scan = Arc::new(NodeScan::default());
                 *self.scan.write().unwrap_or_else(PoisonError::into_inner) = scan.clone();
-                sandboxes.iter().for_each(|container_id| self.attend_one(state, host, container_id, &scan));
+                for container_id in sandboxes {
+                    if !are_ready(host.links.netns_cookie(), container_id) {
+                        self.attend_one(state, host, container_id, &scan);
+                    }
+                }
                 hold(&self.failed).retain(|container_id| sandboxes.contains(container_id));
                 self.is_sweeping.store(false, Ordering::Release);
                 log::debug!("{}", Line::new("births-swept").with("sandboxes", sandboxes.len()));
@@ -60,12 +64,9 @@ impl Births {
     }
 
     fn attend_one(&self, state: &StateDir, host: &mut Side, container_id: &ContainerId, scan: &NodeScan) {
-        if are_ready(host.links.netns_cookie(), container_id) {
-            return;
-        }
         let why = match make_ready(state, host, container_id, scan) {
-            Ok(None) => return,
-            Ok(Some(Readiness::Ready)) => {
+            Ok(None | Some(Readiness::Stood)) => return,
+            Ok(Some(Readiness::Attached)) => {
                 log::debug!("{}", Line::new("ebpf-ready").with("container", container_id));
                 hold(&self.failed).remove(container_id);
                 return;

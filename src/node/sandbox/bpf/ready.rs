@@ -27,8 +27,10 @@ const PLACES: [ProgramPlace; 2] = [ProgramPlace::ToPod, ProgramPlace::FromPod];
 /// What came of having programs wait on the ends of a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Readiness {
-    /// They wait.
-    Ready,
+    /// They waited before.
+    Stood,
+    /// They were attached, and wait.
+    Attached,
     /// They could not be attached; why.
     Failed(String),
 }
@@ -91,10 +93,10 @@ impl Sandbox<'_> {
         let pins = self.pins();
         let waits = |part: Part<'_>| part.standing(&pins).is_ok_and(|link| link.is_some());
         if self.waiting_parts(&ends).into_iter().all(waits) {
-            return Ok(Readiness::Ready);
+            return Ok(Readiness::Stood);
         }
         Ok(match self.attach_waiting(&ends) {
-            Ok(_) => Readiness::Ready,
+            Ok(_) => Readiness::Attached,
             Err((place, failure)) => {
                 detach(self.host, self.records.container_id());
                 Readiness::Failed(failure.doubt(place).to_string())
@@ -136,11 +138,13 @@ impl Sandbox<'_> {
     /// and that they let everything pass.
     #[must_use]
     pub fn is_ready(&mut self) -> bool {
-        let Ok(ends) = self.ends_as_recorded() else { return false };
         let pins = self.pins();
-        let let_pass = pins.map(ARMED).ok().flatten().and_then(|armed| armed.is_armed()) == Some(false);
+        if pins.map(ARMED).ok().flatten().and_then(|armed| armed.is_armed()) != Some(false) {
+            return false;
+        }
+        let Ok(ends) = self.ends_as_recorded() else { return false };
         let waits = |part: Part<'_>| matches!(part.doubt(&pins, &Loaded::new()), Ok(None));
-        let_pass && !ends.is_empty() && self.waiting_parts(&ends).into_iter().all(waits)
+        !ends.is_empty() && self.waiting_parts(&ends).into_iter().all(waits)
     }
 
     fn attach_waiting(&self, ends: &[(Link, IfName)]) -> Result<bool, (ProgramPlace, Failure)> {
