@@ -12,6 +12,7 @@ mod node;
 mod packets;
 mod plugins;
 mod process;
+mod programs;
 mod report;
 mod stream;
 mod tamper;
@@ -30,8 +31,18 @@ use report::{Section, machine};
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
-const SECTIONS: [&str; 9] =
-    ["plugins", "isolation", "evidence", "last-packet", "burst", "flood", "released", "growth", "tampering"];
+const SECTIONS: [&str; 10] = [
+    "plugins",
+    "isolation",
+    "programs",
+    "evidence",
+    "last-packet",
+    "burst",
+    "flood",
+    "released",
+    "growth",
+    "tampering",
+];
 
 #[derive(Parser)]
 struct Arguments {
@@ -138,9 +149,10 @@ fn measure(arguments: &Arguments, work: &Path) -> Outcome<Vec<Section>> {
     let wants = |key: &str| arguments.only.is_empty() || arguments.only.iter().any(|only| only == key);
     let mut sections = Vec::new();
     type Measure = fn(&Node, &Effort) -> Outcome<Section>;
-    let alone: [(&str, Measure); 6] = [
+    let alone: [(&str, Measure); 7] = [
         ("plugins", plugins::measure),
         ("isolation", isolation::measure),
+        ("programs", programs::measure),
         ("evidence", evidence::measure),
         ("released", packets::released),
         ("flood", flood::flood),

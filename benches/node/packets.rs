@@ -41,7 +41,7 @@ fn connection(pod: &Pod) -> Outcome<(TcpStream, TcpStream)> {
     Ok((from_pod, on_node))
 }
 
-fn throughput(pod: &Pod, how_long: Duration) -> Outcome<f64> {
+pub(crate) fn throughput(pod: &Pod, how_long: Duration) -> Outcome<f64> {
     let (mut from_pod, mut on_node) = connection(pod)?;
     std::thread::scope(|scope| {
         scope.spawn(move || {
@@ -62,7 +62,7 @@ fn throughput(pod: &Pod, how_long: Duration) -> Outcome<f64> {
 }
 
 /// Median and 99th percentile, in microseconds, of this many requests and answers.
-fn latency(pod: &Pod, count: usize) -> Outcome<(f64, f64)> {
+pub(crate) fn latency(pod: &Pod, count: usize) -> Outcome<(f64, f64)> {
     let (mut from_pod, mut on_node) = connection(pod)?;
     let mut times = crate::report::Series::new("", "", "µs");
     std::thread::scope(|scope| {

@@ -11,6 +11,7 @@ use crate::model::names::{ContainerId, Key};
 use crate::node::sandbox::{Side, remove_guards_of_nothing};
 use crate::node::state::{StateDir, StateError};
 
+use super::births::Birth;
 use super::watch::{Change, Watch};
 use super::{Agent, REWATCH, WATCH};
 
@@ -66,6 +67,9 @@ impl Agent {
                 Change::Sandbox(container_id) => {
                     concerned.extend(self.index.concerned_by(&Key::from(&container_id)));
                     self.look_at_records(&container_id);
+                    if self.index.knows(&container_id) {
+                        self.workers.attend(Birth::Of(container_id.clone()));
+                    }
                     concerned.extend(self.index.concerned_by(&Key::from(&container_id)));
                     concerned.insert(container_id);
                     host_pods |= self.host_pods.is_busy();

@@ -54,6 +54,11 @@ impl Index {
         self.sandboxes.keys()
     }
 
+    /// Whether this is one of them.
+    pub(super) fn knows(&self, container_id: &ContainerId) -> bool {
+        self.sandboxes.contains_key(container_id)
+    }
+
     /// A sandbox has records, of this pod.
     pub(super) fn record(&mut self, container_id: ContainerId, pod: Pod) {
         self.unrecord(&container_id);

@@ -5,6 +5,7 @@
 //! and decides by `index`, which is pure; `worker` threads do what was decided. Nothing is polled. What is decided is
 //! only that a sandbox has to be looked at; what is wanted of it is read under its lock by whoever does.
 
+mod births;
 mod captures;
 mod clock;
 mod directory;
@@ -40,6 +41,7 @@ use thiserror::Error;
 use crate::adopt::{Places, keep_adopting};
 use crate::evidence::Collectors;
 use crate::kernel::netlink::NetlinkError;
+use crate::kernel::nft::Nft;
 use crate::kernel::rtnetlink::Links;
 use crate::kernel::rtnetlink::NodeEvents;
 use crate::model::audit::Line;
@@ -48,6 +50,7 @@ use crate::node::sandbox::Before;
 use crate::node::state::{StateDir, StateError};
 use crate::node::workers;
 
+use births::{Birth, Births};
 use captures::Captures;
 use clock::Clock;
 use directory::Everyone;
@@ -137,6 +140,7 @@ pub fn run(state_dir: &Path, options: Options) -> Result<(), AgentError> {
     let mut agent =
         Agent::start(state, state_dir, options.release_after, options.collectors, options.captures, &counts)?;
     agent.resync(Everyone::Yes);
+    agent.sweep_births();
     if options.adopts {
         keep_adopting(&agent.state, options.places.clone());
     }
@@ -149,6 +153,8 @@ pub fn run(state_dir: &Path, options: Options) -> Result<(), AgentError> {
         Line::new("agent-started")
             .with("sandboxes", agent.index.sandboxes().count())
             .with("marks", agent.index.marks().len())
+            // Where the kernel does not say what is hooked, what is listed has to do.
+            .with("hooks", if Nft::open().is_ok_and(|mut nft| nft.tells_hooks()) { "told" } else { "not-told" })
     );
     agent.state.tidy_index();
     directory::remove_guards_of_the_past(&agent.state);
@@ -195,6 +201,9 @@ struct Agent {
     programs: Programs,
     probers: Probers,
     host_pods: HostPods,
+    births: Arc<Births>,
+    /// When all sandboxes are to be looked through for those that want programs.
+    births_due: Instant,
     buffer: Vec<u8>,
 }
 
@@ -217,7 +226,8 @@ impl Agent {
         let captures = captures.map_err(|source| AgentError::System { what: "listen to what is dropped", source })?;
         let captures = captures.flatten();
         let count = workers::count();
-        let mut workers = Workers::start(&state, count, collectors, counts)
+        let births = Arc::new(Births::default());
+        let mut workers = Workers::start(&state, count, collectors, counts, &births)
             .map_err(|source| AgentError::System { what: "start the workers", source })?;
         workers.threads.push(own_thread());
         let host_pods = HostPods::start(&state, release_after)
@@ -261,6 +271,8 @@ impl Agent {
             programs: Programs::of(Links::open()?.netns_cookie()),
             probers: Probers::none(),
             host_pods,
+            births,
+            births_due: Instant::now(),
             buffer: vec![0; EVENT_BUFFER],
         };
         agent.watch_or_poll(&agent.state.clone());
@@ -323,11 +335,22 @@ impl Agent {
         if clock.resync <= now {
             self.resync(Everyone::Isolated);
             clock.resync = now + SLOW_TIMER;
+            if self.births_due <= now {
+                self.sweep_births();
+            }
         }
         clock.resync = clock.resync.min(now + self.resync_pause());
         if clock.ping.is_some_and(|when| when <= now) {
             let _ = sd_notify::notify(&[NotifyState::Watchdog]);
             clock.ping = clock.watchdog.map(|interval| now + interval);
+        }
+    }
+
+    /// Has all sandboxes looked through for those that want programs to wait on them.
+    fn sweep_births(&mut self) {
+        self.births_due = Instant::now() + SLOW_TIMER;
+        if self.births.may_sweep() {
+            self.workers.attend(Birth::Sweep(self.index.sandboxes().cloned().collect()));
         }
     }
 

@@ -21,6 +21,7 @@ use crate::node::sandbox::{Before, Dependence, Sandbox, SandboxError, Scan, Side
 use crate::node::state::StateDir;
 use crate::node::workers::{Queue, hold};
 
+use super::births::{Birth, Births};
 use super::index::Answer;
 use super::metrics::Counts;
 use super::subscription::{PodEvents, own_thread};
@@ -103,6 +104,8 @@ pub(super) enum Outcome {
 
 enum Task {
     Apply(Job),
+    /// Attaching takes tens of milliseconds a sandbox. It is put off, and comes alone.
+    Attend(Birth),
     /// Closing can take milliseconds after something was deleted in that netns.
     Close(PodEvents),
 }
@@ -124,6 +127,7 @@ impl Workers {
         count: usize,
         collectors: Option<Collectors>,
         counts: &Arc<Counts>,
+        births: &Arc<Births>,
     ) -> io::Result<Self> {
         let (queue, done) = (Arc::new(Queue::open()), Arc::new(Mutex::new(Vec::new())));
         let finished = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
@@ -133,11 +137,11 @@ impl Workers {
             let mut host = Side::own().map_err(io::Error::other)?;
             let (queue, done, finished) = (queue.clone(), done.clone(), finished.clone());
             let (state, started, collectors) = (state.clone(), started.clone(), collectors.clone());
-            let counts = counts.clone();
+            let (counts, births) = (counts.clone(), births.clone());
             thread::Builder::new().name(format!("worker-{number}")).stack_size(STACK).spawn(move || {
                 let _ = started.send(own_thread());
                 queue.serve_many(enforce::CUT_AT_ONCE, |tasks| {
-                    for job in cut_off_first(&state, &mut host, &queue, tasks) {
+                    for job in cut_off_first(&state, &mut host, &queue, &births, tasks) {
                         let outcome = work(&state, &mut host, &job, collectors.as_ref().as_ref(), &counts);
                         hold(&done).push(Done { container_id: job.container_id, answer: job.answer, outcome });
                         let _ = finished.write(1);
@@ -154,6 +158,11 @@ impl Workers {
         self.queue.push(Task::Apply(job));
     }
 
+    /// Has a sandbox's birth attended to, when nothing else waits.
+    pub(super) fn attend(&self, birth: Birth) {
+        self.queue.put_off(Task::Attend(birth));
+    }
+
     /// Has a subscription closed by one of the threads.
     pub(super) fn close(&self, events: PodEvents) {
         self.queue.push(Task::Close(events));
@@ -167,12 +176,19 @@ impl Workers {
 }
 
 /// Of many that wait, has all cut off that are to be, and puts those off for what is left to be done; gives the others.
-fn cut_off_first(state: &StateDir, host: &mut Side, queue: &Queue<Task>, tasks: Vec<Task>) -> Vec<Job> {
+fn cut_off_first(
+    state: &StateDir,
+    host: &mut Side,
+    queue: &Queue<Task>,
+    births: &Births,
+    tasks: Vec<Task>,
+) -> Vec<Job> {
     let mut jobs = Vec::with_capacity(tasks.len());
     for task in tasks {
         match task {
             Task::Close(events) => drop(events),
             Task::Apply(job) => jobs.push(job),
+            Task::Attend(birth) => births.attend(state, host, &birth),
         }
     }
     if jobs.len() < 2 {

@@ -205,6 +205,7 @@ fn without_record(node: &Inventory<'_>) -> Result<Vec<SandboxStatus>, Failure> {
                 pod_layer: false,
                 host_layer: true,
                 bpf_layer: false,
+                bpf_ready: false,
                 guard_required: false,
                 drops: Vec::new(),
                 attempts: Vec::new(),

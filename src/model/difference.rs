@@ -18,6 +18,8 @@ pub enum Difference {
     Set(String),
     /// A chain is missing, or is hooked elsewhere.
     Chain(String),
+    /// A chain is listed, and the kernel has no hook of it: its interface was moved away, and perhaps back.
+    Unhooked(String),
     /// The rules of a chain are others.
     Rules(String),
     /// The rules of a chain decide what they should, and hand over other packets to be looked at than they should, or none.
@@ -44,6 +46,7 @@ impl fmt::Display for Difference {
             Self::Dormant { is: false } => f.write_str("the table is awake"),
             Self::Set(name) => write!(f, "set {name} is missing or altered"),
             Self::Chain(name) => write!(f, "chain {name} is missing or hooked elsewhere"),
+            Self::Unhooked(name) => write!(f, "chain {name} is listed, but hooked nowhere"),
             Self::Rules(name) => write!(f, "the rules of chain {name} are altered"),
             Self::Reports(name) => write!(f, "what chain {name} drops is not reported as it should be"),
             Self::Restless => f.write_str("the table cannot be read: nf_tables changes all the time there"),

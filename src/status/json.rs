@@ -37,12 +37,16 @@ pub(super) struct CodedJson {
 }
 
 #[derive(Default, Serialize)]
+#[serde(rename_all = "camelCase")]
 struct LayersJson {
     pod: bool,
     host: bool,
     /// Only where programs are attached.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     bpf: bool,
+    /// Only where programs wait on a released sandbox.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    bpf_ready: bool,
 }
 
 /// What `list` says of a sandbox.
@@ -104,7 +108,12 @@ impl Serialize for SandboxStatus {
             reasons: self.reasons(),
             reason_codes: reading.map(|reading| reading.reasons.iter().map(reason).collect()).unwrap_or_default(),
             layers: reading
-                .map(|reading| LayersJson { pod: reading.pod_layer, host: reading.host_layer, bpf: reading.bpf_layer })
+                .map(|reading| LayersJson {
+                    pod: reading.pod_layer,
+                    host: reading.host_layer,
+                    bpf: reading.bpf_layer,
+                    bpf_ready: reading.bpf_ready,
+                })
                 .unwrap_or_default(),
             drops: reading.map(|reading| &reading.drops[..]).unwrap_or_default(),
             attempts: reading.map(|reading| &reading.attempts[..]).unwrap_or_default(),

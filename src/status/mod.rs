@@ -111,6 +111,8 @@ pub struct Reading {
     pub host_layer: bool,
     /// Whether eBPF programs are, on every interface where they are wanted and on one at least.
     pub bpf_layer: bool,
+    /// Whether eBPF programs wait on every end of a released sandbox, to be armed by whoever isolates it.
+    pub bpf_ready: bool,
     /// Whether the configuration requires the host guard.
     pub guard_required: bool,
     /// What each chain has dropped since its rules were written.

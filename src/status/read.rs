@@ -161,6 +161,7 @@ fn find_wanted(
         reasons: report.reasons,
         pod_layer: report.pod_side,
         host_layer: report.host_guard,
+        bpf_ready: false,
         bpf_layer: !report.programs.is_empty() && report.programs.iter().all(|programs| programs.hold),
         guard_required,
         drops: counted.drops,
@@ -177,8 +178,19 @@ fn released(sandbox: &mut Sandbox<'_>, guard_required: bool) -> Result<Reading, 
         (Verdict::Open, Vec::new())
     };
     let Counted { drops, attempts, notes } = Counted::default();
-    let bpf_layer = false;
-    Ok(Reading { verdict, reasons, pod_layer, host_layer, bpf_layer, guard_required, drops, attempts, notes })
+    let (bpf_layer, bpf_ready) = (false, sandbox.is_ready());
+    Ok(Reading {
+        verdict,
+        reasons,
+        pod_layer,
+        host_layer,
+        bpf_layer,
+        bpf_ready,
+        guard_required,
+        drops,
+        attempts,
+        notes,
+    })
 }
 
 /// What rules have counted.

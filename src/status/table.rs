@@ -129,7 +129,12 @@ fn coloured_verdict(sandbox: &SandboxStatus) -> Cell {
 }
 
 fn layers(reading: &Reading) -> String {
-    let all = [(reading.pod_layer, "pod"), (reading.host_layer, "host"), (reading.bpf_layer, "bpf")];
+    let all = [
+        (reading.pod_layer, "pod"),
+        (reading.host_layer, "host"),
+        (reading.bpf_layer, "bpf"),
+        (reading.bpf_ready, "bpf-ready"),
+    ];
     let there: Vec<_> = all.into_iter().filter_map(|(is_there, layer)| is_there.then_some(layer)).collect();
     if there.is_empty() { "-".to_owned() } else { there.join("+") }
 }

@@ -68,6 +68,7 @@ fn reading(verdict: Verdict) -> Reading {
         pod_layer: true,
         host_layer: verdict == Verdict::Contained,
         bpf_layer: false,
+        bpf_ready: false,
         guard_required: false,
         drops: vec![
             drops(Layer::Pod, Some("eth0"), Direction::In, 0),

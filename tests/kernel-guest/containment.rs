@@ -8,21 +8,20 @@ mod prober;
 
 use std::error::Error;
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use crate::lab::{Lab, NODE4, NODE6, Netns, PEER_MAC, PEER4, PEER6, POD_MAC, POD4, POD6};
 use crate::wire::{FRAMES, Flow, Frame, LONG, SHORT, datagrams, eventually, frames, probe, serve};
 use crate::{Checks, Outcome, check, ensure, note};
 
-const CONTAINER: &str = "c0ffee0000000000000000000000000000000000000000000000000000000009";
+pub(crate) const CONTAINER: &str = "c0ffee0000000000000000000000000000000000000000000000000000000009";
 const UID: &str = "7f0e9a52-3c1b-4a86-9d10-5e2f4c8b6a01";
 const USER: u32 = 1000;
 
-struct Containment {
-    lab: Lab,
+pub(crate) struct Containment {
+    pub(crate) lab: Lab,
     state: PathBuf,
     /// Whether the kernel has the netdev egress hook.
     egress: bool,
@@ -51,6 +50,7 @@ pub(crate) fn check_all() -> Outcome {
         ("the agent isolates, repairs, shuts a new device and releases", Containment::agent),
         ("what tc takes past the guard is stopped by programs, or said, and probes pass", Containment::programs),
         ("status says of this kernel what the attacks have shown", Containment::verdict),
+        ("either end that was moved away and back is shut, or said to be open", Containment::moved),
         ("DEL takes the host guard away", Containment::del),
     ];
     for (name, attack) in all {
@@ -95,7 +95,7 @@ impl Containment {
         self.lab.node.command("env", &arguments, &self.config())
     }
 
-    fn quarantine(&self, arguments: &[&str]) -> Result<String, Box<dyn Error>> {
+    pub(crate) fn quarantine(&self, arguments: &[&str]) -> Result<String, Box<dyn Error>> {
         let state = self.state.display().to_string();
         self.lab.node.command("quarantine", &[arguments, &["--state-dir", &state]].concat(), "")
     }
@@ -104,12 +104,12 @@ impl Containment {
         self.state.join("isolated").join(CONTAINER)
     }
 
-    fn isolate(&self) -> Outcome {
+    pub(crate) fn isolate(&self) -> Outcome {
         fs::write(self.mark(), "")?;
         self.quarantine(&["sync"]).map(drop)
     }
 
-    fn release(&self) -> Outcome {
+    pub(crate) fn release(&self) -> Outcome {
         match fs::remove_file(self.mark()) {
             Ok(()) => self.quarantine(&["sync"]).map(drop),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
@@ -117,19 +117,19 @@ impl Containment {
         }
     }
 
-    fn out(&self, kind: Frame, interface: &str, expected: bool) -> Result<usize, Box<dyn Error>> {
+    pub(crate) fn out(&self, kind: Frame, interface: &str, expected: bool) -> Result<usize, Box<dyn Error>> {
         let patience = if expected { LONG } else { SHORT };
         frames(kind, (&self.lab.pod, interface), (&self.lab.peer, "eth0", PEER_MAC), patience)
     }
 
     /// Frames leave the pod, or don't.
-    fn expect_out(&self, open: bool, when: &str) -> Outcome {
+    pub(crate) fn expect_out(&self, open: bool, when: &str) -> Outcome {
         let (arrived, wanted) = (self.out(Frame::Unknown, "eth0", open)?, if open { FRAMES } else { 0 });
         ensure!(arrived == wanted, "{when}: {arrived} frames left the pod, expected {wanted}");
         Ok(())
     }
 
-    fn probe(&self, from: &Netns, address: &str, user: Option<u32>, expected: bool) -> Outcome {
+    pub(crate) fn probe(&self, from: &Netns, address: &str, user: Option<u32>, expected: bool) -> Outcome {
         // Silence is not waited for as long as an answer is: a second SYN is sent after one second.
         let passed = probe(from, address, user, if expected { LONG } else { SHORT })?;
         ensure!(passed == expected, "probe of {address} from {} as {user:?}: passed {passed}", from.name());
@@ -199,7 +199,7 @@ impl Containment {
         Ok(())
     }
 
-    fn inward(&self, kind: Frame, patience: Duration) -> Result<usize, Box<dyn Error>> {
+    pub(crate) fn inward(&self, kind: Frame, patience: Duration) -> Result<usize, Box<dyn Error>> {
         frames(kind, (&self.lab.peer, "eth0"), (&self.lab.pod, "eth0", POD_MAC), patience)
     }
 
@@ -264,61 +264,6 @@ impl Containment {
         self.lab.pod.ip("neigh flush dev eth0")?;
         for address in [POD4, POD6] {
             self.probe(node, address, None, true)?;
-        }
-        Ok(())
-    }
-
-    /// Frames that tc hands from the peer's end to the pod's, past the guard.
-    fn programs(&self) -> Outcome {
-        let node = &self.lab.node;
-        let tc = |words: &str| node.command("tc", &words.split(' ').collect::<Vec<_>>(), "");
-        tc("qdisc add dev vpeer clsact")?;
-        tc("filter add dev vpeer ingress protocol all prio 1 matchall action mirred egress redirect dev vpod")?;
-        let outcome = self.behind_programs();
-        tc("qdisc del dev vpeer clsact")?;
-        outcome
-    }
-
-    fn behind_programs(&self) -> Outcome {
-        // Older kernels tell the node's probes by this alone: a process by that name, in a cgroup of its own.
-        let kubelet =
-            "mkdir -p /sys/fs/cgroup && mount -t cgroup2 cgroup2 /sys/fs/cgroup; mkdir -p /sys/fs/cgroup/node/kubelet
-            echo $$ >/sys/fs/cgroup/node/kubelet/cgroup.procs; echo kubelet >/proc/$$/comm; echo ready
-            while :; do sleep 1000; done";
-        let mut shell = (*self.lab.node).command("sh");
-        let mut kubelet = shell.args(["-c", kubelet]).stdout(Stdio::piped()).spawn()?;
-        let outcome = BufReader::new(kubelet.stdout.take().ok_or("no output")?)
-            .read_line(&mut String::new())
-            .map_err(Into::into)
-            .and_then(|_| self.beside_kubelet());
-        kubelet.kill()?;
-        kubelet.wait()?;
-        outcome
-    }
-
-    fn beside_kubelet(&self) -> Outcome {
-        let control = self.inward(Frame::Unknown, LONG)?;
-        ensure!(control == FRAMES, "{control} reach a released pod");
-        self.isolate()?;
-        let (verdict, printed) = self.status()?;
-        let status = serde_json::from_str::<serde_json::Value>(&printed)?;
-        let codes = status["reasonCodes"].as_array().ok_or("no codes")?;
-        let codes: Vec<_> = codes.iter().filter_map(|reason| reason["code"].as_str()).collect();
-        note(&format!("with a tc redirect to the pod's host end the verdict is {verdict}: {codes:?}"));
-        let arrived = self.inward(Frame::Unknown, SHORT)?;
-        ensure!(arrived == 0 || verdict == "partial", "{arrived} reach a pod that is said to be {verdict}");
-        ensure!(verdict == "contained" || codes.contains(&"ebpf-unsupported"), "{verdict}, and no word of programs");
-        let has_programs = status["layers"]["bpf"] == true;
-        let join =
-            |cgroup: &str| fs::write(format!("/sys/fs/cgroup/{cgroup}cgroup.procs"), std::process::id().to_string());
-        join("node/kubelet/")?;
-        for address in [POD4, POD6] {
-            self.probe(&self.lab.node, address, None, true)?;
-        }
-        join("")?;
-        if has_programs {
-            let passes = probe(&self.lab.node, POD4, None, SHORT)?;
-            note(&format!("of the node's root, others than the kubelet reach the pod through programs: {passes}"));
         }
         Ok(())
     }
@@ -419,15 +364,19 @@ impl Containment {
 
     /// With the agent nobody calls sync: it sees the marks, the tampering and the devices that appear.
     fn agent(&self) -> Outcome {
-        let state = self.state.display().to_string();
-        let log = ["--log", "stderr"];
-        let mut command = netlab::Netns::command(&self.lab.node, "quarantine");
-        command.args(["agent", "--state-dir", &state]).args(log).stdin(Stdio::null()).stderr(Stdio::null());
-        let mut agent = command.spawn()?;
+        let mut agent = self.start_agent()?;
         let outcome = self.watched();
         agent.kill()?;
         agent.wait()?;
         outcome
+    }
+
+    pub(crate) fn start_agent(&self) -> Result<Child, Box<dyn Error>> {
+        let state = self.state.display().to_string();
+        let log = ["--log", "stderr"];
+        let mut command = netlab::Netns::command(&self.lab.node, "quarantine");
+        command.args(["agent", "--state-dir", &state]).args(log).stdin(Stdio::null()).stderr(Stdio::null());
+        Ok(command.spawn()?)
     }
 
     fn watched(&self) -> Outcome {
@@ -457,8 +406,10 @@ impl Containment {
     }
 
     /// The verdict, and the whole of what `status` prints.
-    fn status(&self) -> Result<(String, String), Box<dyn Error>> {
-        let printed = self.quarantine(&["status", CONTAINER, "-o", "json"])?;
+    pub(crate) fn status(&self) -> Result<(String, String), Box<dyn Error>> {
+        // Its exit status is a verdict of its own.
+        let status = format!("quarantine status {CONTAINER} -o json --state-dir {} || true", self.state.display());
+        let printed = self.lab.node.command("sh", &["-c", &status], "")?;
         let json: serde_json::Value = serde_json::from_str(&printed)?;
         // One sandbox was asked for; a list of one is as good.
         let one = json.get(0).unwrap_or(&json);

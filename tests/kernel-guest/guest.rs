@@ -8,6 +8,7 @@
 #![allow(missing_docs, clippy::print_stdout)]
 
 mod containment;
+mod datapath;
 mod facts;
 mod host_network;
 mod lab;

@@ -298,6 +298,7 @@ mod tests {
             pod_layer: true,
             host_layer: verdict == Verdict::Contained,
             bpf_layer: false,
+            bpf_ready: false,
             guard_required: false,
             drops: vec![drop(Direction::In, 3), drop(Direction::Out, 4), drop(Direction::In, 1)],
             attempts: Vec::new(),

@@ -14,9 +14,9 @@ use nix::errno::Errno;
 use thiserror::Error;
 
 pub use loaded::none_for_interfaces_but;
-pub use object::{Hook, Link, LoadedProgram};
+pub use object::{Hook, Identity, Link, LinkInfo, LoadedMap, LoadedProgram};
 pub use peer::may_redirect_to_peers;
-pub use pins::Pins;
+pub use pins::{Missing, Pins};
 pub use query::{ProgramFound, programs_on, refuses_tcx};
 
 /// Why something about programs could not be done.

@@ -70,6 +70,7 @@ impl LoadedMap {
     /// [`BpfError`].
     pub fn create(map: &Map) -> Result<Self, BpfError> {
         let (kind, entries, name) = match map {
+            Map::Armed => (ARRAY, map.size(), "q_armed"),
             Map::Drops => (ARRAY, map.size(), "q_drops"),
             Map::Set(_) => (LRU_HASH, map.size(), "q_set"),
         };
@@ -100,6 +101,27 @@ impl LoadedMap {
         // SAFETY: key and value are as long as the map's, which was made so and found by its name in a directory that is root's.
         unsafe { attributes.call(Command::MapLookupElem) }.ok()?;
         Some(value)
+    }
+
+    /// Has programs that wait let nothing pass any more, or everything again; of a map that says so.
+    ///
+    /// # Errors
+    /// [`BpfError`].
+    pub fn arm(&self, is_armed: bool) -> Result<(), BpfError> {
+        let mut value = [0; VALUE as usize];
+        value[..8].copy_from_slice(&u64::from(is_armed).to_ne_bytes());
+        let key = [0; 4];
+        let mut attributes =
+            Attributes::new().descriptor(0, self.0.as_fd()).reads(8, &key).reads(16, &value).put(24, &[0; 8]);
+        // SAFETY: key and value are as long as the map's, which was made so and found by its name in a directory that is root's.
+        let done = unsafe { attributes.call(Command::MapUpdateElem) };
+        done.map(drop).map_err(|errno| BpfError::of("change an element of a map", errno))
+    }
+
+    /// Whether they let nothing pass; not known where it cannot be read.
+    #[must_use]
+    pub fn is_armed(&self) -> Option<bool> {
+        self.value(&Map::Armed, &[0; 4]).map(|value| halves(value).0 != 0)
     }
 
     /// Packets and bytes that were dropped, of a map of drops.
@@ -303,13 +325,16 @@ impl Link {
             interface: (interface != 0).then_some(interface),
         })
     }
+}
 
+/// What was said of a link is asked for once: the kernel takes the lock of all of its interfaces to say it.
+impl LinkInfo {
     /// What tells its program from others.
     ///
     /// # Errors
     /// [`BpfError`].
     pub fn identity(&self) -> Result<Identity, BpfError> {
-        LoadedProgram::by_id(self.info()?.program)?.identity()
+        LoadedProgram::by_id(self.program)?.identity()
     }
 
     /// Whether it is what packets meet first at this hook. Asks in the calling thread's netns.
@@ -319,8 +344,7 @@ impl Link {
     pub fn is_first(&self, hook: Hook, interface: u32) -> Result<bool, BpfError> {
         let order = attached(interface, hook.attach_type());
         let order = order.map_err(|errno| BpfError::of("list what is attached", errno))?;
-        let id = self.info()?.id;
-        Ok(order.first().is_some_and(|first| first.link == id))
+        Ok(order.first().is_some_and(|first| first.link == self.id))
     }
 }
 

@@ -24,6 +24,17 @@ const OURS: &str = "quarantine";
 const LINK: &str = "link-";
 const MAP: &str = "map-";
 
+/// What becomes of maps that are not pinned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Missing {
+    /// They are made, and pinned.
+    Made,
+    /// They are made, and go with the program.
+    Tried,
+    /// They are not.
+    Absent,
+}
+
 /// A directory of pins.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pins(PathBuf);
@@ -61,8 +72,7 @@ impl Pins {
         owners
     }
 
-    /// Loads a program with the maps that are pinned here by the names that `name_of` gives them. `makes_maps` says whether those that
-    /// are not there are made; else there is `None` of it.
+    /// Loads a program with the maps that are pinned here by the names that `name_of` gives them; `None` where one is absent and is to be.
     ///
     /// # Errors
     /// [`BpfError`].
@@ -70,19 +80,21 @@ impl Pins {
         &self,
         program: &Program,
         name_of: impl Fn(&Map) -> String,
-        makes_maps: bool,
+        missing: Missing,
     ) -> Result<Option<LoadedProgram>, BpfError> {
         let mut maps = Vec::with_capacity(program.maps.len());
         for map in &program.maps {
             let name = name_of(map);
             let loaded = match self.map(&name)? {
                 Some(loaded) => loaded,
-                None if makes_maps => {
+                None if missing == Missing::Absent => return Ok(None),
+                None => {
                     let made = LoadedMap::create(map)?;
-                    self.pin_map(&name, &made)?;
+                    if missing == Missing::Made {
+                        self.pin_map(&name, &made)?;
+                    }
                     made
                 }
-                None => return Ok(None),
             };
             maps.push(loaded);
         }

@@ -12,6 +12,7 @@ use nix::libc;
 pub(super) enum Command {
     MapCreate = 0,
     MapLookupElem = 1,
+    MapUpdateElem = 2,
     MapGetNextKey = 4,
     ProgLoad = 5,
     ObjPin = 6,

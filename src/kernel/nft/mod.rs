@@ -9,6 +9,7 @@ mod compare;
 mod compile;
 mod events;
 mod expression;
+mod hooks;
 mod inventory;
 mod kernel;
 mod read;
@@ -43,6 +44,7 @@ pub fn try_any(bytes: &[u8]) {
     read::try_any(bytes);
     inventory::try_any(bytes);
     events::try_any(bytes);
+    hooks::try_any(bytes);
 }
 
 /// nf_tables in one netns.

@@ -170,7 +170,15 @@ impl Nft {
     pub fn compare(&mut self, wanted: &Table) -> Result<(Vec<Difference>, Option<LoadedTable>), NetlinkError> {
         match self.read_table(wanted) {
             Ok(None) => Ok((vec![Difference::NoTable], None)),
-            Ok(Some(loaded)) => Ok((loaded.differences(wanted), Some(loaded))),
+            Ok(Some(loaded)) => {
+                let mut differences = loaded.differences(wanted);
+                if !wanted.dormant && !loaded.dormant {
+                    let unhooked =
+                        self.unhooked(wanted)?.into_iter().filter(|chain| loaded.has_chain_named(&chain.name));
+                    differences.extend(unhooked.map(|chain| Difference::Unhooked(chain.name.clone())));
+                }
+                Ok((differences, Some(loaded)))
+            }
             Err(NetlinkError::Changing { .. }) => Ok((vec![Difference::Restless], None)),
             Err(error) => Err(error),
         }

@@ -17,7 +17,7 @@ pub enum Programs {
 }
 
 /// Where one of the programs is, and what it stops.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ProgramPlace {
     /// tcx ingress of the host's end: what the pod sends.
     FromPod,

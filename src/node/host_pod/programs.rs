@@ -5,7 +5,7 @@
 use std::fs::File;
 use std::os::fd::AsFd;
 
-use crate::kernel::bpf::{BpfError, Hook, Link, LoadedProgram, Pins};
+use crate::kernel::bpf::{BpfError, Hook, Link, LoadedProgram, Missing, Pins};
 use crate::model::host_pod::{Cgroup, HostPod, Program as Standing, ProgramFault, Way};
 use crate::model::names::PodUid;
 use crate::model::policy::Policy;
@@ -158,16 +158,18 @@ impl<'a> Programs<'a> {
         }
     }
 
-    fn load(&self, way: Way, makes_maps: bool) -> Result<Option<LoadedProgram>, Failure> {
+    fn load(&self, way: Way, missing: Missing) -> Result<Option<LoadedProgram>, Failure> {
         let (chain, stand) = self.chain(way);
         // Where nothing tells probes, no rule asks.
         let prober = self.prober.unwrap_or(Sender::InNetns(0));
         let program = program(chain, &self.chains.sets, stand, prober).map_err(Failure::Program)?;
         let name = |map: &Map| match map {
+            // Nothing waits on a cgroup: attaching there takes microseconds.
+            Map::Armed => "armed".to_owned(),
             Map::Drops => drops_pin(way),
             Map::Set(set) => set_pin(set),
         };
-        Ok(self.pins.load(&program, name, makes_maps)?)
+        Ok(self.pins.load(&program, name, missing)?)
     }
 
     /// The link, where it hangs on the pod's cgroup.
@@ -178,9 +180,9 @@ impl<'a> Programs<'a> {
     }
 
     fn attach_one(&self, way: Way) -> Result<Attached, Failure> {
-        let Some(wanted) = self.load(way, true)? else { return Ok(Attached::AsBefore) };
+        let Some(wanted) = self.load(way, Missing::Made)? else { return Ok(Attached::AsBefore) };
         if let Some(link) = self.standing(way)? {
-            if wanted.identity()? == link.identity()? {
+            if wanted.identity()? == link.info()?.identity()? {
                 return Ok(Attached::AsBefore);
             }
             link.update(&wanted)?;
@@ -194,8 +196,8 @@ impl<'a> Programs<'a> {
 
     fn fault(&self, way: Way) -> Result<Option<ProgramFault>, Failure> {
         let Some(link) = self.standing(way)? else { return Ok(Some(ProgramFault::Missing)) };
-        let is_it = match self.load(way, false)? {
-            Some(wanted) => wanted.identity()? == link.identity()?,
+        let is_it = match self.load(way, Missing::Absent)? {
+            Some(wanted) => wanted.identity()? == link.info()?.identity()?,
             None => false,
         };
         Ok((!is_it).then_some(ProgramFault::Altered))

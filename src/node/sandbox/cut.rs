@@ -8,11 +8,12 @@ use nix::errno::Errno;
 use crate::kernel::netlink::NetlinkError;
 use crate::kernel::nft::Batch;
 use crate::kernel::rtnetlink::Link;
-use crate::model::names::ContainerId;
+use crate::model::names::{ContainerId, IfName};
 use crate::model::record::HostGuard;
+use crate::model::records::SandboxRecords;
 use crate::rules::containment::{EgressHook, SealedEnd, TABLE, sealed_guard};
 
-use super::{POD_FAMILIES, Sandbox, Side};
+use super::{POD_FAMILIES, Sandbox, Side, bpf};
 
 /// What is known of a sandbox that is to be brought to what is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,25 +38,36 @@ impl Sandbox<'_> {
     pub fn cut(&mut self) -> Option<SealedGuard> {
         let ends = if self.host_guard() == HostGuard::Off { Ok(Vec::new()) } else { self.ends_as_recorded() };
         let Ok(ends) = ends else { return None };
+        let sealed = |(link, interface): (Link, IfName)| SealedEnd { device: link.name, interface };
+        let ends: Vec<_> = ends.into_iter().map(sealed).collect();
         if self.host_guard() == HostGuard::Require && ends.len() < self.records.pinned_interfaces().len() {
             return None;
+        }
+        // The quickest first, where it is there at all.
+        if self.host_guard() != HostGuard::Off {
+            bpf::arm(self.host, self.records.container_id());
         }
         // Whatever is in them: to wake what somebody changed lets no more through than to leave it asleep.
         let _ = self.pod.nft.set_dormant(TABLE, &POD_FAMILIES, false);
         Some(SealedGuard { container_id: self.records.container_id().clone(), ends })
     }
 
-    fn ends_as_recorded(&mut self) -> Result<Vec<SealedEnd>, NetlinkError> {
-        let mut ends = Vec::new();
-        for pinned in self.records.pinned_interfaces() {
-            let Some(end) = &pinned.host_end else { continue };
-            let link = self.host.links.by_index(end.index)?.filter(Link::is_pair);
-            if let Some(link) = link.filter(|link| end.resembles(&link.name, link.mac)) {
-                ends.push(SealedEnd { device: link.name, interface: pinned.interface.name.clone() });
-            }
-        }
-        Ok(ends)
+    pub(super) fn ends_as_recorded(&mut self) -> Result<Vec<(Link, IfName)>, NetlinkError> {
+        ends_as_recorded(self.host, self.records)
     }
+}
+
+/// The ends on the host that ADD found, as long as they can be told without asking more, and whose they are.
+pub(super) fn ends_as_recorded(host: &mut Side, records: &SandboxRecords) -> Result<Vec<(Link, IfName)>, NetlinkError> {
+    let mut ends = Vec::new();
+    for pinned in records.pinned_interfaces() {
+        let Some(end) = &pinned.host_end else { continue };
+        let link = host.links.by_index(end.index)?.filter(Link::is_pair);
+        if let Some(link) = link.filter(|link| end.resembles(&link.name, link.mac)) {
+            ends.push((link, pinned.interface.name.clone()));
+        }
+    }
+    Ok(ends)
 }
 
 /// Loads guards in one transaction; where the kernel takes that not, each by itself, so that one that cannot be loaded

@@ -95,16 +95,18 @@ impl Sandbox<'_> {
         inside: Option<&Link>,
         holder: Option<Holder>,
     ) -> Result<Exposure, SandboxError> {
-        let xdp_is_ours = holder.is_some_and(|holder| self.has_xdp_of_ours(holder));
-        let ours = holder.map(|holder| self.programs_of_ours(holder)).unwrap_or_default();
         let pod_side = match (&guard, inside) {
             (_, None) => PodSide::Left,
             // Not asked where nothing depends on it.
             (Guard::Holds { passed_by, both_ways: true }, _) if passed_by.is_empty() => PodSide::InTheWay,
-            (_, Some(link)) if jumps_past_pod_side(&mut self.pod.links, &self.netns, link, xdp_is_ours, &ours)? => {
-                PodSide::PassedBy
+            (_, Some(link)) => {
+                let xdp_is_ours = holder.is_some_and(|holder| self.has_xdp_of_ours(holder));
+                let ours = holder.map(|holder| self.programs_of_ours(holder)).unwrap_or_default();
+                match jumps_past_pod_side(&mut self.pod.links, &self.netns, link, xdp_is_ours, &ours)? {
+                    true => PodSide::PassedBy,
+                    false => PodSide::InTheWay,
+                }
             }
-            (_, Some(_)) => PodSide::InTheWay,
         };
         Ok(Exposure { interface: interface.to_string(), guard, pod_side, programs: Programs::NotWanted })
     }

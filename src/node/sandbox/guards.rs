@@ -162,11 +162,23 @@ fn standing_ends(
 /// Removes the host guard of a sandbox that may be gone, and the eBPF programs with it; says whether there was one.
 pub fn remove_guard(host: &mut Side, container_id: &ContainerId) -> Result<bool, NetlinkError> {
     let had_programs = bpf::detach(host, container_id);
+    Ok(remove_table(host, container_id)? || had_programs)
+}
+
+fn remove_table(host: &mut Side, container_id: &ContainerId) -> Result<bool, NetlinkError> {
     let had_guard = host.nft.delete(&guard_table(container_id), &[Family::Netdev])?;
     if had_guard {
         senders::remove_unused(host)?;
     }
-    Ok(had_guard || had_programs)
+    Ok(had_guard)
+}
+
+impl Sandbox<'_> {
+    /// Removes the host guard at the release; programs that were attached before the isolation wait again, and all others come off.
+    pub(super) fn lift_guard(&mut self) -> Result<bool, SandboxError> {
+        let had_programs = self.disarm();
+        Ok(remove_table(self.host, self.records.container_id())? || had_programs)
+    }
 }
 
 /// Removes the guards that no record speaks of and that have no interface left to guard: a pod that ended without a DEL
@@ -176,6 +188,7 @@ pub fn remove_guards_of_nothing(
     has_record: impl Fn(&ContainerId) -> bool,
 ) -> Result<Vec<ContainerId>, NetlinkError> {
     senders::remove_unused(host)?;
+    bpf::remove_pins_of_nothing(host, &has_record);
     let mut orphans = standing_guards(host)?;
     orphans.retain(|container_id| !has_record(container_id));
     if orphans.is_empty() {

@@ -20,7 +20,7 @@ mod transition;
 use nix::errno::Errno;
 use thiserror::Error;
 
-pub use bpf::{Holder, programs_are_displaced};
+pub use bpf::{Holder, Readiness, are_ready, programs_are_displaced, wants_ready};
 pub use cut::{Before, load_guards};
 pub use guards::{remove_guard, remove_guards_of_nothing, remove_stale_guards, standing_guards};
 pub use kubelet::cgroup_of;
@@ -126,14 +126,14 @@ struct Wanted {
     egress: EgressHook,
     /// How the prober that the policy names is told.
     senders: Option<Senders>,
-    /// What was wrong when the programs of the eBPF layer were attached.
-    refused: bpf::Refused,
+    /// What came of attaching the programs of the eBPF layer.
+    attached: bpf::Attached,
 }
 
 impl Wanted {
     fn released(pod: Vec<Table>, egress: EgressHook) -> Self {
-        let refused = bpf::Refused::default();
-        Self { survey: Survey::default(), pod, guard: None, compared: None, egress, senders: None, refused }
+        let attached = bpf::Attached::default();
+        Self { survey: Survey::default(), pod, guard: None, compared: None, egress, senders: None, attached }
     }
 }
 
@@ -250,7 +250,7 @@ impl<'a> Sandbox<'a> {
             }
         } else {
             done.pod = reconcile(&mut self.pod.nft, &wanted.pod)?;
-            done.guard.changed = self.remove_guard()?;
+            done.guard.changed = self.lift_guard()?;
         }
         Ok((wanted, done))
     }
@@ -382,8 +382,8 @@ impl<'a> Sandbox<'a> {
             pod.iter_mut().for_each(|table| report_drops(table, self.records.container_id()));
         }
         pod.iter_mut().for_each(branch_off);
-        let refused = bpf::Refused::default();
-        let mut wanted = Wanted { survey, pod, guard: None, compared: None, egress, senders, refused };
+        let attached = bpf::Attached::default();
+        let mut wanted = Wanted { survey, pod, guard: None, compared: None, egress, senders, attached };
         if self.host_guard() != HostGuard::Off {
             let label = wanted.senders.as_ref().and_then(Senders::label);
             wanted.guard = self.guard_of(&wanted.survey, policy, egress, label);

@@ -55,12 +55,18 @@ impl NodeScan {
                 Jump::Bpf => None,
             }));
         }
-        let ours = Pins::programs(host.links.netns_cookie());
+        // Before and after: others may be attaching and taking off meanwhile.
+        let mut ours = Pins::programs(host.links.netns_cookie());
         let (mut programs, mut attached) = (Vec::new(), with_bpf.is_empty().then(Vec::new));
         // To ask each of a thousand interfaces takes 20 ms.
         let links = if none_for_interfaces_but(&ours) { Vec::new() } else { host.links.all()? };
-        for Link { index, name, has_xdp, .. } in links {
-            let mut others: Vec<_> = programs_on(index).into_iter().map(|found| found.program).collect();
+        let on_links = |Link { index, name, has_xdp, .. }: Link| {
+            let found: Vec<_> = programs_on(index).into_iter().map(|found| found.program).collect();
+            (index, name, has_xdp, found)
+        };
+        let found: Vec<_> = links.into_iter().map(on_links).collect();
+        ours.append(&mut Pins::programs(host.links.netns_cookie()));
+        for (index, name, has_xdp, mut others) in found {
             others.retain(|program| !ours.contains(program));
             if has_xdp || with_bpf.contains(&index) || !others.is_empty() {
                 programs.push((index, name));

@@ -119,7 +119,8 @@ fn change_in_place(batch: &mut Batch, table: &Table, loaded: &LoadedTable, diffe
         differences.contains(&Difference::Foreign) && loaded.surplus(table) != stale.len() + stale_branches.len();
     let in_the_way = table.sets.iter().any(|set| loaded.has_set_named(&set.name) && !loaded.has_set_like(set))
         || table.all_chains().any(|chain| {
-            differences.contains(&Difference::Chain(chain.name.to_owned())) && loaded.has_chain_named(chain.name)
+            [Difference::Chain, Difference::Unhooked].iter().any(|of| differences.contains(&of(chain.name.to_owned())))
+                && loaded.has_chain_named(chain.name)
         });
     if foreign || in_the_way {
         replace(batch, table, true);

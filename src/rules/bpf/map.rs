@@ -5,6 +5,8 @@ use crate::rules::ruleset::{Content, KeyType, Set};
 /// A map of a program.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Map {
+    /// Whether a program that waits lets nothing pass any more: an array of one.
+    Armed,
     /// Packets and bytes that the program has dropped: an array of one.
     Drops,
     /// A set of the ruleset: a hash that forgets what was used least recently. A key is as nftables has it in registers; a value is
@@ -12,7 +14,8 @@ pub enum Map {
     Set(Set),
 }
 
-/// Bytes of a map's value: of a set when it was last used, in nanoseconds since the boot, and how often; of drops packets and bytes.
+/// Bytes of a map's value: of a set when it was last used, in nanoseconds since the boot, and how often; of drops packets and bytes; of
+/// what is armed 1 or 0, and nothing.
 pub const VALUE: u32 = 16;
 
 impl Map {
@@ -20,7 +23,7 @@ impl Map {
     #[must_use]
     pub fn size(&self) -> u32 {
         match self {
-            Self::Drops | Self::Set(Set { content: Content::Fixed(_), .. }) => 1,
+            Self::Armed | Self::Drops | Self::Set(Set { content: Content::Fixed(_), .. }) => 1,
             Self::Set(Set { content: Content::Dynamic { size, .. }, .. }) => *size,
         }
     }
@@ -42,7 +45,7 @@ impl Map {
     #[must_use]
     pub fn key_length(&self) -> u32 {
         match self {
-            Self::Drops => 4,
+            Self::Armed | Self::Drops => 4,
             Self::Set(set) => set.key.iter().map(|field| padded(field.length()) as u32).sum(),
         }
     }

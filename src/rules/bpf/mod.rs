@@ -15,17 +15,21 @@
 mod assembler;
 mod headers;
 mod map;
+mod pieces;
 mod sender;
 mod stand;
 #[cfg(test)]
 mod tests;
+mod waiting;
 
 pub use assembler::Instruction;
 pub use map::{Map, VALUE};
 pub use stand::Stand;
+pub use waiting::waiting;
 
 use assembler::{Assembler, Label, Operation, Register, Size, When};
 use map::padded;
+use pieces::{aligned, chunks, native};
 use stand::ETHERNET_HEADER;
 
 use crate::rules::containment::is_burst_set;
@@ -182,12 +186,16 @@ impl Compiler<'_> {
                     return Err(Inexpressible::Statement);
                 }
                 Statement::Counter => self.count(),
-                Statement::Accept => self.assembler.exit(self.stand.accept()),
+                Statement::Accept => self.pass_packet(),
                 Statement::Drop => self.drop_packet(),
             }
         }
         self.assembler.place(next);
         Ok(())
+    }
+
+    fn pass_packet(&mut self) {
+        self.assembler.exit(self.stand.accept());
     }
 
     fn drop_packet(&mut self) {
@@ -427,42 +435,4 @@ fn opened_by(rule: &Rule) -> Result<(&'static [Field], &str), Inexpressible> {
 fn stack_address(assembler: &mut Assembler, to: Register, at: i16) {
     assembler.with_register(Operation::Move, to, R10);
     assembler.with(Operation::Add, to, at.into());
-}
-
-/// So much of a value as one comparison takes, as the processor reads it.
-fn native(value: &Value, offset: usize, size: Size) -> u32 {
-    let mut bytes = [0; 4];
-    let length = size.bytes();
-    bytes[..length].copy_from_slice(&value[offset..offset + length]);
-    match size {
-        Size::Byte => bytes[0].into(),
-        Size::Half => u16::from_ne_bytes([bytes[0], bytes[1]]).into(),
-        Size::Word | Size::Double => u32::from_ne_bytes(bytes),
-    }
-}
-
-/// The pieces in which bytes on the stack are read: what is read there is to be aligned.
-fn chunks(at: i16, length: usize) -> Vec<(usize, Size)> {
-    let mut chunks = Vec::new();
-    let mut offset = 0;
-    while offset < length {
-        let size = [Size::Word, Size::Half, Size::Byte].into_iter().find(|size| {
-            let bytes = size.bytes();
-            offset + bytes <= length && (at + offset as i16).rem_euclid(bytes as i16) == 0
-        });
-        let size = size.unwrap_or(Size::Byte);
-        chunks.push((offset, size));
-        offset += size.bytes();
-    }
-    chunks
-}
-
-/// A piece, cut smaller where it would not be aligned at the place that it goes to.
-fn aligned(to: i16, (offset, size): (usize, Size)) -> Vec<(usize, Size)> {
-    if (to + offset as i16).rem_euclid(size.bytes() as i16) == 0 {
-        return vec![(offset, size)];
-    }
-    let half = if size == Size::Word { Size::Half } else { Size::Byte };
-    let second = offset + half.bytes();
-    [(offset, half), (second, half)].into_iter().flat_map(|chunk| aligned(to, chunk)).collect()
 }

@@ -17,6 +17,13 @@ fn what_is_read_of_the_stack_is_aligned() {
     }
 }
 
+#[test]
+fn a_program_that_waits_is_short() {
+    let waiting = waiting();
+    assert_eq!(waiting.maps, [Map::Armed, Map::Drops]);
+    assert!(!waiting.code.is_empty() && waiting.code.len() < 40, "each packet of a released pod pays for it");
+}
+
 fn chain(rules: Vec<Rule>) -> Chain {
     Chain { name: "to-eth0".to_owned(), hook: Hook::Egress(crate::model::names::IfName::new("veth0").unwrap()), rules }
 }

@@ -26,7 +26,7 @@ fn no_mark_can_forge_a_line_or_a_pair() {
     for line in agent.lines() {
         let event = line.strip_prefix(&prefix).and_then(|line| line.split_once(": "));
         let event = event.map(|(_, line)| line.split(' ').next().unwrap_or_default());
-        let expected = ["event=agent-started", "event=isolated", "event=updated"];
+        let expected = ["event=agent-started", "event=births-swept", "event=isolated", "event=updated"];
         assert!(event.is_some_and(|event| expected.contains(&event)), "{line:?}");
         assert!(line.chars().all(|c| matches!(c, ' '..='~' | '…')), "{line:?}");
     }

@@ -25,7 +25,7 @@ use super::datapaths::{frames_on, frames_towards, limit_bandwidth};
 const SHORT: Duration = Duration::from_millis(150);
 
 /// Frames from a packet socket and from AF_XDP in the pod.
-fn out(topology: &Topology) -> [Battery<'_>; 2] {
+pub(super) fn out(topology: &Topology) -> [Battery<'_>; 2] {
     let socket = PacketSocket::open(&topology.pod, "eth0");
     let xdp = Mutex::new(XdpSocket::open(&topology.pod, "eth0").unwrap());
     [
@@ -35,12 +35,12 @@ fn out(topology: &Topology) -> [Battery<'_>; 2] {
 }
 
 /// Frames to a packet socket in the pod.
-fn into(topology: &Topology) -> Battery<'_> {
+pub(super) fn into(topology: &Topology) -> Battery<'_> {
     frames_towards(topology, Witnesses::default().frames(&topology.pod, "eth0"))
 }
 
 /// Nothing out, nothing in, probes answered and nobody else.
-fn is_cut_off(topology: &Topology) {
+pub(super) fn is_cut_off(topology: &Topology) {
     for mut battery in out(topology) {
         battery.assert_none_arrives();
     }
@@ -53,7 +53,7 @@ fn is_cut_off(topology: &Topology) {
 }
 
 /// All of it goes through.
-fn is_free(topology: &Topology) {
+pub(super) fn is_free(topology: &Topology) {
     for mut battery in out(topology) {
         battery.assert_all_arrive();
     }
@@ -292,13 +292,13 @@ fn a_program_on_a_neighbours_end_is_seen() {
 }
 
 /// Where the programs of a sandbox are pinned.
-fn pins(sandbox: &Sandbox<'_>) -> Option<PathBuf> {
+pub(super) fn pins(sandbox: &Sandbox<'_>) -> Option<PathBuf> {
     let nodes = std::fs::read_dir("/sys/fs/bpf/quarantine").ok()?.flatten();
     nodes.map(|node| node.path().join(sandbox.id())).find(|pins| pins.is_dir())
 }
 
 /// The pins of its links.
-fn links(sandbox: &Sandbox<'_>) -> Vec<PathBuf> {
+pub(super) fn links(sandbox: &Sandbox<'_>) -> Vec<PathBuf> {
     let pins = pins(sandbox).unwrap_or_else(|| panic!("nothing is pinned: {:#}", sandbox.status()));
     let entries = std::fs::read_dir(pins).unwrap().map(|entry| entry.unwrap().path());
     let mut links: Vec<_> = entries.filter(|path| path.to_str().unwrap().contains("/link-")).collect();

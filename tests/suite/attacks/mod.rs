@@ -9,6 +9,8 @@ mod burst;
 mod churn;
 mod datapaths;
 mod ebpf;
+mod ebpf_datapaths;
+mod ebpf_ready;
 mod interfaces;
 mod oracle;
 mod prober;

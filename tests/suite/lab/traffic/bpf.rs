@@ -11,14 +11,18 @@ use nix::net::if_::if_nametoindex;
 
 use crate::lab::{Mac, Netns, not_tried};
 
+const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_PROG_DETACH: libc::c_long = 9;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 const BPF_LINK_DETACH: libc::c_long = 34;
 const BPF_FUNC_REDIRECT: i32 = 23;
 const BPF_FUNC_SKB_LOAD_BYTES: i32 = 26;
+const BPF_FUNC_REDIRECT_NEIGH: i32 = 152;
 const BPF_FUNC_REDIRECT_PEER: i32 = 155;
 /// Before all others, where it names none.
 const BPF_F_BEFORE: u32 = 1 << 3;
@@ -28,6 +32,8 @@ const BPF_F_BEFORE: u32 = 1 << 3;
 pub(crate) enum Stand {
     /// Before everything else that comes in, for skbs.
     Xdp,
+    /// The same, in the driver.
+    XdpNative,
     /// In front of the ingress hook of netfilter (Linux 6.6).
     TcxIngress,
     /// In front of the egress hook of netfilter.
@@ -38,8 +44,10 @@ impl Stand {
     /// Type of program, type of attachment, flags.
     fn numbers(self) -> (u32, u32, u32) {
         const XDP_FLAGS_SKB_MODE: u32 = 2;
+        const XDP_FLAGS_DRV_MODE: u32 = 4;
         match self {
             Self::Xdp => (6, 37, XDP_FLAGS_SKB_MODE),
+            Self::XdpNative => (6, 37, XDP_FLAGS_DRV_MODE),
             Self::TcxIngress => (3, 46, 0),
             Self::TcxEgress => (3, 47, 0),
         }
@@ -78,7 +86,9 @@ struct Create {
 /// open. `None` where the kernel is too old for that stand, or takes no program from a user namespace; that is said.
 pub(crate) fn redirect(netns: &Netns, stand: Stand, from: &str, to: &str) -> Option<OwnedFd> {
     match netns.run(|| redirect_here(stand, from, to)) {
-        Err(error) if error.kind() == io::ErrorKind::InvalidInput && !matches!(stand, Stand::Xdp) => {
+        Err(error)
+            if error.kind() == io::ErrorKind::InvalidInput && !matches!(stand, Stand::Xdp | Stand::XdpNative) =>
+        {
             not_tried(&format!("this kernel has no {stand:?}"));
             None
         }
@@ -123,12 +133,41 @@ pub(crate) fn classic(netns: &Netns, from: &str, to: &str, mac: Mac, way: Way) {
     hung.unwrap();
 }
 
-/// Detaches a link that is pinned, as `bpftool link detach` does.
-pub(crate) fn detach(pin: &Path) {
+/// What is pinned there.
+fn pinned(pin: &Path) -> OwnedFd {
     let path = CString::new(pin.as_os_str().as_bytes()).unwrap();
     let get = [path.as_ptr() as u64, 0];
     // SAFETY: the command reads the path, which ends, and a descriptor that it does not use.
-    let link = unsafe { bpf(BPF_OBJ_GET, &get) }.unwrap();
+    unsafe { bpf(BPF_OBJ_GET, &get) }.unwrap()
+}
+
+/// The IDs of a link that is pinned and of its program.
+pub(crate) fn link_and_program(pin: &Path) -> [u32; 2] {
+    let link = pinned(pin);
+    let mut info = [0_u32; 8];
+    let [descriptor, length] = [link.as_raw_fd().cast_unsigned(), size_of_val(&info) as u32];
+    let attributes = [u64::from(length) << 32 | u64::from(descriptor), info.as_mut_ptr() as u64];
+    // SAFETY: the command writes to the array, which is as long as is said.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, BPF_OBJ_GET_INFO_BY_FD, attributes.as_ptr(), size_of_val(&attributes)) };
+    assert_eq!(result, 0, "{}: {}", pin.display(), io::Error::last_os_error());
+    [info[1], info[2]]
+}
+
+/// Sets the first half of the one element of a map of 16 bytes each that is pinned, as `bpftool map update` does.
+pub(crate) fn set_element(pin: &Path, number: u64) {
+    let map = pinned(pin);
+    let (key, value) = ([0_u8; 4], [number, 0]);
+    let attributes = [u64::from(map.as_raw_fd().cast_unsigned()), key.as_ptr() as u64, value.as_ptr() as u64, 0];
+    // SAFETY: the command reads a key of four bytes and a value of sixteen.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_UPDATE_ELEM, attributes.as_ptr(), size_of_val(&attributes)) };
+    assert_eq!(result, 0, "{}: {}", pin.display(), io::Error::last_os_error());
+}
+
+/// Detaches a link that is pinned, as `bpftool link detach` does.
+pub(crate) fn detach(pin: &Path) {
+    let link = pinned(pin);
     let link = [link.as_raw_fd().cast_unsigned()];
     // SAFETY: the command reads one descriptor.
     let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_LINK_DETACH, link.as_ptr(), size_of_val(&link)) };
@@ -140,6 +179,8 @@ pub(crate) fn detach(pin: &Path) {
 pub(crate) enum Way {
     /// Out of an interface of the node.
     Out,
+    /// The same, with the Ethernet header that the node has for its destination.
+    ToNeighbour,
     /// In by the other end of one, past that.
     IntoPeer,
 }
@@ -154,7 +195,20 @@ pub(crate) struct Datapath<'a> {
 impl<'a> Datapath<'a> {
     /// Put before all that hangs there, or behind it. `None` where the kernel is too old; that is said.
     pub(crate) fn attach(netns: &'a Netns, from: &str, to: &str, mac: Mac, way: Way, first: bool) -> Option<Self> {
-        let (_, attach_type, _) = Stand::TcxIngress.numbers();
+        Self::attach_at(netns, Stand::TcxIngress, from, to, mac, way, first)
+    }
+
+    /// The same at this stand, one of tcx.
+    pub(crate) fn attach_at(
+        netns: &'a Netns,
+        stand: Stand,
+        from: &str,
+        to: &str,
+        mac: Mac,
+        way: Way,
+        first: bool,
+    ) -> Option<Self> {
+        let (_, attach_type, _) = stand.numbers();
         let flags = if first { BPF_F_BEFORE } else { 0 };
         let made = netns.run(|| link(&takes(to, mac, way)?, from, attach_type, flags));
         match made {
@@ -180,10 +234,56 @@ impl<'a> Datapath<'a> {
     }
 }
 
+/// Hangs a program before all others on the way out of an interface, which lets everything pass and those behind it see nothing. As long as
+/// the descriptor is open; `None` where the kernel is too old.
+pub(crate) fn pass_first(netns: &Netns, on: &str) -> Option<OwnedFd> {
+    let (program_type, attach_type, _) = Stand::TcxEgress.numbers();
+    // r0 = TCX_PASS; exit
+    let passes = || load(program_type, &[(0xb7, 0, 0, 0), (0x95, 0, 0, 0)]);
+    match netns.run(|| link(&passes()?, on, attach_type, BPF_F_BEFORE)) {
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => None,
+        made => Some(made.unwrap()),
+    }
+}
+
+/// Takes whatever program is first at this stand off an interface, as `bpftool net detach` does and an older `bpf(2)` could.
+pub(crate) fn detach_from(netns: &Netns, stand: Stand, on: &str) -> io::Result<()> {
+    let (_, attach_type, _) = stand.numbers();
+    netns.run(|| {
+        let attributes = [if_nametoindex(on)?, 0, attach_type, 0, 0, 0, 0, 0];
+        // SAFETY: the command reads numbers.
+        let result =
+            unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_DETACH, attributes.as_ptr(), size_of_val(&attributes)) };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    })
+}
+
+/// Has an interface put received frames together, as drivers' do: a veth receives what XDP redirects to its other end only so.
+pub(crate) fn receive_offload(netns: &Netns, on: &str) {
+    const ETHTOOL_SGRO: u32 = 0x2c;
+    netns.run(|| {
+        let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+        let mut value = [ETHTOOL_SGRO, 1];
+        // SAFETY: all-zero is a valid value of this C structure.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        for (to, from) in request.ifr_name.iter_mut().zip(on.bytes()) {
+            *to = from.cast_signed();
+        }
+        request.ifr_ifru.ifru_data = value.as_mut_ptr().cast();
+        // SAFETY: the request is a live ifreq that points to an ethtool_value, as SIOCETHTOOL takes it.
+        let status = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL as _, &raw mut request) };
+        assert_eq!(status, 0, "{}", io::Error::last_os_error());
+    });
+}
+
 /// Loads a program that takes the frames for one Ethernet address.
 fn takes(to: &str, [a, b, c, d, e, f]: Mac, way: Way) -> io::Result<OwnedFd> {
     let to = if_nametoindex(to)?.cast_signed();
-    let helper = if way == Way::Out { BPF_FUNC_REDIRECT } else { BPF_FUNC_REDIRECT_PEER };
+    let helper = match way {
+        Way::Out => BPF_FUNC_REDIRECT,
+        Way::ToNeighbour => BPF_FUNC_REDIRECT_NEIGH,
+        Way::IntoPeer => BPF_FUNC_REDIRECT_PEER,
+    };
     load(
         3,
         &[
@@ -194,11 +294,13 @@ fn takes(to: &str, [a, b, c, d, e, f]: Mac, way: Way) -> io::Result<OwnedFd> {
             (0xb7, 4, 0, 6),
             (0x85, 0, 0, BPF_FUNC_SKB_LOAD_BYTES),
             (0x61, 0xa1, -8, 0),
-            (0x56, 1, 6, i32::from_ne_bytes([a, b, c, d])),
+            (0x56, 1, 8, i32::from_ne_bytes([a, b, c, d])),
             (0x69, 0xa1, -4, 0),
-            (0x56, 1, 4, u16::from_ne_bytes([e, f]).into()),
+            (0x56, 1, 6, u16::from_ne_bytes([e, f]).into()),
             (0xb7, 1, 0, to),
             (0xb7, 2, 0, 0),
+            (0xb7, 3, 0, 0),
+            (0xb7, 4, 0, 0),
             (0x85, 0, 0, helper),
             (0x95, 0, 0, 0),
             // TCX_NEXT
