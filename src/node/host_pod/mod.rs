@@ -81,6 +81,8 @@ pub struct HostNode {
     hierarchies: Hierarchies,
     /// Those of version 2, whosever netns their processes are in.
     pods: OnceCell<BTreeMap<PodUid, Vec<Cgroup>>>,
+    /// Those of version 1.
+    old_pods: OnceCell<BTreeMap<PodUid, Vec<PathBuf>>>,
     names: OnceCell<Vec<(Key, PodUid)>>,
     /// The names of what has a record.
     recorded: OnceCell<BTreeSet<Key>>,
@@ -97,6 +99,7 @@ impl HostNode {
             netns: processes::own_netns().map_err(HostPodError::Netns)?,
             hierarchies: Hierarchies::read(),
             pods: OnceCell::new(),
+            old_pods: OnceCell::new(),
             names: OnceCell::new(),
             recorded: OnceCell::new(),
         })
@@ -140,10 +143,18 @@ impl HostNode {
 
     /// Its cgroup of version 1, where it has only such.
     fn old_cgroup(&self, uid: &PodUid) -> Option<PathBuf> {
-        // Some controllers' hierarchies may lack it.
-        self.hierarchies.first.iter().find_map(|hierarchy| {
-            let cgroups = cgroups::pods_in(hierarchy).remove(uid)?;
-            cgroups.into_iter().map(|cgroup| cgroup.path).find(|path| processes::has_thread_in(path, self.netns))
+        let cgroups = self.old_pods().get(uid)?;
+        cgroups.iter().find(|path| processes::has_thread_in(path, self.netns)).cloned()
+    }
+
+    /// The cgroups of version 1 of pods, in all hierarchies.
+    fn old_pods(&self) -> &BTreeMap<PodUid, Vec<PathBuf>> {
+        self.old_pods.get_or_init(|| {
+            let mut pods: BTreeMap<PodUid, Vec<PathBuf>> = BTreeMap::new();
+            for (uid, cgroups) in self.hierarchies.first.iter().flat_map(|hierarchy| cgroups::pods_in(hierarchy)) {
+                pods.entry(uid).or_default().extend(cgroups.into_iter().map(|cgroup| cgroup.path));
+            }
+            pods
         })
     }
 
