@@ -310,6 +310,18 @@ impl Link {
         done.map(drop).map_err(|errno| BpfError::of("replace a program", errno))
     }
 
+    /// Takes it off now (Linux 5.9). Without it the kernel does when nobody has it any more, behind all else that waits for an RCU
+    /// grace period: on a node that is busy with network namespaces that can be seconds.
+    ///
+    /// # Errors
+    /// [`BpfError`].
+    pub fn detach(&self) -> Result<(), BpfError> {
+        let mut attributes = Attributes::new().descriptor(0, self.0.as_fd());
+        // SAFETY: the command follows no pointer.
+        let done = unsafe { attributes.call(Command::LinkDetach) };
+        done.map(drop).map_err(|errno| BpfError::of("take a program off", errno))
+    }
+
     /// What the kernel says of it.
     ///
     /// # Errors

@@ -23,6 +23,7 @@ pub(super) enum Command {
     ProgQuery = 16,
     LinkCreate = 28,
     LinkUpdate = 29,
+    LinkDetach = 34,
 }
 
 /// Bytes of the union that any of the commands reads.

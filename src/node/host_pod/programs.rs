@@ -55,6 +55,15 @@ fn drops_pin(way: Way) -> String {
     format!("drops-{}", pin(way))
 }
 
+/// Takes the programs of a pod off, and forgets them; says whether there were any.
+pub(super) fn take_off(pins: &Pins) -> Result<bool, BpfError> {
+    for link in WAYS.into_iter().filter_map(|way| pins.link(pin(way)).ok()?) {
+        // Where it cannot be done now the kernel does it when the pin is gone.
+        let _ = link.detach();
+    }
+    pins.remove_all()
+}
+
 /// Packets and bytes that were dropped on a way.
 pub(super) fn drops(pins: &Pins, way: Way) -> Option<(u64, u64)> {
     Some(pins.map(&drops_pin(way)).ok()??.drops())

@@ -11,7 +11,7 @@ use crate::model::policy::Policy;
 use crate::model::verdict::Verdict;
 use crate::node::state::{StateDir, StateError};
 
-use super::programs::{Attached, Programs, is_displaced};
+use super::programs::{Attached, Programs, is_displaced, take_off};
 use super::{HostNode, HostPodError, HostReport, Told};
 
 /// Why a pod is looked at.
@@ -187,7 +187,7 @@ impl HostNode {
 }
 
 fn release(node: &HostNode, pod: &Pod, uid: &PodUid, event: &str, started: Instant) -> Outcome {
-    match node.pins(uid).remove_all() {
+    match take_off(&node.pins(uid)) {
         Ok(false) => Outcome::NotConcerned,
         Ok(true) => {
             log::info!("{}", subject(event, pod).with("ms", milliseconds(started)));
