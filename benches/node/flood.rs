@@ -77,7 +77,7 @@ const NOBODY: &str = "nobody (EtherType that no one listens to)";
 /// Frames as fast as one CPU can send them.
 pub(crate) fn flood(node: &Node, effort: &Effort) -> Outcome<Section> {
     let mut section = Section::new("flood", "Dropping a flood of raw frames");
-    for (way, subjects, first) in [(Way::Into, &INTO[..], 30), (Way::Out, &OUT[..], 40)] {
+    for (way, subjects, first) in [(Way::Into, &INTO[..], 30), (Way::Out, &OUT[..], 45)] {
         let pods = node.pods(first..first + u32::try_from(subjects.len())?)?;
         let droppers =
             subjects.iter().zip(pods).map(|(&(name, setup), pod)| Dropper::set_up(node, name, way, pod, setup));

@@ -118,11 +118,14 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        // What a half-made lab lacks is no error on the way out.
+        // What a half-made lab lacks is no error on the way out. The pairs go before the namespaces that their other ends are in: those
+        // end when the kernel comes to it, and the next lab has the same names.
+        for name in ["vpod", "vpeer", "br0"] {
+            let _ = self.node.ip(&format!("link del {name}"));
+        }
         for name in ["pod", "peer"] {
             let _ = netlab::remove(name);
         }
-        let _ = self.node.ip("link del br0");
         let _ = self.node.nft("flush ruleset");
     }
 }
