@@ -427,11 +427,6 @@ fn show_rules(state: &StateDir, node: &Inventory<'_>, chosen: &Chosen<'_>, mark:
 }
 
 fn log_mark(event: &str, key: &Key, mark: &Mark) {
-    let line = Line::new(event)
-        .with("mark", key)
-        .with_some("policy", mark.policy.as_ref())
-        .with_some("reason", mark.reason.as_ref())
-        .with_some("case", mark.case.as_ref())
-        .with_some("actor", mark.actor.as_ref());
-    log::info!("{line}");
+    let line = Line::new(event).with("mark", key).with_some("policy", mark.policy.as_ref());
+    log::info!("{}", mark.attributed(line));
 }

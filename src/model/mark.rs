@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value, json};
 
+use crate::model::audit::Line;
 use crate::model::fault::Fault;
 use crate::model::json::{At, Unexpected};
 use crate::model::names::{ContainerId, Key, Pod};
@@ -25,6 +26,14 @@ pub struct Mark {
 }
 
 impl Mark {
+    /// A line of the log with why it was set, in which case and by whom.
+    #[must_use]
+    pub fn attributed(&self, line: Line) -> Line {
+        line.with_some("reason", self.reason.as_ref())
+            .with_some("case", self.case.as_ref())
+            .with_some("actor", self.actor.as_ref())
+    }
+
     /// Reads a mark. Nothing but white space (`touch`, `echo >`) is a mark that says nothing.
     ///
     /// # Errors

@@ -275,12 +275,9 @@ fn log_applied(records: &SandboxRecords, desired: &Desired, applied: &Applied, c
                 false => "isolated",
                 true => "updated",
             };
-            let line = subject(event, records)
-                .with("verdict", applied.report.verdict.as_str())
-                .with("policy", policy)
-                .with_some("reason", mark.reason.as_ref())
-                .with_some("case", mark.case.as_ref())
-                .with_some("actor", mark.actor.as_ref())
+            let line = subject(event, records).with("verdict", applied.report.verdict.as_str()).with("policy", policy);
+            let line = mark
+                .attributed(line)
                 .with_some("sealed_because", fault.as_ref())
                 .with_some(
                     "changed",

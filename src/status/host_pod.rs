@@ -12,7 +12,7 @@ use crate::model::verdict::{Note, Reason, Verdict};
 use crate::node::host_pod::{HostNode, HostPodError, HostReport, desired};
 use crate::node::state::{StateDir, StateError};
 
-use super::json::{CodedJson, MarkingJson, PodJson};
+use super::json::{CodedJson, FoundJson, MarkingJson, PodJson};
 use super::read::attempt;
 use super::{Attempt, Direction, Drops, Layer, Marking, merge_attempts};
 
@@ -177,7 +177,6 @@ fn unreached(error: &HostPodError) -> String {
 }
 
 #[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
 struct HostPodJson<'a> {
     kind: &'static str,
     pod: PodJson<'a>,
@@ -185,14 +184,8 @@ struct HostPodJson<'a> {
     state: &'static str,
     policy: Option<&'a crate::model::policy::Policy>,
     mark: Option<MarkingJson<'a>>,
-    verdict: &'static str,
-    reasons: Vec<String>,
-    reason_codes: Vec<CodedJson>,
-    layers: LayersJson,
-    drops: &'a [Drops],
-    attempts: &'a [Attempt],
-    notes: Vec<CodedJson>,
-    error: Option<&'a str>,
+    #[serde(flatten)]
+    found: FoundJson<'a, LayersJson>,
 }
 
 #[derive(Default, Serialize)]
@@ -207,7 +200,16 @@ impl Serialize for HostPodStatus {
             HostFinding::Unknown(error) => (None, Some(error.as_str())),
         };
         let coded = |(code, text): &(&'static str, String)| CodedJson { code, text: text.clone() };
-        let note = |note: &Note| CodedJson { code: note.code(), text: note.to_string() };
+        let found = FoundJson {
+            verdict: self.verdict(),
+            reasons: self.reasons(),
+            reason_codes: reading.map(|reading| reading.reasons.iter().map(coded).collect()).unwrap_or_default(),
+            layers: reading.map(|reading| LayersJson { cgroup: reading.cgroup_layer }).unwrap_or_default(),
+            drops: reading.map(|reading| &reading.drops[..]).unwrap_or_default(),
+            attempts: reading.map(|reading| &reading.attempts[..]).unwrap_or_default(),
+            notes: reading.map(|reading| reading.notes.iter().map(CodedJson::of_note).collect()).unwrap_or_default(),
+            error,
+        };
         HostPodJson {
             kind: "host-network",
             pod: PodJson::of(&self.pod),
@@ -215,14 +217,7 @@ impl Serialize for HostPodStatus {
             state: self.state(),
             policy: self.marking.as_ref().map(|marking| &marking.policy),
             mark: self.marking.as_ref().map(MarkingJson::of),
-            verdict: self.verdict(),
-            reasons: self.reasons(),
-            reason_codes: reading.map(|reading| reading.reasons.iter().map(coded).collect()).unwrap_or_default(),
-            layers: reading.map(|reading| LayersJson { cgroup: reading.cgroup_layer }).unwrap_or_default(),
-            drops: reading.map(|reading| &reading.drops[..]).unwrap_or_default(),
-            attempts: reading.map(|reading| &reading.attempts[..]).unwrap_or_default(),
-            notes: reading.map(|reading| reading.notes.iter().map(note).collect()).unwrap_or_default(),
-            error,
+            found,
         }
         .serialize(serializer)
     }

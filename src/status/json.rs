@@ -16,18 +16,25 @@ use crate::model::verdict::{Note, Reason};
 
 /// What `status` says of a sandbox.
 #[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
 struct StatusJson<'a> {
     #[serde(flatten)]
     entry: EntryJson<'a>,
-    verdict: &'static str,
-    reasons: Vec<String>,
-    reason_codes: Vec<CodedJson>,
-    layers: LayersJson,
-    drops: &'a [Drops],
-    attempts: &'a [Attempt],
-    notes: Vec<CodedJson>,
-    error: Option<&'a str>,
+    #[serde(flatten)]
+    found: FoundJson<'a, LayersJson>,
+}
+
+/// How the kernel was found, whatever layers there are.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct FoundJson<'a, Layers> {
+    pub(super) verdict: &'static str,
+    pub(super) reasons: Vec<String>,
+    pub(super) reason_codes: Vec<CodedJson>,
+    pub(super) layers: Layers,
+    pub(super) drops: &'a [Drops],
+    pub(super) attempts: &'a [Attempt],
+    pub(super) notes: Vec<CodedJson>,
+    pub(super) error: Option<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -101,9 +108,7 @@ impl Serialize for SandboxStatus {
             Finding::Unknown(error) => (None, Some(error.as_str())),
         };
         let reason = |reason: &Reason| CodedJson { code: reason.code(), text: reason.to_string() };
-        let note = |note: &Note| CodedJson { code: note.code(), text: note.to_string() };
-        StatusJson {
-            entry: EntryJson::of(&self.entry),
+        let found = FoundJson {
             verdict: self.verdict(),
             reasons: self.reasons(),
             reason_codes: reading.map(|reading| reading.reasons.iter().map(reason).collect()).unwrap_or_default(),
@@ -117,10 +122,10 @@ impl Serialize for SandboxStatus {
                 .unwrap_or_default(),
             drops: reading.map(|reading| &reading.drops[..]).unwrap_or_default(),
             attempts: reading.map(|reading| &reading.attempts[..]).unwrap_or_default(),
-            notes: self.notes().iter().map(note).collect(),
+            notes: self.notes().iter().map(CodedJson::of_note).collect(),
             error,
-        }
-        .serialize(serializer)
+        };
+        StatusJson { entry: EntryJson::of(&self.entry), found }.serialize(serializer)
     }
 }
 
@@ -153,6 +158,12 @@ impl<'a> EntryJson<'a> {
             policy: entry.marking.as_ref().map(|marking| &marking.policy),
             mark: entry.marking.as_ref().map(MarkingJson::of),
         }
+    }
+}
+
+impl CodedJson {
+    pub(super) fn of_note(note: &Note) -> Self {
+        Self { code: note.code(), text: note.to_string() }
     }
 }
 

@@ -162,13 +162,8 @@ impl Hands {
             if let Err(error) = kept {
                 self.failed.insert((*uid).clone(), chain(&error));
             }
-            let line = Line::new("marked")
-                .with("mark", key)
-                .with_some("policy", mark.policy.as_ref())
-                .with_some("reason", mark.reason.as_ref())
-                .with_some("case", mark.case.as_ref())
-                .with_some("actor", mark.actor.as_ref());
-            log::info!("{line}");
+            let line = Line::new("marked").with("mark", key).with_some("policy", mark.policy.as_ref());
+            log::info!("{}", mark.attributed(line));
         }
         Ok(shown.into_iter().map(|shown| shown.uid.clone()).collect())
     }

@@ -219,10 +219,9 @@ fn log_isolated(event: &str, pod: &Pod, cgroup: &Path, desired: &Desired, report
     let line = subject(event, pod)
         .with("cgroup", cgroup.display())
         .with("verdict", report.verdict.as_str())
-        .with("policy", policy)
-        .with_some("reason", mark.reason.as_ref())
-        .with_some("case", mark.case.as_ref())
-        .with_some("actor", mark.actor.as_ref())
+        .with("policy", policy);
+    let line = mark
+        .attributed(line)
         .with_some("sealed_because", fault.as_ref())
         .with_some("open", (!contained).then(|| sentences(report)))
         .with("ms", milliseconds(started));
