@@ -300,9 +300,11 @@ fn walks_that_found_a_fault_once_find_none() {
     assert!(broken.is_empty(), "{} of {} find one again:\n{}", broken.len(), walks.len(), broken.join("\n\n"));
 }
 
-/// The control: walks find somebody who lies.
+/// The control: walks find somebody who lies. Not each of them: in one nothing arrives but before an agent that is being
+/// started has come to it, so that which walks do depends on how fast that is.
 #[test]
 fn who_always_says_contained_is_found_out() {
-    let (broken, _) = random_walks(WALK as u64, 1, Claim::Contained);
-    assert!(broken.is_some(), "in {WALK} steps nothing arrived");
+    let steps = 20 * WALK as u64;
+    let (broken, _) = random_walks(steps, 1, Claim::Contained);
+    assert!(broken.is_some(), "in {steps} steps nothing arrived");
 }
