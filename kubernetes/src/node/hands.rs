@@ -27,6 +27,28 @@ pub struct Job {
     pub uid: PodUid,
     /// What is wanted.
     pub order: Option<Order>,
+    /// Whether its mark was shown by a [`Marker`] meanwhile, and the disk may not have it.
+    pub is_shown: bool,
+}
+
+/// Who writes marks while other work goes on: the agent cuts off what is marked, whatever this process is waiting for.
+#[derive(Debug)]
+pub struct Marker(StateDir);
+
+impl Marker {
+    /// Shows the mark of a pod that is to be isolated; says whether it did. What cannot be is done again, and said, by who settles.
+    #[must_use]
+    pub fn show(&self, uid: &PodUid, order: &Order) -> bool {
+        let Order::Hold(mark) = order else { return false };
+        let key = Key::from(uid);
+        !is_marked(&self.0, &key, mark) && self.0.show_mark(&key, mark).is_ok()
+    }
+}
+
+/// Whether there is a mark by this name that is as it is wanted, or not the cluster's to change.
+fn is_marked(state: &StateDir, key: &Key, wanted: &Mark) -> bool {
+    let holding: Vec<_> = state.read_mark(key).map(|mark| (key.clone(), mark)).into_iter().collect();
+    steps(&Order::Hold(Box::new(wanted.clone())), key, &holding).is_empty()
 }
 
 /// What was found of a pod.
@@ -91,6 +113,12 @@ impl Hands {
         Ok(Self { state, pods: Pods::default(), cut: BTreeSet::new(), failed: BTreeMap::new(), collectors })
     }
 
+    /// Who writes marks meanwhile.
+    #[must_use]
+    pub fn marker(&self) -> Marker {
+        Marker(self.state.clone())
+    }
+
     /// Brings pods to what is wanted of them, and says what they are then, in the same order. All that are to be cut off are,
     /// before anything else is done about any of them. As soon as `something_waits`, the rest is left for another time (none), so
     /// that what has come in meanwhile can be cut off.
@@ -130,14 +158,13 @@ impl Hands {
     /// Marks the pods that are to be isolated and are not, and cuts them off; gives these pods. The disk is waited for after that.
     fn isolate(&mut self, host: &mut Side, jobs: &[Job]) -> Result<BTreeSet<PodUid>, String> {
         let mut shown = Vec::new();
-        for Job { uid, order } in jobs {
+        for Job { uid, order, is_shown } in jobs {
             // Once more, if it failed.
-            let has_failed = self.failed.remove(uid).is_some();
+            let is_kept = self.failed.remove(uid).is_none() && !is_shown;
             let Some(Order::Hold(mark)) = order else { continue };
             let key = Key::from(uid);
-            let holding: Vec<_> = self.state.read_mark(&key).map(|mark| (key.clone(), mark)).into_iter().collect();
-            let is_there = steps(&Order::Hold(mark.clone()), &key, &holding).is_empty();
-            if is_there && !has_failed {
+            let is_there = is_marked(&self.state, &key, mark);
+            if is_there && is_kept {
                 continue;
             }
             match if is_there { Ok(()) } else { self.state.show_mark(&key, mark) } {

@@ -36,7 +36,7 @@ use crate::api::{Origin, PodQuarantine, PodQuarantineSpec, PodRef, PolicySpec};
 use crate::watching::backoff;
 
 use changes::Changed;
-use hands::{Among, Hands, Isolated, Job, Seen};
+use hands::{Among, Hands, Isolated, Job, Marker, Seen};
 use objects::{Objects, uid_of};
 use plan::{Order, order};
 use publisher::Message;
@@ -147,6 +147,11 @@ struct Node {
     dirty: BTreeSet<PodUid>,
     /// Whether there is any of that: what goes on meanwhile is put off.
     something_waits: Arc<AtomicBool>,
+    /// Of that, what was marked while other work went on.
+    shown: BTreeSet<PodUid>,
+    marker: Marker,
+    /// The pods that the work which goes on is about.
+    at_work: BTreeSet<PodUid>,
     /// What was begun, and put off.
     begun: BTreeSet<PodUid>,
     /// What is looked at regularly.
@@ -167,6 +172,7 @@ impl Node {
     fn new(name: String, hands: Hands, messages: mpsc::UnboundedSender<Message>) -> Self {
         Self {
             name,
+            marker: hands.marker(),
             hands: Arc::new(Mutex::new(hands)),
             messages,
             objects: Objects::default(),
@@ -174,6 +180,8 @@ impl Node {
             synced: false,
             dirty: BTreeSet::new(),
             something_waits: Arc::new(AtomicBool::new(false)),
+            shown: BTreeSet::new(),
+            at_work: BTreeSet::new(),
             begun: BTreeSet::new(),
             stale: BTreeSet::new(),
             departed: BTreeMap::new(),
@@ -298,8 +306,20 @@ impl Node {
         }
     }
 
+    /// What goes on may be waiting for the kernel, which others keep busy.
+    fn mark_meanwhile(&mut self) {
+        let now = Timestamp::now();
+        let is_shown =
+            |uid: &&PodUid| order(&self.objects.of(uid), now).is_some_and(|order| self.marker.show(uid, &order));
+        // A release that is being carried out would take the new mark for the old one.
+        let free = self.dirty.difference(&self.shown).filter(|uid| !self.at_work.contains(*uid));
+        let shown: Vec<PodUid> = free.filter(is_shown).cloned().collect();
+        self.shown.extend(shown);
+    }
+
     fn start_work(&mut self) {
         if self.work.is_some() {
+            self.mark_meanwhile();
             return;
         }
         let mut due = std::mem::take(&mut self.dirty);
@@ -327,8 +347,10 @@ impl Node {
             let objects = self.objects.of(&uid);
             let order = order(&objects, now).or_else(|| self.departed.get(&uid).cloned());
             about.push(objects.into_iter().cloned().collect::<Vec<_>>());
-            jobs.push(Job { uid, order });
+            let is_shown = self.shown.remove(&uid);
+            jobs.push(Job { uid, order, is_shown });
         }
+        self.at_work = jobs.iter().map(|job| job.uid.clone()).collect();
         let (hands, something_waits) = (self.hands.clone(), self.something_waits.clone());
         self.work = Some(tokio::task::spawn_blocking(move || {
             let mut hands = hands.lock().unwrap_or_else(PoisonError::into_inner);
@@ -345,6 +367,7 @@ impl Node {
 
     fn take_done(&mut self, done: Result<Done, tokio::task::JoinError>) {
         self.work = None;
+        self.at_work.clear();
         let done = match done {
             Ok(done) => done,
             Err(error) => {
@@ -409,4 +432,48 @@ fn shown_object(isolated: &Isolated, node: &str) -> Option<PodQuarantine> {
         })
     };
     Some(PodQuarantine::new(&uid, spec))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn object(uid: &str) -> PodQuarantine {
+        let pod =
+            PodRef { namespace: "shop".into(), name: uid.into(), uid: Some(uid.into()), node_name: Some("a".into()) };
+        PodQuarantine::new(uid, PodQuarantineSpec::of(pod))
+    }
+
+    #[tokio::test]
+    async fn what_is_to_be_isolated_is_marked_while_other_work_waits() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state");
+        let hands = Hands::open(&path, "/bin/quarantine".as_ref()).unwrap();
+        let (messages, _inbox) = mpsc::unbounded_channel();
+        let mut node = Node::new("a".into(), hands, messages);
+        let is_marked = |uid: &str| path.join("isolated").join(uid).exists();
+
+        // Work about one pod that does not end, whatever it waits for.
+        let (end, ended) = tokio::sync::oneshot::channel::<()>();
+        node.at_work.insert(PodUid::new("u-at-work").unwrap());
+        node.work = Some(tokio::spawn(async {
+            let _ = ended.await;
+            Done { seen: Vec::new(), named: BTreeSet::new(), isolated: Vec::new(), are_all: false }
+        }));
+        node.start_work();
+        assert!(!is_marked("u-other"));
+
+        node.take_event(Ok(watcher::Event::Apply(object("u-other"))));
+        node.take_event(Ok(watcher::Event::Apply(object("u-at-work"))));
+        node.start_work();
+        assert!(is_marked("u-other"));
+        // Of this one a release may be under way, which would take the new mark for the old one.
+        assert!(!is_marked("u-at-work"));
+
+        drop(end);
+        let Woken::Done(done) = node.woken().await else { panic!("nothing else was to come") };
+        node.take_done(done);
+        node.start_work();
+        assert!(node.work.is_some() && node.dirty.is_empty() && node.shown.is_empty());
+    }
 }

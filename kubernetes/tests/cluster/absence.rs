@@ -13,15 +13,15 @@ fn an_object_that_is_deleted_releases_nobody_and_is_shown_again() {
     let knocking = Knocking::at(&pod);
     let before = pod.object().unwrap()["metadata"]["uid"].clone();
     kubectl(&format!("delete podquarantine {}", pod.uid));
-    await_true(20, "the node shows its mark again", || {
+    await_true(60, "the node shows its mark again", || {
         pod.object().is_some_and(|object| object["metadata"]["uid"] != before && object["spec"]["origin"] == "Node")
     });
-    pod.await_reason(20, "Contained", "Contained");
+    pod.await_reason(60, "Contained", "Contained");
     assert_eq!(pod.object().unwrap()["spec"]["reason"], "beacon");
-    await_true(10, "an event says so", || pod.has_event("QuarantineOrphaned"));
+    await_true(60, "an event says so", || pod.has_event("QuarantineOrphaned"));
     let scraped =
         || on("a", "exec 3<>/dev/tcp/127.0.0.1/9469; printf 'GET /metrics HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3");
-    await_true(20, "a metric says so", || scraped().contains("\nquarantine_orphan_marks 1\n"));
+    await_true(60, "a metric says so", || scraped().contains("\nquarantine_orphan_marks 1\n"));
     let metrics = scraped();
     assert!(metrics.contains("\nquarantine_active 1\n") && metrics.ends_with("# EOF\n"), "{metrics}");
     assert!(!metrics.contains("quarantine_contain_seconds_count{stage=\"node\"} 0"), "{metrics}");
@@ -44,7 +44,7 @@ fn a_definition_that_is_deleted_releases_nobody() {
     kubectl(&format!("apply -f {definition}"));
     kubectl("wait --for=condition=Established crd/podquarantines.cni-quarantine.dev --timeout=30s");
     await_true(60, "the node shows its mark", || kubectl_as(&admin(), &["get", "podquarantine", &pod.uid], "").is_ok());
-    pod.await_reason(30, "Contained", "Contained");
+    pod.await_reason(60, "Contained", "Contained");
     knocking.assert_never_answered();
     pod.release();
     pod.assert_answers(true);
@@ -60,7 +60,7 @@ fn another_pod_of_the_same_name_is_never_followed() {
     let other = namespace.pod("web", "a");
     assert_ne!(other.uid, pod.uid);
     other.assert_answers(true);
-    pod.await_reason(30, "Contained", "TargetGone");
+    pod.await_reason(60, "Contained", "TargetGone");
     assert!(other.object().is_none());
     let (code, said) = quarantine("-n renamed release web --wait");
     assert_eq!(code, 0, "{said}");
@@ -73,8 +73,8 @@ fn time_asks_for_attention_and_releases_only_where_that_was_said() {
     let (held, freed) = (namespace.pod("held", "a"), namespace.pod("freed", "b"));
     held.isolate("--expires-in 4s");
     freed.isolate("--expires-in 4s --release-at-expiry");
-    freed.await_reason(20, "Contained", "Released");
-    held.await_reason(20, "Expired", "NeedsAttention");
+    freed.await_reason(60, "Contained", "Released");
+    held.await_reason(60, "Expired", "NeedsAttention");
     held.assert_answers(false);
     freed.assert_answers(true);
     assert!(held.has_event("QuarantineNeedsAttention"));

@@ -75,9 +75,9 @@ fn an_isolated_pod_is_cut_off_and_lives_while_another_takes_its_place() {
     let address = target.addresses[0];
     let stream = format!("(while :; do echo x; sleep 0.05; done | nc {address} 7000) >/dev/null 2>&1 &");
     sender.exec(&stream);
-    await_true(10, "the connection carries something", || received(target) > 0);
+    await_true(60, "the connection carries something", || received(target) > 0);
     let before = received(target);
-    await_true(5, "and goes on to", || received(target) > before);
+    await_true(60, "and goes on to", || received(target) > before);
 
     // A client of the Service, as kube-proxy would have it: it goes by the endpoints that it knows of.
     let ends = Arc::new(AtomicBool::new(false));
@@ -102,7 +102,7 @@ fn an_isolated_pod_is_cut_off_and_lives_while_another_takes_its_place() {
     assert!(said.contains("contained"), "{said}");
     target.assert_answers(false);
     let cut = received(target);
-    await_true(20, "the Service lets it go", || !endpoints("experiment").contains(&address));
+    await_true(60, "the Service lets it go", || !endpoints("experiment").contains(&address));
     let let_go = Instant::now() + Duration::from_secs(1);
 
     // The usual way, beside it.
@@ -114,7 +114,7 @@ fn an_isolated_pod_is_cut_off_and_lives_while_another_takes_its_place() {
              nsenter --net=$n iptables -I INPUT -j DROP; nsenter --net=$n iptables -I OUTPUT -j DROP; exit 0; fi; done; exit 1"
         ),
     );
-    target.await_reason(30, "Replaced", "ReplacementReady");
+    target.await_reason(60, "Replaced", "ReplacementReady");
     let owner = get("-n experiment deployment web").unwrap();
     assert_eq!(owner["spec"]["replicas"], 2);
 
@@ -144,5 +144,5 @@ fn an_isolated_pod_is_cut_off_and_lives_while_another_takes_its_place() {
     assert_eq!(target.condition("Contained"), ("False".into(), "Released".into()));
     assert!(target.has_event("QuarantineContained") && target.has_event("QuarantineReleased"));
     shop.kubectl(&format!("delete pod {} --wait --timeout=30s", target.name));
-    target.await_reason(30, "Contained", "Released");
+    target.await_reason(60, "Contained", "Released");
 }

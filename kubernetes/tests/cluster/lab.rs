@@ -155,7 +155,7 @@ pub(crate) struct Namespace(pub(crate) &'static str);
 impl Namespace {
     pub(crate) fn new(name: &'static str) -> Self {
         apply(&format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {name}}}}}"));
-        await_true(20, "the namespace has its account", || get(&format!("-n {name} serviceaccount default")).is_some());
+        await_true(60, "the namespace has its account", || get(&format!("-n {name} serviceaccount default")).is_some());
         Self(name)
     }
 

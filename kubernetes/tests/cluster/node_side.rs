@@ -15,7 +15,7 @@ fn a_mark_that_was_made_on_the_node_is_shown_and_can_be_released_from_the_cluste
     let pod = namespace.pod("web", "a");
     on("a", &format!("{QUARANTINE} isolate by-hand/web --reason beacon --actor alice --probe-port 80"));
     pod.assert_answers(false);
-    pod.await_reason(20, "Contained", "Contained");
+    pod.await_reason(60, "Contained", "Contained");
     let object = pod.object().unwrap();
     assert_eq!(object["spec"]["origin"], "Node");
     assert_eq!((&object["spec"]["actor"], &object["spec"]["reason"]), (&"alice".into(), &"beacon".into()));
@@ -31,10 +31,10 @@ fn a_mark_of_the_node_that_goes_on_the_node_is_said_to_be_gone() {
     let namespace = Namespace::new("by-hand-released");
     let pod = namespace.pod("web", "b");
     on("b", &format!("{QUARANTINE} isolate by-hand-released/web"));
-    pod.await_reason(20, "Contained", "Contained");
+    pod.await_reason(60, "Contained", "Contained");
     on("b", &format!("{QUARANTINE} release by-hand-released/web"));
     pod.assert_answers(true);
-    pod.await_reason(20, "Contained", "NoMarkOnNode");
+    pod.await_reason(60, "Contained", "NoMarkOnNode");
 }
 
 #[test]
@@ -43,8 +43,8 @@ fn the_cluster_s_own_mark_comes_back_and_one_of_the_node_outlives_the_cluster_s_
     let pod = namespace.pod("web", "a");
     pod.isolate("");
     on("a", &format!("rm /var/lib/cni/quarantine/isolated/{}", pod.uid));
-    await_true(20, "the mark is back", || on("a", "ls /var/lib/cni/quarantine/isolated").contains(&pod.uid));
-    pod.await_reason(20, "Contained", "Contained");
+    await_true(60, "the mark is back", || on("a", "ls /var/lib/cni/quarantine/isolated").contains(&pod.uid));
+    pod.await_reason(60, "Contained", "Contained");
     pod.assert_answers(false);
     on("a", "touch /var/lib/cni/quarantine/isolated/both_web");
     let (code, said) = crate::lab::quarantine("-n both release web --wait");
@@ -52,7 +52,7 @@ fn the_cluster_s_own_mark_comes_back_and_one_of_the_node_outlives_the_cluster_s_
     assert!(said.contains("a mark on the node goes on to hold: both_web"), "{said}");
     pod.assert_answers(false);
     on("a", "rm /var/lib/cni/quarantine/isolated/both_web");
-    pod.await_reason(20, "Contained", "Released");
+    pod.await_reason(60, "Contained", "Released");
     pod.assert_answers(true);
 }
 
@@ -92,7 +92,7 @@ fn a_configuration_that_the_network_s_daemon_writes_anew_gets_its_entry_back() {
         for _ in 0..3 {
             on("b", &way.replace("{}", &original.display().to_string()));
             let written = std::time::Instant::now();
-            await_true(20, "the entry is back", entry);
+            await_true(60, "the entry is back", entry);
             println!("the entry was back after {:?}", written.elapsed());
         }
     }
@@ -134,8 +134,8 @@ fn at_rest_nothing_is_asked_of_the_api_server_but_the_watch_and_the_lease() {
         let objects = objects["items"].as_array().unwrap();
         objects.iter().filter(|object| object["status"]["conditions"].to_string().contains(reason)).count() >= 20
     };
-    await_true(30, "it is said of all that their pods are gone", || all_say("TargetGone"));
-    await_true(30, "and that they need not be detached", || all_say("NotWanted"));
+    await_true(60, "it is said of all that their pods are gone", || all_say("TargetGone"));
+    await_true(60, "and that they need not be detached", || all_say("NotWanted"));
     thread::sleep(Duration::from_secs(12));
     let before = requests().len();
     // Longer than any look, and than counters are held back.

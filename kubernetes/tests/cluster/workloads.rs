@@ -32,8 +32,8 @@ fn a_stateful_set_s_pod_is_detached_and_cannot_be_replaced() {
     ));
     let pod = first(&namespace, "app=db");
     pod.isolate("");
-    pod.await_reason(20, "Detached", "Detached");
-    pod.await_reason(20, "Replaced", "NameTaken");
+    pod.await_reason(60, "Detached", "Detached");
+    pod.await_reason(60, "Replaced", "NameTaken");
     assert_eq!(pod.again().uid, pod.uid, "it is still there");
     pod.assert_answers(false);
     pod.release();
@@ -92,9 +92,9 @@ fn a_bare_pod_has_nobody_to_replace_it_and_one_that_is_not_to_be_detached_stays(
     let namespace = Namespace::new("bare");
     let (bare, kept) = (namespace.pod("bare", "a"), namespace.pod("kept", "b"));
     bare.isolate("");
-    bare.await_reason(20, "Replaced", "NoOwner");
+    bare.await_reason(60, "Replaced", "NoOwner");
     kept.isolate("--no-detach");
-    kept.await_reason(20, "Detached", "NotWanted");
+    kept.await_reason(60, "Detached", "NotWanted");
     assert_eq!(kept.again().json["metadata"]["labels"]["app"], "kept");
     bare.release();
     kept.release();
@@ -116,7 +116,7 @@ fn a_pod_on_the_host_s_network_is_refused_and_an_object_for_it_says_so() {
          pod: {{namespace: hostnet, name: host, uid: {uid}, nodeName: a}}}}}}",
         uid = pod.uid
     ));
-    pod.await_reason(20, "Contained", "HostNetwork");
+    pod.await_reason(60, "Contained", "HostNetwork");
     assert_eq!(pod.condition("Contained").0, "False");
 }
 
@@ -128,7 +128,7 @@ fn an_object_that_names_its_pod_alone_is_filled_in_and_isolates() {
         "{apiVersion: cni-quarantine.dev/v1alpha1, kind: PodQuarantine, metadata: {name: by-name}, \
          spec: {detach: false, pod: {namespace: named, name: web}}}",
     );
-    await_true(30, "it is contained", || {
+    await_true(60, "it is contained", || {
         let object = get("podquarantine by-name").unwrap();
         object["status"]["verdict"] == "contained" && object["spec"]["pod"]["uid"] == pod.uid.as_str()
     });
@@ -245,7 +245,7 @@ fn an_isolated_pod_that_is_deleted_does_what_it_does_before_it_stops() {
     pod.isolate("--no-detach");
     namespace.kubectl("delete pod web --wait --timeout=60s");
     assert_eq!(on("a", "cat /tmp/stopping/own"), "hello\n", "it reached itself, and nobody else");
-    pod.await_reason(30, "Contained", "TargetGone");
+    pod.await_reason(60, "Contained", "TargetGone");
 }
 
 /// The kubelet makes it of a file, and the API server knows a copy of it alone, with another UID.
