@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 
 use crate::model::policy::Protocol;
 
+use super::alike::are_disjoint;
 use super::ruleset::{Branch, Chain, Family, Field, Meta, Rule, Statement, Table, Test};
 
 /// Fewer rules are not worth a jump and a chain.
@@ -126,17 +127,6 @@ fn prefix(rule: &Rule) -> &[Statement] {
         statement => matches!(statement, Statement::Match(..) | Statement::Meta(_)),
     });
     if only_asks { &rule.statements[..end] } else { &[] }
-}
-
-/// Whether no frame is both: a field would have to be two things.
-fn are_disjoint(one: &[Statement], other: &[Statement]) -> bool {
-    let is = |statement: &Statement| match statement {
-        Statement::Match(field, Test::Is(value)) => Some((*field, *value)),
-        _ => None,
-    };
-    one.iter().filter_map(is).any(|(field, value)| {
-        other.iter().filter_map(is).any(|(other_field, other_value)| field == other_field && value != other_value)
-    })
 }
 
 fn ether_type(prefix: &[Statement]) -> Option<[u8; 2]> {

@@ -2,6 +2,8 @@
 //!
 //! Pure, and no more of them than containment needs.
 
+use super::ruleset::KeyType;
+
 /// Where a payload field is counted from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Base {
@@ -40,11 +42,9 @@ pub enum Field {
     DestinationPort,
     TcpFlags,
     Icmp6Type,
-    /// Type, code and checksum of a neighbour solicitation.
-    SolicitationHead,
-    /// What is reserved behind them, counted from the IPv6 header: counted from its own, nft would list it as a parameter
-    /// problem, which it does not read again.
-    SolicitationReserved,
+    /// A neighbour solicitation up to the target: type, code, checksum, what is reserved, and the target. No comparison of the
+    /// kernel's takes as much, and a set does.
+    Solicitation,
     /// The target address of neighbour discovery.
     NeighbourTarget,
     /// The option behind the target of a neighbour solicitation or advertisement.
@@ -92,10 +92,34 @@ impl Field {
             Self::DestinationPort => (Base::Transport, 2, 2),
             Self::TcpFlags => (Base::Transport, 13, 1),
             Self::Icmp6Type => (Base::Transport, 0, 1),
-            Self::SolicitationHead => (Base::Transport, 0, 4),
-            Self::SolicitationReserved => (Base::Network, 44, 4),
+            Self::Solicitation => (Base::Transport, 0, 24),
             Self::NeighbourTarget => (Base::Transport, 8, 16),
             Self::NeighbourOption => (Base::Transport, 24, 8),
+        }
+    }
+
+    /// Of which type it is in the key of a set; `None` where it belongs in none.
+    #[must_use]
+    pub fn key_type(self) -> Option<KeyType> {
+        match self {
+            Self::EtherDestination | Self::EtherSource | Self::ArpSenderEther | Self::ArpTargetEther => {
+                Some(KeyType::Ether)
+            }
+            Self::ArpSenderIp | Self::ArpTargetIp | Self::IpSource | Self::IpDestination => Some(KeyType::Ipv4),
+            Self::Ip6Source | Self::Ip6Destination => Some(KeyType::Ipv6),
+            Self::ArpOperation => Some(KeyType::Operation),
+            Self::IpProtocol | Self::Ip6NextHeader => Some(KeyType::Protocol),
+            Self::SourcePort | Self::DestinationPort => Some(KeyType::Port),
+            Self::NeighbourTarget => Some(KeyType::Raw(16)),
+            Self::NeighbourOption => Some(KeyType::Raw(8)),
+            Self::Solicitation => Some(KeyType::Raw(24)),
+            // By the first and the last nft tells what the rest of a rule is of.
+            Self::EtherType
+            | Self::ArpFormat
+            | Self::Ip6Head
+            | Self::Ip6HopLimit
+            | Self::TcpFlags
+            | Self::Icmp6Type => None,
         }
     }
 
@@ -122,8 +146,7 @@ impl Field {
             Self::DestinationPort => ("th dport", Notation::Number),
             Self::TcpFlags => ("tcp flags", Notation::TcpFlags),
             Self::Icmp6Type => ("icmpv6 type", Notation::Icmp6Type),
-            Self::SolicitationHead => ("@th,0,32", Notation::Hexadecimal),
-            Self::SolicitationReserved => ("@nh,352,32", Notation::Hexadecimal),
+            Self::Solicitation => ("@th,0,192", Notation::Hexadecimal),
             Self::NeighbourTarget => ("@th,64,128", Notation::Hexadecimal),
             Self::NeighbourOption => ("@th,192,64", Notation::Hexadecimal),
         }

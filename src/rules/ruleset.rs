@@ -4,14 +4,13 @@
 //! `containment`, how a rule reaches the kernel in `nft`.
 
 use std::collections::BTreeSet;
-use std::fmt;
-use std::ops::Deref;
 
 use crate::model::names::IfName;
 use crate::model::probes::Cgroup;
 
 pub(super) use super::field::Notation;
 pub use super::field::{Base, Field};
+pub use super::value::{Ranges, Value};
 
 /// The address family of a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -88,21 +87,6 @@ pub enum Content {
     Fixed(Vec<Ranges>),
 }
 
-/// An element of a set: for each field of the key the first and the last value.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ranges(pub Vec<(Value, Value)>);
-
-impl Ranges {
-    /// Whether a key can be in both.
-    #[must_use]
-    pub fn overlaps(&self, other: &Self) -> bool {
-        self.0
-            .iter()
-            .zip(&other.0)
-            .all(|((first, last), (others_first, others_last))| **first <= **others_last && **others_first <= **last)
-    }
-}
-
 impl Set {
     /// One that packets fill.
     #[must_use]
@@ -133,19 +117,30 @@ pub enum KeyType {
     Ipv6,
     /// A port.
     Port,
+    /// What an ARP packet is for.
+    Operation,
+    /// So many bytes that nft has no name for.
+    Raw(u8),
 }
 
 impl KeyType {
-    /// Bytes of it in a key; in registers each field takes a multiple of four.
+    /// Bytes of it in a packet.
     #[must_use]
     pub fn length(self) -> usize {
         match self {
             Self::Protocol => 1,
-            Self::Port => 2,
+            Self::Port | Self::Operation => 2,
             Self::Ether => 6,
             Self::Ipv4 => 4,
             Self::Ipv6 => 16,
+            Self::Raw(length) => length.into(),
         }
+    }
+
+    /// Bytes of it in registers.
+    #[must_use]
+    pub fn padded_length(self) -> usize {
+        self.length().next_multiple_of(4)
     }
 
     pub(super) fn as_str(self) -> &'static str {
@@ -155,6 +150,8 @@ impl KeyType {
             Self::Ipv4 => "ipv4_addr",
             Self::Ipv6 => "ipv6_addr",
             Self::Port => "inet_service",
+            Self::Operation => "arp_op",
+            Self::Raw(_) => "integer",
         }
     }
 
@@ -165,6 +162,8 @@ impl KeyType {
             Self::Ipv4 => Notation::Ipv4,
             Self::Ipv6 => Notation::Ipv6,
             Self::Port => Notation::Number,
+            Self::Operation => Notation::Operation,
+            Self::Raw(_) => Notation::Hexadecimal,
         }
     }
 }
@@ -263,6 +262,14 @@ pub enum Statement {
     Match(Field, Test),
     /// Goes on when this is so of the packet.
     Meta(Meta),
+    /// Goes on when the key made of these fields is in one of the elements, which no set of the table has: the rule has them. No
+    /// two of them overlap.
+    OneOf {
+        /// The fields of the key.
+        key: Vec<Field>,
+        /// What they may be, together.
+        elements: Vec<Ranges>,
+    },
     /// Goes on when the key made of these fields is in the set.
     Lookup(&'static [Field], String),
     /// Puts the key into the set, or refreshes it. Ends the rule when the set is full.
@@ -347,54 +354,16 @@ pub enum Test {
     NotMasked(Value, Value),
 }
 
-/// Bytes that a field is compared with: no more than a register of the kernel holds, and so none of them is on the heap.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Value {
-    bytes: [u8; Self::LONGEST],
-    length: usize,
-}
-
-impl Value {
-    const LONGEST: usize = 16;
-
-    /// These bytes, where they are not too many.
+impl Test {
+    /// The first and the last value that it holds for, where it holds for all between them and no others.
     #[must_use]
-    pub fn new(bytes: &[u8]) -> Option<Self> {
-        let mut value = Self { bytes: [0; Self::LONGEST], length: bytes.len() };
-        value.bytes.get_mut(..bytes.len())?.copy_from_slice(bytes);
-        Some(value)
-    }
-
-    /// These bytes and then the other's, where they are not too many.
-    #[must_use]
-    pub fn followed_by(mut self, other: Self) -> Option<Self> {
-        let end = self.length + other.length;
-        self.bytes.get_mut(self.length..end)?.copy_from_slice(&other);
-        self.length = end;
-        Some(self)
-    }
-}
-
-impl<const LENGTH: usize> From<[u8; LENGTH]> for Value {
-    fn from(array: [u8; LENGTH]) -> Self {
-        const { assert!(LENGTH <= Self::LONGEST) }
-        let mut bytes = [0; Self::LONGEST];
-        bytes[..LENGTH].copy_from_slice(&array);
-        Self { bytes, length: LENGTH }
-    }
-}
-
-impl Deref for Value {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        &self.bytes[..self.length]
-    }
-}
-
-impl fmt::Debug for Value {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        (**self).fmt(f)
+    pub fn range(&self) -> Option<(Value, Value)> {
+        match *self {
+            Self::Is(value) => Some((value, value)),
+            Self::Range(first, last) => Some((first, last)),
+            Self::Masked(mask, value) => value.as_network(&mask),
+            Self::Not(_) | Self::NotMasked(..) => None,
+        }
     }
 }
 
@@ -407,7 +376,22 @@ pub const TCP_RST: u8 = 0x04;
 /// The ACK flag.
 pub const TCP_ACK: u8 = 0x10;
 
+impl Statement {
+    /// Whether it does nothing but to go on or not.
+    #[must_use]
+    pub fn is_condition(&self) -> bool {
+        matches!(self, Self::Match(..) | Self::Meta(_) | Self::OneOf { .. } | Self::Lookup(..) | Self::Labelled(_))
+    }
+}
+
 impl Rule {
+    /// What it asks before it does anything, and the rest.
+    #[must_use]
+    pub fn conditions(&self) -> (&[Statement], &[Statement]) {
+        let end = self.statements.iter().position(|statement| !statement.is_condition());
+        self.statements.split_at(end.unwrap_or(self.statements.len()))
+    }
+
     /// A rule of these statements.
     #[must_use]
     pub fn new(statements: Vec<Statement>) -> Self {

@@ -7,6 +7,7 @@ use crate::model::names::Mac;
 
 use super::branches::protocol_name;
 use super::ruleset::*;
+use super::value::prefix_length;
 
 impl fmt::Display for Family {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -116,6 +117,11 @@ impl fmt::Display for Statement {
                 }
             }
             Self::Meta(meta) => write!(f, "{meta}"),
+            Self::OneOf { key, elements } => {
+                let types: Vec<_> = key.iter().filter_map(|field| field.key_type()).collect();
+                let elements: Vec<_> = elements.iter().map(|element| Fields(&types, element).to_string()).collect();
+                write!(f, "{} {{ {} }}", Key(key), elements.join(", "))
+            }
             Self::Lookup(key, set) => write!(f, "{} @{set}", Key(key)),
             Self::Update { key, set, counted } => {
                 write!(f, "update @{set} {{ {}{} }}", Key(key), if *counted { " counter" } else { "" })
@@ -172,9 +178,13 @@ impl fmt::Display for Fields<'_> {
         for (index, (field, (first, last))) in key.iter().zip(ranges).enumerate() {
             let value = |bytes| Written(field.notation(), bytes);
             f.write_str(if index == 0 { "" } else { " . " })?;
-            match first == last {
-                true => write!(f, "{}", value(first))?,
-                false => write!(f, "{}-{}", value(first), value(last))?,
+            let mask: Vec<u8> = first.iter().zip(&**last).map(|(first, last)| !(first ^ last)).collect();
+            match prefix_length(&mask) {
+                _ if first == last => write!(f, "{}", value(first))?,
+                Some(length) if matches!(field, KeyType::Ipv4 | KeyType::Ipv6) && is_network(first, &mask) => {
+                    write!(f, "{}/{length}", value(first))?;
+                }
+                _ => write!(f, "{}-{}", value(first), value(last))?,
             }
         }
         Ok(())
@@ -221,13 +231,9 @@ impl fmt::Display for Written<'_> {
     }
 }
 
-/// The length of the prefix that `mask` is, where it is one.
-fn prefix_length(mask: &[u8]) -> Option<u32> {
-    let length: u32 = mask.iter().map(|byte| byte.leading_ones()).sum();
-    let ones: u32 = mask.iter().map(|byte| byte.count_ones()).sum();
-    let first_short = mask.iter().position(|&byte| byte != 0xff).unwrap_or(mask.len());
-    let rest_is_zero = mask.iter().skip(first_short + 1).all(|&byte| byte == 0);
-    (ones == length && rest_is_zero).then_some(length)
+/// Whether an address has no bit where the mask has none.
+fn is_network(address: &[u8], mask: &[u8]) -> bool {
+    address.iter().zip(mask).all(|(address, mask)| address & !mask == 0)
 }
 
 /// A string in quotes. The kernel lets an interface be called almost anything; nft has no escape for a quote, so
@@ -249,32 +255,5 @@ impl fmt::Display for Word<'_> {
         let bare = self.0.starts_with(|first: char| first.is_ascii_alphabetic())
             && self.0.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-./".contains(&byte));
         if bare { f.write_str(self.0) } else { write!(f, "{}", Quoted(self.0)) }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_value_is_no_longer_than_a_register() {
-        let (six, ten) = (Value::from([6; 6]), Value::from([10; 10]));
-        let both = six.followed_by(ten).unwrap();
-        assert_eq!(*both, [&[6; 6][..], &[10; 10]].concat());
-        assert_eq!(Value::new(&both), Some(both));
-        assert_eq!(both.followed_by([0].into()), None);
-        assert_eq!(Value::new(&[0; 17]), None);
-        assert_ne!(Value::from([0; 2]), Value::from([0; 3]));
-    }
-
-    #[test]
-    fn prefixes_are_told_from_other_masks() {
-        assert_eq!(prefix_length(&[0xff, 0xff, 0, 0]), Some(16));
-        assert_eq!(prefix_length(&[0xff, 0xfe, 0, 0]), Some(15));
-        assert_eq!(prefix_length(&[0, 0, 0, 0]), Some(0));
-        assert_eq!(prefix_length(&[0xff; 4]), Some(32));
-        assert_eq!(prefix_length(&[0xff, 0xf1, 0, 0]), None);
-        assert_eq!(prefix_length(&[0xff, 0xf0, 0x80, 0]), None);
-        assert_eq!(prefix_length(&[1, 0]), None);
     }
 }

@@ -3,11 +3,13 @@
 use nix::errno::Errno;
 
 use crate::kernel::netlink::{NetlinkError, append_message, nest, put, put_text};
-use crate::rules::ruleset::{AnyChain, Content, Family, Hook, Ranges, Rule, Set, Table};
+use crate::rules::ruleset::{AnyChain, Content, Family, Field, Hook, KeyType, Ranges, Rule, Set, Statement, Table};
 
 use super::compile::compile;
-use super::expression::{ACCEPT, DROP, encode};
-use super::{header, kernel};
+use super::expression::{ACCEPT, DROP, Expression, encode, encode_lookup};
+use super::set::{key_bytes, key_length, key_type, milliseconds, own_set_flags, set_flags, types};
+use super::{header, kernel, listing};
+use SetName::{Named, Numbered};
 
 const REQUEST: u16 = 1;
 const ACKNOWLEDGE: u16 = 4;
@@ -84,24 +86,15 @@ impl Batch {
             put_text(body, kernel::SET_TABLE, table.name.as_bytes());
             put_text(body, kernel::SET_NAME, set.name.as_bytes());
             put(body, kernel::SET_FLAGS, &set_flags(set).to_be_bytes());
-            put(body, kernel::SET_KEY_TYPE, &key_type(set).to_be_bytes());
-            put(body, kernel::SET_KEY_LEN, &key_length(set).to_be_bytes());
+            put(body, kernel::SET_KEY_TYPE, &key_type(&set.key).to_be_bytes());
+            put(body, kernel::SET_KEY_LEN, &key_length(&set.key).to_be_bytes());
             put(body, kernel::SET_ID, &id.to_be_bytes());
             match &set.content {
                 Content::Dynamic { size, .. } => {
                     nest(body, kernel::SET_DESC, |body| put(body, kernel::SET_DESC_SIZE, &size.to_be_bytes()));
                     put(body, kernel::SET_TIMEOUT, &milliseconds(set).to_be_bytes());
                 }
-                Content::Fixed(_) => nest(body, kernel::SET_DESC, |body| {
-                    nest(body, kernel::SET_DESC_CONCAT, |body| {
-                        for field in &set.key {
-                            let length = u32::try_from(field.length()).unwrap_or_default();
-                            nest(body, kernel::LIST_ELEM, |body| {
-                                put(body, kernel::SET_FIELD_LEN, &length.to_be_bytes());
-                            });
-                        }
-                    });
-                }),
+                Content::Fixed(_) => nest(body, kernel::SET_DESC, |body| put_fields(body, &set.key)),
             }
         });
         self.add_elements(table, set);
@@ -109,16 +102,46 @@ impl Batch {
 
     /// Adds the elements of a set, where they are fixed.
     pub fn add_elements(&mut self, table: &Table, set: &Set) {
-        self.push_elements(table.family, &table.name, &set.name, set.elements(), |body, element| {
-            let [first, last] = key_bytes(element);
-            nest(body, kernel::SET_ELEM_KEY, |body| put(body, kernel::DATA_VALUE, &first));
-            nest(body, kernel::SET_ELEM_KEY_END, |body| put(body, kernel::DATA_VALUE, &last));
+        self.push_elements(table.family, &table.name, Named(&set.name), set.elements(), put_range);
+    }
+
+    /// Adds a set that the next rule has for itself, and says its number in this batch: its name is the kernel's to give.
+    fn add_own_set(&mut self, table: &Table, key: &[Field], elements: &[Ranges]) -> u32 {
+        let id = u32::try_from(self.changes.len()).unwrap_or_default();
+        let key_types = types(key);
+        let size = u32::try_from(elements.len()).unwrap_or(u32::MAX);
+        let flags = own_set_flags(elements);
+        let is_of_ranges = flags != kernel::SET_OF_A_RULE;
+        self.push(kernel::MSG_NEWSET, CREATE, "add the set of a rule", table.family, |body| {
+            put_text(body, kernel::SET_TABLE, table.name.as_bytes());
+            put_text(body, kernel::SET_NAME, OWN_SET);
+            put(body, kernel::SET_FLAGS, &flags.to_be_bytes());
+            put(body, kernel::SET_KEY_TYPE, &key_type(&key_types).to_be_bytes());
+            put(body, kernel::SET_KEY_LEN, &key_length(&key_types).to_be_bytes());
+            put(body, kernel::SET_ID, &id.to_be_bytes());
+            nest(body, kernel::SET_DESC, |body| {
+                put(body, kernel::SET_DESC_SIZE, &size.to_be_bytes());
+                if is_of_ranges {
+                    put_fields(body, &key_types);
+                }
+            });
+            if let Some(userdata) = listing::key_for_nft(key) {
+                put(body, kernel::SET_USERDATA, &userdata);
+            }
         });
+        self.push_elements(
+            table.family,
+            &table.name,
+            Numbered(id),
+            elements,
+            if is_of_ranges { put_range } else { put_key },
+        );
+        id
     }
 
     /// Puts elements into a set that is there, by their keys; one that is in it already stays.
     pub fn put_into_set(&mut self, family: Family, table: &str, set: &str, keys: &[Vec<u8>]) {
-        self.push_elements(family, table, set, keys, |body, key| {
+        self.push_elements(family, table, Named(set), keys, |body, key| {
             nest(body, kernel::SET_ELEM_KEY, |body| put(body, kernel::DATA_VALUE, key));
         });
     }
@@ -127,14 +150,20 @@ impl Batch {
         &mut self,
         family: Family,
         table: &str,
-        set: &str,
+        set: SetName<'_>,
         elements: &[T],
         write: impl Fn(&mut Vec<u8>, &T),
     ) {
         for some in elements.chunks(ELEMENTS_AT_ONCE) {
             self.push(kernel::MSG_NEWSETELEM, CREATE, "add elements to a set", family, |body| {
                 put_text(body, kernel::SET_ELEM_LIST_TABLE, table.as_bytes());
-                put_text(body, kernel::SET_ELEM_LIST_SET, set.as_bytes());
+                match set {
+                    Named(name) => put_text(body, kernel::SET_ELEM_LIST_SET, name.as_bytes()),
+                    Numbered(id) => {
+                        put_text(body, kernel::SET_ELEM_LIST_SET, OWN_SET);
+                        put(body, kernel::SET_ELEM_LIST_SET_ID, &id.to_be_bytes());
+                    }
+                }
                 nest(body, kernel::SET_ELEM_LIST_ELEMENTS, |body| {
                     for element in some {
                         nest(body, kernel::LIST_ELEM, |body| write(body, element));
@@ -210,12 +239,25 @@ impl Batch {
     }
 
     fn push_rule(&mut self, place: u16, table: &Table, chain: AnyChain<'_>, rule: &Rule) {
+        let mut own_sets = Vec::new();
+        for statement in &rule.statements {
+            if let Statement::OneOf { key, elements } = statement {
+                own_sets.push(self.add_own_set(table, key, elements));
+            }
+        }
+        let mut own_sets = own_sets.into_iter();
         self.push(kernel::MSG_NEWRULE, CREATE | place, "add a rule", table.family, |body| {
             put_text(body, kernel::RULE_TABLE, table.name.as_bytes());
             put_text(body, kernel::RULE_CHAIN, chain.name.as_bytes());
             nest(body, kernel::RULE_EXPRESSIONS, |body| {
                 for expression in compile(rule) {
-                    encode(body, &expression);
+                    match expression {
+                        // In the order of the statements, of which each compiles to one.
+                        Expression::LookupOwn { register, .. } => {
+                            encode_lookup(body, OWN_SET, register, own_sets.next());
+                        }
+                        expression => encode(body, &expression),
+                    }
                 }
             });
             if let Some(comment) = rule.comment {
@@ -273,51 +315,36 @@ pub(super) fn hook_number(hook: &Hook) -> u32 {
     }
 }
 
-/// nft's number for the type of a key: six bits a field. The kernel only keeps it; `nft list` needs it.
-pub(super) fn key_type(set: &Set) -> u32 {
-    use crate::rules::ruleset::KeyType;
-    set.key.iter().fold(0, |number, field| {
-        number << 6
-            | match field {
-                KeyType::Ipv4 => 7,
-                KeyType::Ipv6 => 8,
-                KeyType::Ether => 9,
-                KeyType::Protocol => 12,
-                KeyType::Port => 13,
-            }
-    })
+/// How a set is named in a batch.
+#[derive(Clone, Copy)]
+enum SetName<'a> {
+    Named(&'a str),
+    /// One of this batch, by its number there.
+    Numbered(u32),
 }
 
-pub(super) fn key_length(set: &Set) -> u32 {
-    let length: usize = match &set.key[..] {
-        [only] => only.length(),
-        fields => fields.iter().map(|field| field.length().next_multiple_of(4)).sum(),
-    };
-    u32::try_from(length).unwrap_or(u32::MAX)
-}
+/// What is asked for where the kernel gives the name.
+const OWN_SET: &[u8] = b"__set%d";
 
-pub(super) fn milliseconds(set: &Set) -> u64 {
-    match set.content {
-        Content::Dynamic { timeout, .. } => u64::from(timeout) * 1000,
-        Content::Fixed(_) => 0,
-    }
-}
-
-pub(super) fn set_flags(set: &Set) -> u32 {
-    match set.content {
-        Content::Dynamic { .. } => kernel::SET_TIMEOUT_AND_EVAL,
-        Content::Fixed(_) => kernel::SET_RANGES,
-    }
-}
-
-/// The first and the last key of an element, each field padded as it is in registers.
-pub(super) fn key_bytes(Ranges(fields): &Ranges) -> [Vec<u8>; 2] {
-    let mut keys = [Vec::new(), Vec::new()];
-    for (first, last) in fields {
-        for (key, value) in keys.iter_mut().zip([first, last]) {
-            key.extend_from_slice(value);
-            key.resize(key.len().next_multiple_of(4), 0);
+/// The lengths of the fields of a key, which only ranges need.
+fn put_fields(body: &mut Vec<u8>, key: &[KeyType]) {
+    nest(body, kernel::SET_DESC_CONCAT, |body| {
+        for field in key {
+            let length = u32::try_from(field.length()).unwrap_or_default();
+            nest(body, kernel::LIST_ELEM, |body| put(body, kernel::SET_FIELD_LEN, &length.to_be_bytes()));
         }
-    }
-    keys
+    });
+}
+
+/// An element that is one key.
+fn put_key(body: &mut Vec<u8>, element: &Ranges) {
+    let [key, _] = key_bytes(element);
+    nest(body, kernel::SET_ELEM_KEY, |body| put(body, kernel::DATA_VALUE, &key));
+}
+
+/// An element of a set of ranges.
+fn put_range(body: &mut Vec<u8>, element: &Ranges) {
+    let [first, last] = key_bytes(element);
+    nest(body, kernel::SET_ELEM_KEY, |body| put(body, kernel::DATA_VALUE, &first));
+    nest(body, kernel::SET_ELEM_KEY_END, |body| put(body, kernel::DATA_VALUE, &last));
 }

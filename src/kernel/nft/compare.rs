@@ -3,11 +3,13 @@
 use crate::model::difference::Difference;
 use crate::rules::ruleset::{AnyChain, Content, Hook, Rule, Set, Table};
 
-use super::batch::{hook_number, key_bytes, key_length, key_type, milliseconds, set_flags};
+use super::batch::hook_number;
 use super::compile::compile;
 use super::expression::Count;
+use super::kernel;
 use super::read::{BaseChain, LoadedChain, LoadedSet, LoadedTable};
 use super::reported::without_reports;
+use super::set::{OwnSet, key_length, key_type, milliseconds, set_flags, sorted_keys};
 
 impl LoadedTable {
     /// In what it differs from `wanted`. Elements of sets are the packet path's and not compared.
@@ -69,8 +71,11 @@ impl LoadedTable {
     /// How many more sets and chains are in it than `wanted` has, less those that are missing.
     #[must_use]
     pub fn surplus(&self, wanted: &Table) -> usize {
+        let is_wanted = |set: &LoadedSet| wanted.sets.iter().any(|wanted| wanted.name.as_bytes() == &set.name[..]);
         let present = wanted.sets.iter().filter(|set| self.has_set_named(&set.name)).count()
-            + wanted.all_chains().filter(|chain| self.has_chain_named(chain.name)).count();
+            + wanted.all_chains().filter(|chain| self.has_chain_named(chain.name)).count()
+            // Those of rules come and go with these.
+            + self.sets.iter().filter(|set| set.is_of_a_rule() && !is_wanted(set)).count();
         usize::try_from(self.objects).unwrap_or(usize::MAX).saturating_sub(present)
     }
 
@@ -136,19 +141,26 @@ impl LoadedSet {
         Self {
             name: set.name.clone().into_bytes(),
             flags: set_flags(set),
-            key_type: key_type(set),
-            key_length: key_length(set),
+            key_type: key_type(&set.key),
+            key_length: key_length(&set.key),
             timeout: milliseconds(set),
             size: match set.content {
                 Content::Dynamic { size, .. } => size,
                 Content::Fixed(_) => 0,
             },
-            elements: {
-                let mut elements: Vec<_> = set.elements().iter().map(key_bytes).collect();
-                elements.sort_unstable();
-                elements
-            },
+            elements: sorted_keys(set.elements()),
         }
+    }
+
+    /// It without its name, where a rule has it for itself.
+    pub(super) fn as_own(&self) -> Option<OwnSet> {
+        let &Self { flags, key_type, key_length, .. } = self;
+        self.is_of_a_rule().then_some(OwnSet { flags, key_type, key_length, elements: Vec::new() })
+    }
+
+    /// Whether a rule has it for itself.
+    pub(super) fn is_of_a_rule(&self) -> bool {
+        self.flags & kernel::SET_OF_A_RULE == kernel::SET_OF_A_RULE
     }
 
     pub(super) fn is_like(&self, other: &Self) -> bool {

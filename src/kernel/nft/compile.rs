@@ -6,7 +6,10 @@ use crate::model::names::IfName;
 use crate::rules::ruleset::{Base, Field, Meta, Report, Rule, Statement, Test, Value};
 
 use super::expression::*;
+use super::set::OwnSet;
 
+/// Bytes that the kernel compares at once.
+const LONGEST_COMPARED: usize = 16;
 const SECMARK: u32 = libc::NFT_META_SECMARK as u32;
 
 /// The expressions of a rule.
@@ -39,6 +42,10 @@ pub(super) fn compile(rule: &Rule) -> Vec<Expression> {
             }
             Statement::Match(field, test) => compile_match(*field, *test, &mut expressions),
             Statement::Meta(meta) => expressions.extend(compile_meta(meta)),
+            Statement::OneOf { key, elements } => {
+                load_key(key, &mut expressions);
+                expressions.push(Expression::LookupOwn { set: OwnSet::of(key, elements), register: REGISTER });
+            }
             Statement::Lookup(key, set) => {
                 load_key(key, &mut expressions);
                 expressions.push(Expression::Lookup { set: set.clone().into_bytes(), register: REGISTER });
@@ -81,7 +88,12 @@ fn reads_length(statement: &Statement) -> bool {
 }
 
 fn reads_link_header(statement: &Statement) -> bool {
-    matches!(statement, Statement::Match(field, _) if field.place().0 == Base::Link)
+    let is_in_it = |field: &Field| field.place().0 == Base::Link;
+    match statement {
+        Statement::Match(field, _) => is_in_it(field),
+        Statement::OneOf { key, .. } => key.iter().any(is_in_it),
+        _ => false,
+    }
 }
 
 fn is_in_same_header(field: Field, other: Field) -> bool {
@@ -97,7 +109,7 @@ fn compile_parts(parts: &mut [(Field, Value)], expressions: &mut Vec<Expression>
         let (base, offset, mut length) = field.place();
         while let Some(&&(next, more)) = parts.peek()
             && next.place().1 == offset + length
-            && let Some(both) = value.followed_by(more)
+            && let Some(both) = value.followed_by(more).filter(|both| both.len() <= LONGEST_COMPARED)
         {
             length += next.place().2;
             value = both;

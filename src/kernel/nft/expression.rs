@@ -6,6 +6,7 @@ use crate::kernel::netlink::{attribute, be32, nest, put, put_text, text};
 use crate::rules::ruleset::Value;
 
 use super::kernel;
+use super::set::OwnSet;
 
 /// Where single values are loaded to.
 pub(super) const REGISTER: u32 = libc::NFT_REG_1 as u32;
@@ -61,6 +62,11 @@ pub(super) enum Expression {
     },
     Lookup {
         set: Vec<u8>,
+        register: u32,
+    },
+    /// In a set that the rule has for itself.
+    LookupOwn {
+        set: OwnSet,
         register: u32,
     },
     Update {
@@ -162,10 +168,7 @@ pub(super) fn encode(bytes: &mut Vec<u8>, expression: &Expression) {
             let others: Vec<u8> = bits.iter().map(|bits| !bits).collect();
             element(b"bitwise", &|bytes| bitwise(bytes, *register, &others, bits));
         }
-        Expression::Lookup { set, register } => element(b"lookup", &|bytes| {
-            put_text(bytes, kernel::LOOKUP_SET, set);
-            number(bytes, kernel::LOOKUP_SREG, *register);
-        }),
+        Expression::Lookup { set, register } => encode_lookup(bytes, set, *register, None),
         Expression::Update { set, register, counted } => element(b"dynset", &|bytes| {
             put_text(bytes, kernel::DYNSET_SET_NAME, set);
             number(bytes, kernel::DYNSET_OP, UPDATE);
@@ -192,9 +195,23 @@ pub(super) fn encode(bytes: &mut Vec<u8>, expression: &Expression) {
         }),
         Expression::Verdict { code } => element(b"immediate", &|bytes| verdict(bytes, *code, None)),
         Expression::Jump { chain } => element(b"immediate", &|bytes| verdict(bytes, JUMP, Some(chain))),
-        // Nothing compiles to it.
-        Expression::Foreign => {}
+        // Nothing compiles to the first; the second is told by the number of its set, which is the batch's.
+        Expression::Foreign | Expression::LookupOwn { .. } => {}
     }
+}
+
+/// Appends a lookup in a set; one of the same batch that has no name yet is told by its number.
+pub(super) fn encode_lookup(bytes: &mut Vec<u8>, set: &[u8], register: u32, id: Option<u32>) {
+    nest(bytes, kernel::LIST_ELEM, |bytes| {
+        put_text(bytes, kernel::EXPR_NAME, b"lookup");
+        nest(bytes, kernel::EXPR_DATA, |bytes| {
+            put_text(bytes, kernel::LOOKUP_SET, set);
+            put(bytes, kernel::LOOKUP_SREG, &register.to_be_bytes());
+            if let Some(id) = id {
+                put(bytes, kernel::LOOKUP_SET_ID, &id.to_be_bytes());
+            }
+        });
+    });
 }
 
 /// Reads one element of a rule's list, and what its counter has seen.

@@ -56,15 +56,18 @@ pub(super) const SET_KEY_LEN: u16 = 5;
 pub(super) const SET_DESC: u16 = 9;
 pub(super) const SET_ID: u16 = 10;
 pub(super) const SET_TIMEOUT: u16 = 11;
+pub(super) const SET_USERDATA: u16 = 13;
 pub(super) const SET_DESC_SIZE: u16 = 1;
 pub(super) const SET_DESC_CONCAT: u16 = 2;
 pub(super) const SET_FIELD_LEN: u16 = 1;
 pub(super) const SET_TIMEOUT_AND_EVAL: u32 = (libc::NFT_SET_TIMEOUT | libc::NFT_SET_EVAL) as u32;
 /// With the flag for concatenated ranges (Linux 5.7), which libc lacks.
 pub(super) const SET_RANGES: u32 = libc::NFT_SET_INTERVAL as u32 | 0x80;
+pub(super) const SET_OF_A_RULE: u32 = (libc::NFT_SET_ANONYMOUS | libc::NFT_SET_CONSTANT) as u32;
 pub(super) const SET_ELEM_LIST_TABLE: u16 = 1;
 pub(super) const SET_ELEM_LIST_SET: u16 = 2;
 pub(super) const SET_ELEM_LIST_ELEMENTS: u16 = 3;
+pub(super) const SET_ELEM_LIST_SET_ID: u16 = 4;
 pub(super) const SET_ELEM_KEY: u16 = 1;
 pub(super) const SET_ELEM_EXPR: u16 = 7;
 pub(super) const SET_ELEM_KEY_END: u16 = 10;
@@ -108,6 +111,7 @@ pub(super) const BITWISE_OP: u16 = 6;
 
 pub(super) const LOOKUP_SET: u16 = 1;
 pub(super) const LOOKUP_SREG: u16 = 2;
+pub(super) const LOOKUP_SET_ID: u16 = 4;
 pub(super) const LOOKUP_FLAGS: u16 = 5;
 
 pub(super) const DYNSET_SET_NAME: u16 = 1;

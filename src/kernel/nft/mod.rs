@@ -12,8 +12,10 @@ mod expression;
 mod hooks;
 mod inventory;
 mod kernel;
+mod listing;
 mod read;
 mod reported;
+mod set;
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd};

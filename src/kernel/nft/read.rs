@@ -11,6 +11,7 @@ use crate::model::names::IfName;
 use crate::rules::ruleset::{Family, KeyType, NETDEV_PRIORITY, Set, Table};
 
 use super::expression::{Count, Expression, count, decode};
+use super::set::OwnSet;
 use super::{Nft, header, kernel};
 
 /// No rule of ours has many more.
@@ -115,7 +116,7 @@ impl Nft {
         let mut sets = absent_as_none(sets)?.unwrap_or_default();
         for set in wanted.sets.iter().filter(|set| !set.elements().is_empty()) {
             if let Some(loaded) = sets.iter_mut().find(|loaded| loaded.name == set.name.as_bytes()) {
-                loaded.elements = self.fixed_elements(wanted, set)?;
+                loaded.elements = self.fixed_elements(wanted, set.name.as_bytes())?;
             }
         }
         let mut chains = BTreeMap::new();
@@ -144,6 +145,16 @@ impl Nft {
                     }
                 }
                 LoadedRule::OfAnother(chain) => drop(others.insert(chain)),
+            }
+        }
+        // Behind the rules: the other way round a rule could have been exchanged for one with other elements under the same name.
+        let own: BTreeMap<_, _> = sets.iter().filter_map(|set| Some((set.name.clone(), set.as_own()?))).collect();
+        for expression in chains.values_mut().flat_map(|chain| &mut chain.rules).flatten() {
+            if let Expression::Lookup { set, register } = expression
+                && let Some(own) = own.get(set)
+            {
+                let set = OwnSet { elements: self.fixed_elements(wanted, set)?, ..own.clone() };
+                *expression = Expression::LookupOwn { set, register: *register };
             }
         }
         Ok(Some(LoadedTable {
@@ -205,9 +216,9 @@ impl Nft {
     }
 
     /// The elements of a set that whoever made it put into it, sorted.
-    fn fixed_elements(&mut self, table: &Table, set: &Set) -> Result<Vec<[Vec<u8>; 2]>, NetlinkError> {
-        let names = [(kernel::SET_ELEM_LIST_TABLE, &table.name), (kernel::SET_ELEM_LIST_SET, &set.name)];
-        let body = named(table.family, &names.map(|(kind, name)| (kind, name.as_bytes())));
+    fn fixed_elements(&mut self, table: &Table, set: &[u8]) -> Result<Vec<[Vec<u8>; 2]>, NetlinkError> {
+        let names = [(kernel::SET_ELEM_LIST_TABLE, table.name.as_bytes()), (kernel::SET_ELEM_LIST_SET, set)];
+        let body = named(table.family, &names);
         let lists = self.socket.dump("read a set", kernel::SUBSYSTEM | kernel::MSG_GETSETELEM, &body, |payload| {
             let list = attribute(behind_header(payload), kernel::SET_ELEM_LIST_ELEMENTS)?;
             Some(attributes(list).filter_map(|(_, element)| read_range(element)).collect::<Vec<_>>())

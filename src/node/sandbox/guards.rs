@@ -13,7 +13,7 @@ use crate::model::names::{ContainerId, IfName};
 use crate::model::policy::Policy;
 use crate::model::record::HostGuard;
 use crate::model::records::SandboxRecords;
-use crate::rules::branches::branch_off;
+use crate::rules::arrange;
 use crate::rules::containment::{
     EgressHook, GuardedEnd, GuardedInterface, TABLE, guard, guard_table, guarded_by, strayed_by, strayed_set,
 };
@@ -53,7 +53,7 @@ impl Sandbox<'_> {
         if self.reports_drops() {
             report_drops(&mut table, self.records.container_id());
         }
-        branch_off(&mut table);
+        arrange(&mut table);
         (!ends.is_empty() || !survey.strayed.is_empty()).then_some(table)
     }
 

@@ -39,7 +39,7 @@ use crate::model::names::{ContainerId, IfName, SandboxInterface};
 use crate::model::record::{HostGuard, NodeOnLink};
 use crate::model::records::SandboxRecords;
 use crate::model::verdict::{Guard, Reason, Verdict, judge};
-use crate::rules::branches::branch_off;
+use crate::rules::arrange;
 use crate::rules::containment::{EgressHook, GuardedInterface, TABLE, frame, guard_table, pod_tables};
 use crate::rules::held::hold_flows;
 use crate::rules::reports::report_drops;
@@ -381,7 +381,7 @@ impl<'a> Sandbox<'a> {
         if self.reports_drops() {
             pod.iter_mut().for_each(|table| report_drops(table, self.records.container_id()));
         }
-        pod.iter_mut().for_each(branch_off);
+        pod.iter_mut().for_each(arrange);
         let attached = bpf::Attached::default();
         let mut wanted = Wanted { survey, pod, guard: None, compared: None, egress, senders, attached };
         if self.host_guard() != HostGuard::Off {

@@ -179,6 +179,7 @@ impl Compiler<'_> {
                     Stand::CgroupEgress => return Err(Inexpressible::Statement),
                 },
                 Statement::Meta(meta) => self.meta(meta, next)?,
+                Statement::OneOf { key, elements } => self.is_among(key, elements, next),
                 Statement::Lookup(key, set) => self.lookup(key, set, next)?,
                 Statement::Update { key, set, .. } => self.update(key, set, next)?,
                 Statement::Labelled(_) => self.sent_by_no_other(next),
@@ -254,7 +255,7 @@ impl Compiler<'_> {
 
     fn test(&mut self, field: Field, test: Test, next: Label) {
         let (at, length) = self.field(field, next);
-        let all = Value::new(&[0xff; 16][..length]);
+        let all = all_of(length);
         match (test, all) {
             (Test::Is(value), Some(mask)) | (Test::Masked(mask, value), _) => self.compare(at, mask, value, next),
             (Test::Not(value), Some(mask)) | (Test::NotMasked(mask, value), _) => {
@@ -368,7 +369,7 @@ impl Compiler<'_> {
         for Ranges(ranges) in elements {
             let another = self.assembler.label();
             for (&(at, length), (first, last)) in fields.iter().zip(ranges) {
-                match Value::new(&[0xff; 16][..length]) {
+                match all_of(length) {
                     Some(mask) if first == last => self.compare(at, mask, *first, another),
                     _ => self.range(at, first, last, another),
                 }
@@ -421,6 +422,11 @@ impl Compiler<'_> {
         assembler.add_atomically(R0, 8, R9);
         assembler.place(done);
     }
+}
+
+/// A mask of all bits of so many bytes.
+fn all_of(length: usize) -> Option<Value> {
+    Value::new(&vec![0xff; length])
 }
 
 /// The key and the set of the flow that a rule opens.

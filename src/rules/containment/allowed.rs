@@ -1,8 +1,8 @@
 //! What the allow-list of a policy becomes: sets of who may be spoken to, and the few rules that look packets up in them, as
 //! many for one entry as for a thousand.
 //!
-//! A set takes no two elements that overlap (Linux refuses that, by whichever comes second). What does overlap, a network and
-//! a host in it, is left with rules of its own, which let through what the set would.
+//! A set takes no two elements that overlap (Linux refuses that, by whichever comes second). Of what does overlap, a network and
+//! a host in it with other ports, the second is put in without what the first has already.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -29,8 +29,6 @@ pub(super) struct AllowList<'a> {
     peers: [List; 2],
     egress: [List; 2],
     ingress: List,
-    /// What has no place in them.
-    left: Vec<Left>,
 }
 
 /// A set in the making.
@@ -42,30 +40,16 @@ struct List {
     protocols: Vec<Protocol>,
 }
 
-/// A rule that stands for itself.
-enum Left {
-    Peer(IpNetwork, Protocol, Option<Mac>),
-    Egress(IpNetwork, Protocol, Option<Mac>, (u16, u16)),
-    Ingress(IpNetwork, Protocol, (u16, u16)),
-}
-
 impl List {
     fn new(name: String, by_station: bool) -> Self {
         Self { name, by_station, elements: Vec::new(), protocols: Vec::new() }
     }
 
-    /// Whether it has room for this.
-    fn take(&mut self, element: Ranges, protocol: Protocol) -> bool {
-        if !self.elements.contains(&element) {
-            if self.elements.iter().any(|other| other.overlaps(&element)) {
-                return false;
-            }
-            self.elements.push(element);
-        }
+    fn take(&mut self, element: Ranges, protocol: Protocol) {
+        element.put_among(&mut self.elements);
         if !self.protocols.contains(&protocol) {
             self.protocols.push(protocol);
         }
-        true
     }
 
     fn set(self, key: &[KeyType]) -> Option<Set> {
@@ -90,7 +74,6 @@ impl<'a> AllowList<'a> {
             peers: lists(PEERS, PEERS_ON_LINK),
             egress: lists(EGRESS_PEERS, EGRESS_ON_LINK),
             ingress: List::new(name(INGRESS_PEERS), false),
-            left: Vec::new(),
             entries,
         };
         for allow in list.entries.clone() {
@@ -104,26 +87,20 @@ impl<'a> AllowList<'a> {
             Ok(receiver) => Some(receiver.filter(|_| view.sees_frames())),
             Err(Silent) => None,
         };
-        if let Some(station) = receiver
-            && !self.peers[usize::from(station.is_none())].take(element(station, peer, protocol, None), protocol)
-        {
-            self.left.push(Left::Peer(peer, protocol, station));
+        if let Some(station) = receiver {
+            self.peers[usize::from(station.is_none())].take(element(station, peer, protocol, None), protocol);
         }
         for &range in ports.ranges() {
             match (direction, receiver) {
                 (Direction::Egress, None) => {}
                 (Direction::Egress, Some(station)) => {
                     let list = &mut self.egress[usize::from(station.is_none())];
-                    if !list.take(element(station, peer, protocol, Some(range)), protocol) {
-                        self.left.push(Left::Egress(peer, protocol, station, range));
-                    }
+                    list.take(element(station, peer, protocol, Some(range)), protocol);
                 }
                 // Nothing there sees what comes in; `stateless_answers` has to do.
                 (Direction::Ingress, _) if view.place == Place::HostIngress => {}
                 (Direction::Ingress, _) => {
-                    if !self.ingress.take(element(None, peer, protocol, Some(range)), protocol) {
-                        self.left.push(Left::Ingress(peer, protocol, range));
-                    }
+                    self.ingress.take(element(None, peer, protocol, Some(range)), protocol);
                 }
             }
         }
@@ -152,12 +129,6 @@ impl<'a> AllowList<'a> {
                 compiled.outbound.push(flow(sent_by(view, own, list), protocol, Some(peers), outbound_key(v6)));
             }
         }
-        for left in &self.left {
-            if let &Left::Peer(peer, protocol, station) = left {
-                let statements = view.sent_by(own, station).into_iter().chain(to_peer(peer)).collect();
-                compiled.outbound.push(flow(statements, protocol, None, outbound_key(v6)));
-            }
-        }
         let opens = |mut statements: Vec<Statement>, protocol, key| {
             statements.extend((protocol == Protocol::Tcp).then(bare_syn));
             statements.extend(open_flow(key, &self.flows));
@@ -176,26 +147,6 @@ impl<'a> AllowList<'a> {
             statements.push(is(protocol_field(v6), [protocol.number()]));
             statements.push(Statement::Lookup(client_key(v6), self.ingress.name.clone()));
             compiled.inbound.push(opens(statements, protocol, inbound_key(v6)));
-        }
-        for left in &self.left {
-            let opening = |mut statements: Vec<Statement>, peer: Option<Statement>, protocol, range, key| {
-                statements.extend(peer);
-                statements.push(is(protocol_field(v6), [Protocol::number(protocol)]));
-                statements.push(in_ports(Field::DestinationPort, range));
-                opens(statements, protocol, key)
-            };
-            match *left {
-                Left::Peer(..) => {}
-                Left::Egress(peer, protocol, station, range) => {
-                    let statements = view.sent_by(own, station);
-                    let rule = opening(statements, to_peer(peer), protocol, range, outbound_key(v6));
-                    compiled.outbound.push(rule);
-                }
-                Left::Ingress(peer, protocol, range) => {
-                    let rule = opening(view.sent_to(own, None), from_peer(peer), protocol, range, inbound_key(v6));
-                    compiled.inbound.push(rule);
-                }
-            }
         }
         if view.place == Place::HostIngress {
             for allow in self.entries.iter().filter(|allow| allow.direction == Direction::Ingress) {
@@ -231,27 +182,22 @@ impl Uncounted {
             for (direction, kind) in [(Direction::Egress, EGRESS_PEERS), (Direction::Ingress, INGRESS_PEERS)] {
                 let name = format!("{kind}{}-{:08x}", family_suffix(v6), flows.fingerprint);
                 let mut list = List::new(name, false);
-                let (key, port) = match direction {
-                    Direction::Egress => (service_key(v6, false), Field::DestinationPort),
-                    Direction::Ingress => (answer_key(v6), Field::SourcePort),
-                };
-                let leaves = |mut statements: Vec<Statement>| {
-                    statements.insert(0, Statement::Meta(Meta::Nfproto { v6 }));
-                    statements.push(Statement::Accept);
-                    Rule::new(statements)
+                let key = match direction {
+                    Direction::Egress => service_key(v6, false),
+                    Direction::Ingress => answer_key(v6),
                 };
                 for allow in allow.iter().filter(|allow| allow.direction == direction && allow.peer.is_ipv6() == v6) {
                     for &range in allow.ports.ranges() {
-                        if !list.take(element(None, allow.peer, allow.protocol, Some(range)), allow.protocol) {
-                            let protocol = is(protocol_field(v6), [allow.protocol.number()]);
-                            let to = to_peer(allow.peer);
-                            let statements = [protocol].into_iter().chain(to).chain([in_ports(port, range)]);
-                            uncounted.rules.push(leaves(statements.collect()));
-                        }
+                        list.take(element(None, allow.peer, allow.protocol, Some(range)), allow.protocol);
                     }
                 }
                 if let Some(set) = list.set(&[address_type(v6), KeyType::Protocol, KeyType::Port]) {
-                    uncounted.rules.push(leaves(vec![Statement::Lookup(key, set.name.clone())]));
+                    let statements = [
+                        Statement::Meta(Meta::Nfproto { v6 }),
+                        Statement::Lookup(key, set.name.clone()),
+                        Statement::Accept,
+                    ];
+                    uncounted.rules.push(Rule::new(statements.to_vec()));
                     uncounted.sets.push(set);
                 }
             }

@@ -6,7 +6,7 @@ use ipnetwork::IpNetwork;
 
 use crate::model::names::{Mac, SandboxInterface};
 use crate::model::policy::{Policy, Ports, Probes, Protocol};
-use crate::rules::ruleset::{Field, Meta, Rule, Set, Statement, TCP_ACK, TCP_RST, Test};
+use crate::rules::ruleset::{Field, Meta, Ranges, Rule, Set, Statement, TCP_ACK, TCP_RST, Test, Value};
 
 use super::allowed::AllowList;
 use super::hops::{Hop, all_hops, hops_to, probe_sources};
@@ -54,6 +54,9 @@ pub(super) fn interface_rules(
                 let (inbound, outbound) = (&mut compiled.inbound, &mut compiled.outbound);
                 view.probe_rules(&policy.probes, own, &flows.probes(v6), inbound, outbound);
             }
+        }
+        // Behind all that opens flows, whose order matters, so that those of all addresses are next to each other.
+        for &own in &identity.addresses {
             view.neighbour_rules(own, &mut compiled.inbound, &mut compiled.outbound);
         }
         compiled.sets = allowed.into_iter().flatten().flat_map(AllowList::sets).collect();
@@ -308,7 +311,7 @@ impl View<'_> {
             for receiver in receivers {
                 let mut statements = from_own(ARP_REQUEST, is(Field::EtherDestination, receiver.0));
                 statements.extend([is(Field::ArpTargetEther, Mac::ZERO.0), Statement::Accept]);
-                outbound.push(Rule::new(statements).comment("ARP for the next hop"));
+                outbound.push(Rule::new(statements).comment("ARP with the next hop"));
             }
             let mut statements;
             match hop.mac {
@@ -319,7 +322,7 @@ impl View<'_> {
                 None => statements = from_own(ARP_REPLY, unicast()),
             }
             statements.push(Statement::Accept);
-            outbound.push(Rule::new(statements).comment("ARP answer to the next hop"));
+            outbound.push(Rule::new(statements).comment("ARP with the next hop"));
         }
     }
 
@@ -390,43 +393,39 @@ impl View<'_> {
         let (_, longer_out) = self.header_lengths();
         let IpNetwork::V6(network) = hop.network else { return None };
         let target = network.ip();
-        let exact = network.prefix() == 128;
         let mut group = [0xff, 0x02, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, 0, 0, 0];
         let mut receiver = [0x33, 0x33, 0xff, 0, 0, 0];
         let option = ether_option(1, mac);
-        let mut statements = Vec::new();
-        if exact {
-            group[13..].copy_from_slice(&target.octets()[13..]);
-            receiver[3..].copy_from_slice(&target.octets()[13..]);
-            statements.push(is(Field::EtherDestination, receiver));
-        } else {
-            let mask = [0xff, 0xff, 0xff, 0, 0, 0];
-            statements.push(Statement::Match(Field::EtherDestination, Test::Masked(mask.into(), receiver.into())));
-        }
-        statements.extend([
+        let from_own = [
             is(Field::EtherSource, mac.0),
             ether_type(true),
             Statement::Meta(Meta::Length(IP6_HEADER + 32 + longer_out)),
             is(Field::Ip6Head, [0x60, 0, 0, 0, 0, 32, ICMP6, 255]),
-            is(Field::Ip6Source, own.octets()),
-        ]);
-        if exact {
-            let checksum = solicitation_checksum(own, Ipv6Addr::from(group), target, &option);
-            let [high, low] = checksum.to_be_bytes();
-            statements.extend([
-                is(Field::Ip6Destination, group),
-                is(Field::SolicitationHead, [SOLICITATION, 0, high, low]),
-                is(Field::SolicitationReserved, [0; 4]),
-                is(Field::NeighbourTarget, target.octets()),
-            ]);
+            is(Field::NeighbourOption, option),
+        ];
+        let mut statements = from_own.to_vec();
+        if network.prefix() == 128 {
+            group[13..].copy_from_slice(&target.octets()[13..]);
+            receiver[3..].copy_from_slice(&target.octets()[13..]);
+            let [high, low] = solicitation_checksum(own, Ipv6Addr::from(group), target, &option).to_be_bytes();
+            let head = Value::from([SOLICITATION, 0, high, low, 0, 0, 0, 0]);
+            let values =
+                [receiver.into(), own.octets().into(), group.into(), head.followed_by(target.octets().into())?];
+            statements.push(Statement::OneOf {
+                key: vec![Field::EtherDestination, Field::Ip6Source, Field::Ip6Destination, Field::Solicitation],
+                elements: vec![Ranges(values.map(|value| (value, value)).to_vec())],
+            });
         } else {
+            let mask = [0xff, 0xff, 0xff, 0, 0, 0];
+            statements.insert(0, Statement::Match(Field::EtherDestination, Test::Masked(mask.into(), receiver.into())));
             statements.extend([
+                is(Field::Ip6Source, own.octets()),
                 within(Field::Ip6Destination, IpNetwork::new(IpAddr::from(group), 104).ok()?),
                 is(Field::Icmp6Type, [SOLICITATION]),
                 within(Field::NeighbourTarget, hop.network),
             ]);
         }
-        statements.extend([is(Field::NeighbourOption, option), Statement::Accept]);
+        statements.push(Statement::Accept);
         Some(Rule::new(statements).comment("neighbour solicitation for the next hop"))
     }
 }

@@ -3,6 +3,7 @@
 //! `UPDATE_TESTDATA=1 cargo test` writes them anew; what changed is then to be read, as nft text, before it is committed.
 
 use std::fmt::Write as _;
+use std::net::{IpAddr, Ipv6Addr};
 use std::path::Path;
 use std::slice;
 
@@ -11,6 +12,7 @@ use crate::model::names::Mac;
 use crate::model::policy::{Allow, Direction, Ports};
 use crate::model::probes::Prober;
 use crate::model::record::NodeOnLink;
+use crate::rules::alike::put_together;
 use crate::rules::branches::{branch_off, inlined};
 use crate::rules::senders::label;
 
@@ -104,6 +106,7 @@ fn the_rules_are_as_they_were_read() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("testdata/rulesets/{case}.nft"));
         let mut text = String::new();
         for mut table in tables {
+            put_together(&mut table);
             let whole = table.clone();
             branch_off(&mut table);
             assert_eq!(in_groups(&table), in_groups(&whole), "{case}");
@@ -138,5 +141,66 @@ fn every_base_chain_ends_in_a_drop() {
                 assert_eq!(last, Some(&Statement::Drop), "{} {}", table.family, chain.name);
             }
         }
+    }
+}
+
+/// A pod with so many addresses of either family, on a node with as many, and as many peers in its policy: on the link,
+/// with a station that is known and one that is not, and behind the node.
+fn crowded(many: u8) -> (Policy, GuardedInterface) {
+    let GuardedInterface { name, known } = interface(false);
+    let (mut identity, mut node) = known.unwrap();
+    let addresses = |place: u8| {
+        (0..many).flat_map(move |number| {
+            [IpAddr::from([10, 77, place, number]), format!("fd77::{place}:{}", u16::from(number) + 1).parse().unwrap()]
+        })
+    };
+    identity.addresses = addresses(1).chain(["fe80::2".parse().unwrap()]).collect();
+    node.addresses = addresses(2).chain(["fe80::1".parse().unwrap()]).collect();
+    node.neighbours = addresses(3).map(|address| (address, Mac::parse("02:00:00:00:00:09"))).collect();
+    identity.routes[1].destination = "10.77.0.0/16".parse().unwrap();
+    let mut policy = Policy { allow: Vec::new(), ..listed() };
+    let of = |ports: &[(u16, u16)]| Ports::new(ports.iter().copied()).unwrap();
+    policy.probes = Probes::to_ports(
+        Ports::new((0..many).map(|port| (8000 + 2 * u16::from(port), 8000 + 2 * u16::from(port)))).unwrap(),
+    );
+    for peer in addresses(3).chain(addresses(4)).chain(addresses(5).map(behind_the_node)) {
+        for direction in [Direction::Egress, Direction::Ingress] {
+            for protocol in [Protocol::Tcp, Protocol::Udp] {
+                let ports = of(&[(443, 443), (5000, 5000 + u16::from(many))]);
+                policy.allow.push(Allow { direction, peer: peer.into(), protocol, ports });
+            }
+        }
+    }
+    // Those overlap all of the others.
+    for peer in ["10.0.0.0/8", "fd77::/16"] {
+        policy.allow.push(allow(Direction::Egress, peer, Protocol::Tcp, &[(443, 444)]));
+    }
+    (policy, GuardedInterface { name, known: Some((identity, node)) })
+}
+
+fn behind_the_node(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(address) => IpAddr::V4(address | std::net::Ipv4Addr::new(0, 128, 0, 0)),
+        IpAddr::V6(address) => IpAddr::V6(address | Ipv6Addr::new(0, 0xff, 0, 0, 0, 0, 0, 0)),
+    }
+}
+
+#[test]
+fn there_are_as_many_rules_for_one_as_for_many() {
+    let rules = |many: u8, egress: EgressHook| {
+        let (policy, interface) = crowded(many);
+        let ends = [GuardedEnd { device: name("veth1"), index: 7, interface: interface.clone() }];
+        let guard = guard(&ContainerId::new("c1").unwrap(), &policy, &ends, egress, None);
+        let tables = pod_tables(&policy, &[interface], egress, false).into_iter().chain([guard]);
+        let counted = tables.map(|mut table| {
+            crate::rules::arrange(&mut table);
+            table.all_chains().map(|chain| (chain.name.to_owned(), chain.rules.len())).collect::<Vec<_>>()
+        });
+        counted.collect::<Vec<_>>()
+    };
+    for egress in [EgressHook::Netdev, EgressHook::Missing] {
+        assert_eq!(rules(8, egress), rules(2, egress), "{egress:?}");
+        let in_all = |many| rules(many, egress).iter().flatten().map(|(_, rules)| rules).sum::<usize>();
+        assert!(in_all(2) <= in_all(1) + 8, "{} instead of {}", in_all(2), in_all(1));
     }
 }

@@ -1,0 +1,95 @@
+//! Sets as the kernel has them: the numbers and bytes of a key, and the set that a rule has for itself.
+
+use crate::rules::ruleset::{Content, Field, KeyType, Ranges, Set};
+
+use super::kernel;
+
+/// A set that belongs to one rule, without its name, which the kernel has given it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct OwnSet {
+    pub(super) flags: u32,
+    pub(super) key_type: u32,
+    pub(super) key_length: u32,
+    /// First and last key of each, sorted.
+    pub(super) elements: Vec<[Vec<u8>; 2]>,
+}
+
+impl OwnSet {
+    pub(super) fn of(key: &[Field], elements: &[Ranges]) -> Self {
+        let types = types(key);
+        Self {
+            flags: own_set_flags(elements),
+            key_type: key_type(&types),
+            key_length: key_length(&types),
+            elements: sorted_keys(elements),
+        }
+    }
+}
+
+/// The types of the fields of a key. None of ours has a field that has no place in one.
+pub(super) fn types(key: &[Field]) -> Vec<KeyType> {
+    key.iter().filter_map(|field| field.key_type()).collect()
+}
+
+pub(super) fn own_set_flags(elements: &[Ranges]) -> u32 {
+    let ranges = if elements.iter().all(Ranges::is_single) { 0 } else { kernel::SET_RANGES };
+    kernel::SET_OF_A_RULE | ranges
+}
+
+/// nft's number for the type of a key: six bits a field. The kernel only keeps it; `nft list` needs it.
+pub(super) fn key_type(key: &[KeyType]) -> u32 {
+    key.iter().fold(0, |number, field| {
+        number << 6
+            | match field {
+                KeyType::Raw(_) => 4,
+                KeyType::Ipv4 => 7,
+                KeyType::Ipv6 => 8,
+                KeyType::Ether => 9,
+                KeyType::Operation => 11,
+                KeyType::Protocol => 12,
+                KeyType::Port => 13,
+            }
+    })
+}
+
+pub(super) fn key_length(key: &[KeyType]) -> u32 {
+    let length: usize = match key {
+        [only] => only.length(),
+        fields => fields.iter().map(|field| field.padded_length()).sum(),
+    };
+    u32::try_from(length).unwrap_or(u32::MAX)
+}
+
+pub(super) fn milliseconds(set: &Set) -> u64 {
+    match set.content {
+        Content::Dynamic { timeout, .. } => u64::from(timeout) * 1000,
+        Content::Fixed(_) => 0,
+    }
+}
+
+pub(super) fn set_flags(set: &Set) -> u32 {
+    match set.content {
+        Content::Dynamic { .. } => kernel::SET_TIMEOUT_AND_EVAL,
+        Content::Fixed(_) => kernel::SET_RANGES,
+    }
+}
+
+/// The first and the last key of an element; of several fields each is padded as it is in registers.
+pub(super) fn key_bytes(Ranges(fields): &Ranges) -> [Vec<u8>; 2] {
+    let mut keys = [Vec::new(), Vec::new()];
+    for (first, last) in fields {
+        for (key, value) in keys.iter_mut().zip([first, last]) {
+            key.extend_from_slice(value);
+            if fields.len() > 1 {
+                key.resize(key.len().next_multiple_of(4), 0);
+            }
+        }
+    }
+    keys
+}
+
+pub(super) fn sorted_keys(elements: &[Ranges]) -> Vec<[Vec<u8>; 2]> {
+    let mut keys: Vec<_> = elements.iter().map(key_bytes).collect();
+    keys.sort_unstable();
+    keys
+}
