@@ -63,7 +63,7 @@ mod report;
 mod rules;
 pub mod status;
 
-pub use model::{audit, fault, json, mark, names, policy, verdict};
+pub use model::{audit, fault, json, mark, names, policy, subject, verdict};
 pub use node::{logging, state};
 
 /// Bringing the kernel to the marks of a sandbox, by its name, for whoever writes marks and wants to know what became of them.
@@ -71,6 +71,13 @@ pub mod apply {
     pub use crate::node::enforce::{CUT_AT_ONCE, EnforceError, apply_locked, cut_off_marked};
     pub use crate::node::sandbox::{Before, NodeScan, Scan, Side};
     pub use crate::node::workers::on_each;
+}
+
+/// Pods with hostNetwork, for the same: they have no record, and are known by their UIDs.
+pub mod host_pods {
+    pub use crate::node::host_pod::{
+        Asked, HostEnforced, HostNode, HostPodError, HostReport, Outcome, candidates, desired, sync_one,
+    };
 }
 
 /// Having the evidence of a sandbox collected, for whoever cuts it off by [`apply`].

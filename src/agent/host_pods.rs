@@ -16,14 +16,17 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
+use crate::evidence::Collectors;
 use crate::model::audit::{Line, chain};
 use crate::model::names::PodUid;
+use crate::model::subject::Subject;
 use crate::model::verdict::Verdict;
 use crate::node::host_pod::{Asked, HostNode, HostPodError, Outcome, candidates, sync_one};
 use crate::node::sandbox::{ProberSeen, cgroup_of};
 use crate::node::state::StateDir;
 
 use super::SLOW_TIMER;
+use super::metrics::Counts;
 
 /// How often programs that stand are looked at, and pods that may yet get a process here.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -42,13 +45,21 @@ pub(super) struct HostPods {
 
 impl HostPods {
     /// Starts the thread. The calling one is in the node's network namespace.
-    pub(super) fn start(state: &StateDir, release_after: Duration) -> io::Result<Self> {
+    pub(super) fn start(
+        state: &StateDir,
+        release_after: Duration,
+        collectors: &Arc<Option<Collectors>>,
+        counts: &Arc<Counts>,
+    ) -> io::Result<Self> {
         let changed = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
         let is_busy = Arc::new(AtomicBool::new(false));
         let mut keeper = Keeper {
             is_busy: is_busy.clone(),
             state: state.clone(),
             release_after,
+            collectors: collectors.clone(),
+            counts: counts.clone(),
+            heard: Instant::now(),
             changed: changed.clone(),
             appeared: None,
             is_watching: false,
@@ -76,6 +87,10 @@ impl HostPods {
 struct Keeper {
     state: StateDir,
     release_after: Duration,
+    collectors: Arc<Option<Collectors>>,
+    counts: Arc<Counts>,
+    /// When it was woken for what it is at.
+    heard: Instant,
     changed: Arc<EventFd>,
     is_busy: Arc<AtomicBool>,
     /// Tells of cgroups that appear.
@@ -106,6 +121,7 @@ impl Keeper {
             }
             self.is_busy.store(self.is_waiting || !self.isolated.is_empty(), Ordering::Relaxed);
             all = self.wait();
+            self.heard = Instant::now();
         }
     }
 
@@ -194,6 +210,10 @@ impl Keeper {
                     self.unmarked.remove(&uid);
                     if enforced.report.verdict == Verdict::Open {
                         self.failed.insert(uid.clone());
+                        self.counts.failed();
+                    }
+                    if enforced.is_new {
+                        self.isolated_anew(&uid);
                     }
                     self.isolated.insert(uid, enforced.report.prober);
                 }
@@ -210,11 +230,20 @@ impl Keeper {
                     self.unmarked.remove(&uid);
                 }
                 Err(_) => {
+                    self.counts.failed();
                     self.failed.insert(uid);
                 }
             }
         }
         self.is_waiting |= is_waiting;
+    }
+
+    /// It was cut off just now.
+    fn isolated_anew(&self, uid: &PodUid) {
+        self.counts.isolated_after(self.heard.elapsed());
+        if let Some(collectors) = self.collectors.as_ref() {
+            collectors.collect(Subject::HostPod(uid.clone()));
+        }
     }
 
     /// Watches where pods appear, while there are marks that nothing else answers to.

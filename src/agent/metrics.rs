@@ -11,11 +11,14 @@ use crate::metrics::{Exposition, Histogram, serve};
 use crate::model::audit::{Line, chain};
 use crate::model::mark::answering_keys;
 use crate::model::names::{ContainerId, Key, Pod};
+use crate::model::subject::Subject;
+use crate::model::verdict::Reason;
+use crate::node::host_pod::{HostNode, candidates};
 use crate::node::sandbox::{NodeScan, Side};
 use crate::node::state::{StateDir, StateError};
 use crate::node::workers::hold;
 use crate::status::read::read_sandbox;
-use crate::status::{Direction, Finding};
+use crate::status::{Direction, Finding, HostFinding, HostPodStatus};
 
 /// What is counted while the agent runs.
 #[derive(Debug, Default)]
@@ -49,10 +52,14 @@ fn text(state: &StateDir, places: &Places, counts: &Counts, dropped: &mut Droppe
     let mut text = Exposition::default();
     match Node::read(state, dropped) {
         Ok(node) => {
-            text.gauge("quarantine_active", "Sandboxes of this node that are isolated.", node.active);
+            text.gauge(
+                "quarantine_active",
+                "Sandboxes and pods with hostNetwork of this node that are isolated.",
+                node.active,
+            );
             let partial = node.partial.iter().map(|(code, count)| (*code, *count));
-            text.gauge_by("quarantine_partial", "Sandboxes contained in part, by reason.", "reason", partial);
-            let help = "Marks that no sandbox of this node answers to.";
+            text.gauge_by("quarantine_partial", "Those contained in part, by reason.", "reason", partial);
+            let help = "Marks that nothing on this node answers to.";
             text.gauge("quarantine_orphan_marks", help, node.orphans);
         }
         Err(error) => {
@@ -61,7 +68,7 @@ fn text(state: &StateDir, places: &Places, counts: &Counts, dropped: &mut Droppe
         }
     }
     let by_direction = [("in", dropped.inbound), ("out", dropped.outbound)];
-    let help = "Packets of isolated sandboxes that were dropped, as far as somebody looked before they were released.";
+    let help = "Packets of those that were dropped, as far as somebody looked before they were released.";
     text.counter_by("quarantine_dropped_packets", help, "direction", by_direction);
     match uncovered_pods(state, places) {
         Ok(uncovered) => {
@@ -71,9 +78,9 @@ fn text(state: &StateDir, places: &Places, counts: &Counts, dropped: &mut Droppe
         Err(error) => log::warn!("{}", Line::new("not-counted").with("error", chain(&error))),
     }
     let failures = counts.failures.load(Ordering::Relaxed);
-    let help = "How often a sandbox could not be brought to its marks, or the node not be read.";
+    let help = "How often a pod could not be brought to its marks, or the node not be read.";
     text.counter("quarantine_failures", help, failures);
-    let help = "From a mark's being heard of to its sandbox's being read back as isolated.";
+    let help = "From a mark's being heard of to its pod's being read back as isolated.";
     text.histogram("quarantine_contain_seconds", help, ("stage", "agent"), &hold(&counts.contained));
     text.finish()
 }
@@ -83,14 +90,17 @@ fn text(state: &StateDir, places: &Places, counts: &Counts, dropped: &mut Droppe
 struct Dropped {
     inbound: u64,
     outbound: u64,
-    /// What the kernel's counters were at the last look, by sandbox.
-    last: BTreeMap<ContainerId, [u64; 2]>,
+    /// What the kernel's counters were at the last look.
+    last: Counters,
 }
 
+/// Packets that were dropped on the way in and out, of each that is isolated.
+type Counters = BTreeMap<Subject, [u64; 2]>;
+
 impl Dropped {
-    fn add(&mut self, found: BTreeMap<ContainerId, [u64; 2]>) {
-        for (id, now) in &found {
-            let before = self.last.get(id).copied().unwrap_or_default();
+    fn add(&mut self, found: Counters) {
+        for (subject, now) in &found {
+            let before = self.last.get(subject).copied().unwrap_or_default();
             let more = |index: usize| now[index].checked_sub(before[index]).unwrap_or(now[index]);
             self.inbound += more(0);
             self.outbound += more(1);
@@ -130,7 +140,10 @@ impl Node {
                 is_marked
             });
             let marked: Vec<&ContainerId> = marked.map(|(id, _)| id).collect();
+            let of_host_pods = host_pods(state);
+            answered.extend(of_host_pods.iter().flat_map(HostPodStatus::keys).cloned());
             node.orphans = marks.difference(&answered).count();
+            of_host_pods.iter().for_each(|status| node.take_host_pod(status, &mut drops));
             if let Ok(mut host) = Side::own() {
                 let scan = NodeScan::default();
                 for id in marked {
@@ -148,23 +161,42 @@ impl Node {
         host: &mut Side,
         scan: &NodeScan,
         id: &ContainerId,
-        drops: &mut BTreeMap<ContainerId, [u64; 2]>,
+        drops: &mut Counters,
     ) -> Result<(), StateError> {
         let Some(status) = read_sandbox(state, host, id, scan)? else { return Ok(()) };
         let Finding::Read(reading) = &status.finding else { return Ok(()) };
-        drops.insert(id.clone(), [Direction::In, Direction::Out].map(|direction| reading.dropped(direction)));
-        match status.verdict() {
-            "contained" => self.active += 1,
-            "partial" => {
-                self.active += 1;
-                for reason in &reading.reasons {
-                    *self.partial.entry(reason.code()).or_default() += 1;
-                }
-            }
-            _ => {}
-        }
+        drops.insert(id.clone().into(), [Direction::In, Direction::Out].map(|direction| reading.dropped(direction)));
+        self.count(status.verdict(), reading.reasons.iter().map(Reason::code));
         Ok(())
     }
+
+    fn take_host_pod(&mut self, status: &HostPodStatus, drops: &mut Counters) {
+        let (HostFinding::Read(reading), Some(uid), Some(_)) = (&status.finding, &status.pod.uid, &status.marking)
+        else {
+            return;
+        };
+        let dropped = [Direction::In, Direction::Out].map(|direction| reading.dropped(direction));
+        drops.insert(Subject::HostPod(uid.clone()), dropped);
+        self.count(status.verdict(), reading.reasons.iter().map(|(code, _)| *code));
+    }
+
+    /// One that marks isolate, as it was found.
+    fn count(&mut self, verdict: &str, reasons: impl Iterator<Item = &'static str>) {
+        if !matches!(verdict, "contained" | "partial") {
+            return;
+        }
+        self.active += 1;
+        // Two interfaces, or two processes, of one pod may speak against it in the same way.
+        let reasons: BTreeSet<_> = reasons.filter(|_| verdict == "partial").collect();
+        reasons.into_iter().for_each(|code| *self.partial.entry(code).or_default() += 1);
+    }
+}
+
+/// Those with hostNetwork that marks mean or programs are on; what cannot be looked at is said by who looks after them.
+fn host_pods(state: &StateDir) -> Vec<HostPodStatus> {
+    let Ok(node) = HostNode::look() else { return Vec::new() };
+    let candidates = candidates(state, &node).unwrap_or_default();
+    candidates.iter().filter_map(|uid| HostPodStatus::read(state, &node, uid).ok()?).collect()
 }
 
 #[cfg(test)]
@@ -173,7 +205,7 @@ mod tests {
 
     #[test]
     fn what_was_dropped_never_becomes_less() {
-        let found = |name: &str, packets: [u64; 2]| (ContainerId::new(name).unwrap(), packets);
+        let found = |name: &str, packets: [u64; 2]| (Subject::Sandbox(ContainerId::new(name).unwrap()), packets);
         let mut dropped = Dropped::default();
         for (now, expected) in [
             (vec![found("c1", [3, 1])], [3, 1]),

@@ -227,10 +227,11 @@ impl Agent {
         let captures = captures.flatten();
         let count = workers::count();
         let births = Arc::new(Births::default());
-        let mut workers = Workers::start(&state, count, collectors, counts, &births)
+        let collectors = Arc::new(collectors);
+        let mut workers = Workers::start(&state, count, &collectors, counts, &births)
             .map_err(|source| AgentError::System { what: "start the workers", source })?;
         workers.threads.push(own_thread());
-        let host_pods = HostPods::start(&state, release_after)
+        let host_pods = HostPods::start(&state, release_after, &collectors, counts)
             .map_err(|source| AgentError::System { what: "look after pods with hostNetwork", source })?;
         let host = HostEvents::subscribe()?;
         let node = NodeEvents::subscribe()?;

@@ -125,13 +125,12 @@ impl Workers {
     pub(super) fn start(
         state: &StateDir,
         count: usize,
-        collectors: Option<Collectors>,
+        collectors: &Arc<Option<Collectors>>,
         counts: &Arc<Counts>,
         births: &Arc<Births>,
     ) -> io::Result<Self> {
         let (queue, done) = (Arc::new(Queue::open()), Arc::new(Mutex::new(Vec::new())));
         let finished = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
-        let collectors = Arc::new(collectors);
         let (started, starting) = std::sync::mpsc::channel();
         for number in 0..count {
             let mut host = Side::own().map_err(io::Error::other)?;
@@ -256,7 +255,7 @@ fn apply(
     if applied.is_new_isolation(&desired) {
         counts.isolated_after(job.since.elapsed());
         if let Some(collectors) = collectors {
-            collectors.collect(container_id.clone());
+            collectors.collect(container_id.clone().into());
         }
     }
     if let Some(events) = events.as_mut().filter(|_| job.may_capture && records.is_captured()) {

@@ -1,5 +1,6 @@
 //! `evidence`: what was collected of pods that were cut off.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::Path;
 
@@ -7,12 +8,13 @@ use serde_json::{Value, json};
 
 use crate::evidence::{Fault, Kept, Store, archive, collect};
 use crate::model::names::{ContainerId, Key, Pod, PodName, PodUid};
+use crate::model::subject::Subject;
 use crate::node::state::StateDir;
 
 use super::arguments::{Evidence, Output};
 use super::inventory::Inventory;
 use super::selector::{Selection, select};
-use super::{Exit, Failure, print};
+use super::{Exit, Failure, host_pods, print};
 
 /// `quarantine evidence`.
 pub(super) fn evidence(state_dir: &Path, arguments: &Evidence) -> Result<Exit, Failure> {
@@ -21,13 +23,13 @@ pub(super) fn evidence(state_dir: &Path, arguments: &Evidence) -> Result<Exit, F
     let (mut kept, unreadable) = store.collections()?;
     let chosen = arguments.sandbox.as_deref().map(|word| chosen(&state, &kept, word)).transpose()?;
     if arguments.collect {
-        let [container_id] = &chosen.clone().unwrap_or_default()[..] else {
+        let [subject] = &chosen.clone().unwrap_or_default()[..] else {
             return Err(Failure::new(
                 Exit::Usage,
                 "several sandboxes have this name; collect of one, by its container ID",
             ));
         };
-        let new = collect(&state, container_id, arguments.with_executables)?;
+        let new = collect(&state, subject, arguments.with_executables)?;
         print(&format!("{}", store.path().join(&new.path).display()));
         print(&format!("\n{}", said_of(&new)));
         kept = vec![new];
@@ -35,12 +37,13 @@ pub(super) fn evidence(state_dir: &Path, arguments: &Evidence) -> Result<Exit, F
             return Ok(Exit::Done);
         }
     }
-    let is_meant = |container_id: &str| {
-        chosen.as_ref().is_none_or(|chosen| chosen.iter().any(|chosen| chosen.as_str() == container_id))
+    let is_meant = |kept: &Kept| {
+        let subject = kept.manifest.subject();
+        chosen.as_ref().is_none_or(|chosen| subject.is_some_and(|subject| chosen.contains(&subject)))
     };
-    kept.retain(|kept| is_meant(&kept.manifest.container_id));
+    kept.retain(is_meant);
     if arguments.verify {
-        let faults = store.verify(|kept| is_meant(&kept.manifest.container_id))?;
+        let faults = store.verify(is_meant)?;
         return Ok(say_faults(&kept, &faults));
     }
     if let Some(path) = &arguments.out {
@@ -58,27 +61,67 @@ pub(super) fn evidence(state_dir: &Path, arguments: &Evidence) -> Result<Exit, F
     Ok(Exit::Done)
 }
 
-/// The sandboxes that a word means: of the node, or of the collections.
-pub(super) fn chosen(state: &StateDir, kept: &[Kept], word: &str) -> Result<Vec<ContainerId>, Failure> {
+/// The sandbox that a word means, where there is just one; `what` is done with one alone.
+pub(super) fn chosen_sandbox(
+    state: &StateDir,
+    kept: &[Kept],
+    word: &str,
+    what: &'static str,
+) -> Result<ContainerId, Failure> {
+    match &chosen(state, kept, word)?[..] {
+        [Subject::Sandbox(container_id)] => Ok(container_id.clone()),
+        [Subject::HostPod(uid)] => Err(Failure::new(
+            Exit::NotDone,
+            format!(
+                "{uid} has hostNetwork, and no sandbox: of such a pod no packets are kept, and there is no report; \
+                 `quarantine status {uid}` and `quarantine evidence {uid}` say what is known"
+            ),
+        )),
+        _ => {
+            Err(Failure::new(Exit::Usage, format!("several sandboxes have this name; {what} one, by its container ID")))
+        }
+    }
+}
+
+/// The sandboxes and pods with hostNetwork that a word means: of the node, or of the collections.
+fn chosen(state: &StateDir, kept: &[Kept], word: &str) -> Result<Vec<Subject>, Failure> {
+    if let Some(subject) = Subject::host_pod(word) {
+        return Ok(vec![subject]);
+    }
     let node = Inventory::read(state)?;
     let mut names: Vec<(ContainerId, Pod)> =
         node.names().map(|(container_id, pod)| (container_id.clone(), pod.clone())).collect();
+    let mut host_pods = Vec::new();
     for kept in kept {
-        let Ok(container_id) = ContainerId::new(&kept.manifest.container_id) else { continue };
-        if !names.iter().any(|(known, _)| *known == container_id) {
-            let pod = &kept.manifest.pod;
-            let name = |name: &Option<String>| name.as_deref().and_then(|name| PodName::new(name).ok());
-            let uid = pod.uid.as_deref().and_then(|uid| PodUid::new(uid).ok());
-            names.push((container_id, Pod { namespace: name(&pod.namespace), name: name(&pod.name), uid }));
+        match kept.manifest.subject() {
+            Some(Subject::Sandbox(container_id)) if !names.iter().any(|(known, _)| *known == container_id) => {
+                names.push((container_id, pod_of(kept)));
+            }
+            Some(Subject::HostPod(uid)) => host_pods.push((uid, pod_of(kept))),
+            _ => {}
         }
     }
-    let has_mark = |_: &Key| false;
-    match select(word, names.iter().map(|(container_id, pod)| (container_id, pod)), has_mark)? {
-        Selection::Here(chosen) => Ok(chosen),
-        Selection::Absent(_) => {
-            Err(Failure::new(Exit::NotDone, format!("{word} is not on this node, and nothing was collected of it")))
-        }
+    let has_mark = |key: &Key| host_pods.iter().any(|(uid, _)| Key::from(uid) == *key) || host_pods::is_here(key);
+    let key = match select(word, names.iter().map(|(container_id, pod)| (container_id, pod)), has_mark)? {
+        Selection::Here(chosen) => return Ok(chosen.into_iter().map(Subject::Sandbox).collect()),
+        Selection::Absent(key) => key,
+    };
+    let is_meant = |(uid, pod): &(PodUid, Pod)| Key::from(uid) == key || pod.name_key().as_ref() == Some(&key);
+    let kept = host_pods.into_iter().filter(is_meant).map(|(uid, _)| uid);
+    let meant: BTreeSet<PodUid> = host_pods::meant_by(&key)?.into_iter().chain(kept).collect();
+    if meant.is_empty() {
+        let message = format!("{word} is not on this node, and nothing was collected of it");
+        return Err(Failure::new(Exit::NotDone, message));
     }
+    Ok(meant.into_iter().map(Subject::HostPod).collect())
+}
+
+/// The pod that a collection names.
+fn pod_of(kept: &Kept) -> Pod {
+    let pod = &kept.manifest.pod;
+    let name = |name: &Option<String>| name.as_deref().and_then(|name| PodName::new(name).ok());
+    let uid = pod.uid.as_deref().and_then(|uid| PodUid::new(uid).ok());
+    Pod { namespace: name(&pod.namespace), name: name(&pod.name), uid }
 }
 
 /// What is not in it although it was asked for.

@@ -4,9 +4,11 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use crate::kernel::cgroup::on_the_node;
 use crate::model::audit::chain;
 use crate::model::mark::{Desired, Mark};
 use crate::model::names::{Key, PodUid};
+use crate::model::subject::Subject;
 use crate::model::verdict::Verdict;
 use crate::node::host_pod::{Asked, HostEnforced, HostNode, HostPodError, Outcome, candidates, desired, sync_one};
 use crate::node::state::StateDir;
@@ -32,14 +34,30 @@ pub(super) fn is_here(key: &Key) -> bool {
     HostNode::look().is_ok_and(|node| !node.meant_by(key).is_empty())
 }
 
+/// Those that a mark of this name would mean.
+pub(super) fn meant_by(key: &Key) -> Result<Vec<PodUid>, Failure> {
+    Ok(HostNode::look()?.meant_by(key))
+}
+
 /// Brings those that a mark means to it, and says how they are. Whether all are isolated; `None` where there is none.
-pub(super) fn isolate(state: &StateDir, key: &Key, text: &mut String) -> Result<Option<bool>, Failure> {
+/// What is newly cut off is said to `is_new`.
+pub(super) fn isolate(
+    state: &StateDir,
+    key: &Key,
+    text: &mut String,
+    is_new: impl Fn(Subject),
+) -> Result<Option<bool>, Failure> {
     let node = HostNode::look()?;
     let mut all = None;
     for uid in node.meant_by(key) {
         let said = match sync_one(state, &node, &uid, Asked::ByMark, false, LOCK_PATIENCE) {
             Ok(Outcome::NotConcerned | Outcome::Ended | Outcome::Waits | Outcome::Kept) => continue,
-            Ok(Outcome::Isolated(enforced)) => say_isolated(text, &uid, &enforced),
+            Ok(Outcome::Isolated(enforced)) => {
+                if enforced.is_new {
+                    is_new(Subject::HostPod(uid.clone()));
+                }
+                say_isolated(text, &uid, &enforced)
+            }
             Ok(Outcome::Released) => {
                 let _ = writeln!(
                     text,
@@ -73,7 +91,7 @@ pub(super) fn rules(key: &Key, mark: &Mark) -> Result<Option<String>, Failure> {
         let _ = writeln!(
             text.get_or_insert_with(String::new),
             "# what eBPF programs on the cgroup {} do, as rules would say it (a probe is told by the kubelet's cgroup)\n{}",
-            pod.cgroup.path.display(),
+            on_the_node(&pod.directory).display(),
             node.rules(&pod, &policy)
         );
     }
@@ -133,13 +151,15 @@ impl Concerned {
     }
 }
 
-/// Brings all of the node to their marks; what could not be done.
-pub(super) fn sync(state: &StateDir) -> Result<Vec<String>, Failure> {
+/// Brings all of the node to their marks; what could not be done. What is newly cut off is said to `is_new`.
+pub(super) fn sync(state: &StateDir, is_new: impl Fn(Subject)) -> Result<Vec<String>, Failure> {
     let node = HostNode::look()?;
     let mut failed = Vec::new();
     for uid in candidates(state, &node)? {
-        if let Err(error) = sync_one(state, &node, &uid, Asked::ByMark, false, LOCK_PATIENCE) {
-            failed.push(format!("{uid} (hostNetwork): {}", chain(&error)));
+        match sync_one(state, &node, &uid, Asked::ByMark, false, LOCK_PATIENCE) {
+            Ok(Outcome::Isolated(enforced)) if enforced.is_new => is_new(Subject::HostPod(uid)),
+            Ok(_) => {}
+            Err(error) => failed.push(format!("{uid} (hostNetwork): {}", chain(&error))),
         }
     }
     Ok(failed)

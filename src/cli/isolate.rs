@@ -9,6 +9,7 @@ use crate::model::audit::Line;
 use crate::model::audit::chain;
 use crate::model::mark::{Desired, Mark};
 use crate::model::names::{ContainerId, Key};
+use crate::model::subject::Subject;
 use crate::model::verdict::Verdict;
 use crate::node::enforce::{EnforceError, Enforced};
 use crate::node::sandbox::{Before, NodeScan, Sandbox, SandboxError, Side, remove_guard, standing_guards};
@@ -186,7 +187,7 @@ fn isolate_chosen(
     let results = sync_all(state, &answering_ids, |host, container_id, before| {
         let applied = sync_one(state, host, container_id, before, &scan);
         if let Ok(Some(Enforced { is_new: true, .. })) = &applied {
-            keep_evidence(state, container_id, log);
+            keep_evidence(state, &Subject::Sandbox(container_id.clone()), log);
         }
         applied
     })?;
@@ -198,7 +199,10 @@ fn isolate_chosen(
     }
     if answering.is_empty() {
         match &chosen.absent {
-            Some(key) if let Some(done) = host_pods::isolate(state, key, &mut text)? => {
+            Some(key)
+                if let Some(done) =
+                    host_pods::isolate(state, key, &mut text, |subject| keep_evidence(state, &subject, log))? =>
+            {
                 if !done && exit == Exit::Done {
                     exit = Exit::NotDone;
                 }
@@ -235,11 +239,11 @@ fn isolate_chosen(
 }
 
 /// Has it collected, without waiting: the pod is cut off, and that is what was asked for.
-fn keep_evidence(state: &StateDir, container_id: &ContainerId, log: &[String]) {
+fn keep_evidence(state: &StateDir, subject: &Subject, log: &[String]) {
     if evidence::is_wanted()
-        && let Err(error) = evidence::start(state.path(), container_id, log, Says::ToNobody)
+        && let Err(error) = evidence::start(state.path(), subject, log, Says::ToNobody)
     {
-        say_error(&format!("no evidence is collected of {container_id}: {error}"));
+        say_error(&format!("no evidence is collected of {subject}: {error}"));
     }
 }
 

@@ -17,7 +17,7 @@ use crate::node::state::StateDir;
 use crate::status::read::read_entry;
 
 use super::arguments::{Output, Watch};
-use super::evidence::chosen;
+use super::evidence::chosen_sandbox;
 use super::watch::signals;
 use super::{Exit, Failure, print, say_error};
 
@@ -30,9 +30,7 @@ const INTERVAL_MILLISECONDS: u16 = 100;
 pub(super) fn watch(state_dir: &Path, arguments: &Watch) -> Result<Exit, Failure> {
     let state = StateDir::open(state_dir)?;
     let (kept, _) = Store::of(&state).collections()?;
-    let [container_id] = &chosen(&state, &kept, &arguments.sandbox)?[..] else {
-        return Err(Failure::new(Exit::Usage, "several sandboxes have this name; watch one, by its container ID"));
-    };
+    let container_id = &chosen_sandbox(&state, &kept, &arguments.sandbox, "watch")?;
     let before = read_packets(state.path(), container_id)
         .map_err(|error| Failure::new(Exit::NotDone, format!("cannot read what is kept of {container_id}: {error}")))?;
     if arguments.kept {

@@ -13,16 +13,14 @@ use crate::node::state::StateDir;
 use crate::report::{GatherError, compose, gather, to_html, to_markdown};
 
 use super::arguments::{Page, Report};
-use super::evidence::chosen;
+use super::evidence::chosen_sandbox;
 use super::{Exit, Failure, print};
 
 /// `quarantine report`.
 pub(super) fn report(state_dir: &Path, arguments: &Report) -> Result<Exit, Failure> {
     let state = StateDir::open(state_dir)?;
     let (kept, _) = Store::of(&state).collections()?;
-    let [container_id] = &chosen(&state, &kept, &arguments.sandbox)?[..] else {
-        return Err(Failure::new(Exit::Usage, "several sandboxes have this name; report of one, by its container ID"));
-    };
+    let container_id = &chosen_sandbox(&state, &kept, &arguments.sandbox, "report of")?;
     let found = gather(&state, container_id, arguments.history.as_deref()).map_err(|error| match error {
         GatherError::State(error) => error.into(),
         GatherError::Evidence(error) => error.into(),

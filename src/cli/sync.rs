@@ -9,6 +9,7 @@ use crate::kernel::netlink::NetlinkError;
 use crate::model::audit::chain;
 use crate::model::names::ContainerId;
 use crate::model::records::SandboxRecords;
+use crate::model::subject::Subject;
 use crate::node::enforce::{self, CUT_AT_ONCE, EnforceError, Enforced};
 use crate::node::sandbox::{Before, NodeScan, Scan, Side, remove_guards_of_nothing};
 use crate::node::state::StateDir;
@@ -38,7 +39,7 @@ pub(super) fn sync(state_dir: &Path, collectors: Option<Collectors>) -> Result<E
             Ok(outcome) => {
                 if let Some(collectors) = collectors.as_ref().filter(|_| outcome.is_some_and(|outcome| outcome.is_new))
                 {
-                    collectors.collect(container_id.clone());
+                    collectors.collect(container_id.clone().into());
                 }
             }
             // Nothing is left of it to isolate; its record stays for the runtime's DEL or GC.
@@ -51,7 +52,8 @@ pub(super) fn sync(state_dir: &Path, collectors: Option<Collectors>) -> Result<E
             }
         }
     }
-    for failure in host_pods::sync(&state)? {
+    let is_new = |subject: Subject| collectors.iter().for_each(|collectors| collectors.collect(subject.clone()));
+    for failure in host_pods::sync(&state, is_new)? {
         say_error(&failure);
         exit = Exit::NotDone;
     }

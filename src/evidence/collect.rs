@@ -1,47 +1,46 @@
-//! One collection, the most fleeting first.
+//! One collection, the most fleeting first. What is the same of a sandbox and of a pod with hostNetwork is here, what is not in
+//! `sandbox` and `host_pod`.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Read, Seek, SeekFrom};
-use std::net::IpAddr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::EvidenceError;
 use super::executables::Executables;
+use super::host_pod::OfHostPod;
 use super::limits::{self, Budget, Deadline};
 use super::manifest::{Clock, FORMAT, Manifest, ManifestPod};
-use super::network::{self, Gaps, gap};
+use super::network::{Gaps, Sockets, gap};
 use super::proc::{Mount, read_mountinfo};
-use super::processes::{Members, MountNamespace, Reader, find_members, read_file};
-use super::start::budget;
+use super::processes::{Members, MountNamespace, Reader, read_file};
+use super::sandbox::OfSandbox;
+use super::start::{budget, line_about};
 use super::store::{Kept, Store};
 use super::writer::Files;
-use super::{dns, timestamp};
-use crate::kernel::netns::Netns;
+use super::{EvidenceError, dns, timestamp};
 use crate::kernel::sock_diag::DiagSocket;
-use crate::model::audit::{Line, chain};
-use crate::model::names::{ContainerId, PodName, PodUid};
-use crate::model::records::SandboxRecords;
-use crate::node::sandbox::{SandboxError, Side};
+use crate::model::audit::chain;
+use crate::model::fault::Fault;
+use crate::model::mark::Mark;
+use crate::model::names::{Key, Pod, PodName, PodUid};
+use crate::model::subject::Subject;
 use crate::node::state::StateDir;
 
-/// Collects what can be had of a sandbox, and says so in the log. Holds this process to its limits for the rest of its life.
+/// Collects what can be had of a sandbox or pod, and says so in the log. Holds this process to its limits for the rest of its life.
 ///
 /// # Errors
 /// [`EvidenceError`]; what is missing of a collection is no error, and is said in its manifest.
-pub fn collect(state: &StateDir, container_id: &ContainerId, with_executables: bool) -> Result<Kept, EvidenceError> {
+pub fn collect(state: &StateDir, subject: &Subject, with_executables: bool) -> Result<Kept, EvidenceError> {
     let budget = budget();
     limits::hold_this_process(budget);
-    let kept = collect_unlogged(state, container_id, with_executables, budget);
-    let line = |event| Line::new(event).with("container", container_id);
+    let kept = collect_unlogged(state, subject, with_executables, budget);
     match &kept {
         Ok(kept) => log::info!(
             "{}",
-            line("evidence")
+            line_about("evidence", subject)
                 .with("path", &kept.path)
                 .with("sequence", kept.manifest.sequence)
                 // Whoever has the log can tell whether all that is on the node was written anew.
@@ -50,46 +49,36 @@ pub fn collect(state: &StateDir, container_id: &ContainerId, with_executables: b
                 .with("missing", kept.manifest.missing.len())
                 .with("ms", kept.manifest.milliseconds)
         ),
-        Err(error) => log::error!("{}", line("no-evidence").with("error", chain(error))),
+        Err(error) => log::error!("{}", line_about("no-evidence", subject).with("error", chain(error))),
     }
     kept
 }
 
 fn collect_unlogged(
     state: &StateDir,
-    container_id: &ContainerId,
+    subject: &Subject,
     with_executables: bool,
     budget: Budget,
 ) -> Result<Kept, EvidenceError> {
     let deadline = Deadline::start(budget);
     let clock = clock();
-    let records = state.records_of(container_id).0;
-    let records = records.ok_or_else(|| EvidenceError::Unknown { container_id: container_id.clone() })?;
-    let netns = Netns::open(records.netns())?;
-    let of_sandbox = |error| match error {
-        SandboxError::Netns(error) => EvidenceError::from(error),
-        SandboxError::Kernel(error) => error.into(),
-        _ => EvidenceError::Gone { container_id: container_id.clone() },
-    };
-    let mut pod = Side::of(&netns).map_err(of_sandbox)?;
-    if records.netns_cookie() != 0 && records.netns_cookie() != pod.links.netns_cookie() {
-        return Err(EvidenceError::Gone { container_id: container_id.clone() });
-    }
+    let mut source = Source::find(state, subject)?;
     let store = Store::of(state);
     let name: String = clock.time.chars().filter(|c| !matches!(c, '-' | ':')).collect();
-    let partial = store.prepare(container_id)?.join(format!(".{name}.{}", std::process::id()));
-    let mut files = Files::create(partial.clone()).map_err(EvidenceError::io("create", &partial))?;
-    let mut gaps = Gaps::new();
-    let mut collection = Collection { records: &records, netns: &netns, deadline, gaps: &mut gaps, files: &mut files };
-    let pid_and_mounts = collection.processes_and_sockets(with_executables)?;
-    collection.network(&mut pod).map_err(EvidenceError::io("write in", &partial))?;
-    collection.rest(state, pid_and_mounts).map_err(EvidenceError::io("write in", &partial))?;
-    let (partial, written) = files.finish();
-    let pod = records.pod();
+    let partial = store.prepare(subject)?.join(format!(".{name}.{}", std::process::id()));
+    let files = Files::create(partial.clone()).map_err(EvidenceError::io("create", &partial))?;
+    let mut collection = Collection { deadline, with_executables, gaps: Gaps::new(), files };
+    match &mut source {
+        Source::Sandbox(sandbox) => sandbox.collect(&mut collection, state),
+        Source::HostPod(pod) => pod.collect(&mut collection, state),
+    }
+    .map_err(EvidenceError::io("write in", &partial))?;
+    let (partial, written) = collection.files.finish();
+    let pod = source.pod();
     let manifest = Manifest {
         format: FORMAT,
         program: format!("quarantine {}", env!("CARGO_PKG_VERSION")),
-        container_id: container_id.to_string(),
+        container_id: subject.sandbox().map(ToString::to_string),
         pod: ManifestPod {
             namespace: pod.namespace.as_ref().map(PodName::to_string),
             name: pod.name.as_ref().map(PodName::to_string),
@@ -98,63 +87,87 @@ fn collect_unlogged(
         clock,
         milliseconds: u64::try_from(deadline.elapsed().as_millis()).unwrap_or(u64::MAX),
         files: written,
-        missing: gaps,
+        missing: collection.gaps,
         sequence: 0,
         predecessor: None,
     };
-    store.seal(&partial, container_id, &name, manifest)
+    store.seal(&partial, subject, &name, manifest)
 }
 
-struct Collection<'a> {
-    records: &'a SandboxRecords,
-    netns: &'a Netns,
-    deadline: Deadline,
-    gaps: &'a mut Gaps,
-    files: &'a mut Files,
+/// What is collected from.
+enum Source {
+    Sandbox(OfSandbox),
+    HostPod(OfHostPod),
+}
+
+impl Source {
+    fn find(state: &StateDir, subject: &Subject) -> Result<Self, EvidenceError> {
+        match subject {
+            Subject::Sandbox(container_id) => OfSandbox::find(state, container_id).map(Self::Sandbox),
+            Subject::HostPod(uid) => OfHostPod::find(uid).map(Self::HostPod),
+        }
+    }
+
+    fn pod(&self) -> &Pod {
+        match self {
+            Self::Sandbox(sandbox) => sandbox.pod(),
+            Self::HostPod(pod) => pod.pod(),
+        }
+    }
+}
+
+/// One that is being made.
+pub(super) struct Collection {
+    pub(super) deadline: Deadline,
+    with_executables: bool,
+    pub(super) gaps: Gaps,
+    pub(super) files: Files,
 }
 
 /// A process of the pod and the mounts that it sees.
 type OfProcess = Option<(u32, Vec<Mount>)>;
 
-impl Collection<'_> {
-    fn processes_and_sockets(&mut self, with_executables: bool) -> Result<OfProcess, EvidenceError> {
-        let directory = self.files.directory().to_owned();
-        let failed = |error| EvidenceError::io("write in", &directory)(error);
-        let (sockets, sockets_cut) = network::sockets(self.netns, self.gaps)?;
-        let uid = self.records.pod().uid.as_ref().map(PodUid::as_str);
-        let deadline = self.deadline;
-        let members = find_members(self.netns.id().inode, uid, deadline).map_err(failed)?;
-        if members.processes.is_empty() {
-            gap(
-                self.gaps,
-                "processes",
-                "none was found; in a container this takes the node's own processes in /proc (hostPID)",
-            );
-        }
-        let mut reader = Reader::new(Executables::on(&own_mounts(), with_executables), deadline.budget());
-        self.write_processes(&members, &mut reader).map_err(failed)?;
-        self.write_sockets(&sockets, sockets_cut, &reader).map_err(failed)?;
-        self.write_mounts(&reader).map_err(failed)?;
+impl Collection {
+    /// A reader for processes; where a UID is given, only of those that are in that pod's control groups when they are read.
+    pub(super) fn reader(&self, within: Option<&PodUid>) -> Reader {
+        let executables = Executables::on(&own_mounts(), self.with_executables);
+        Reader::new(executables, self.deadline.budget(), within.cloned())
+    }
+
+    /// Writes what is of processes: themselves, sockets with their owners, mounts, programs, and who they ask for names. Sockets that
+    /// are not meant are left out from there on. Gives the process that what was said of names is of.
+    pub(super) fn processes(
+        &mut self,
+        members: &Members,
+        reader: &mut Reader,
+        sockets: &mut Sockets,
+        is_meant: impl Fn(&DiagSocket, &Reader) -> bool,
+    ) -> io::Result<Option<u32>> {
+        self.write_processes(members, reader)?;
+        sockets.found.retain(|socket| is_meant(socket, reader));
+        self.write_sockets(sockets, reader)?;
+        self.write_mounts(reader)?;
         for (sha256, mut file) in reader.executables.take_wanted() {
             // It was read to its end for the hash.
             let copied = file
                 .seek(SeekFrom::Start(0))
                 .and_then(|_| self.files.copy(&format!("executables/{sha256}"), &mut file, limits::COPIED));
             if let Err(error) = copied {
-                gap(self.gaps, format!("executables/{sha256}"), error);
+                gap(&mut self.gaps, format!("executables/{sha256}"), error);
             }
         }
         // Of the mount namespace that most processes are in: their files, not the pause container's.
-        let most = reader.mounts.into_values().max_by_key(|namespace| namespace.processes.len());
-        let of_process = most.and_then(|MountNamespace { processes, mounts, .. }| Some((*processes.first()?, mounts)));
+        let most = std::mem::take(&mut reader.mounts).into_values().max_by_key(|namespace| namespace.processes.len());
+        let of_process: OfProcess =
+            most.and_then(|MountNamespace { processes, mounts, .. }| Some((*processes.first()?, mounts)));
         match &of_process {
             Some((pid, mounts)) => {
-                let found = dns::read(&mut reader.guarded, *pid, mounts, self.gaps);
-                self.files.document("dns.json", &json!({ "files": found }), Vec::new()).map_err(failed)?;
+                let found = dns::read(&mut reader.guarded, *pid, mounts, &mut self.gaps);
+                self.files.document("dns.json", &json!({ "files": found }), Vec::new())?;
             }
-            None => gap(self.gaps, "dns.json", "no process of the pod was found"),
+            None => gap(&mut self.gaps, "dns.json", "no process of the pod was found"),
         }
-        Ok(of_process)
+        Ok(of_process.map(|(pid, _)| pid))
     }
 
     fn write_processes(&mut self, members: &Members, reader: &mut Reader) -> io::Result<()> {
@@ -178,7 +191,7 @@ impl Collection<'_> {
         list.finish(cut_short)
     }
 
-    fn write_sockets(&mut self, sockets: &[DiagSocket], cut_short: Vec<String>, reader: &Reader) -> io::Result<()> {
+    fn write_sockets(&mut self, sockets: &Sockets, reader: &Reader) -> io::Result<()> {
         #[derive(Serialize)]
         struct Owned<'a> {
             #[serde(flatten)]
@@ -186,12 +199,12 @@ impl Collection<'_> {
             owners: Vec<Value>,
         }
         let mut list = self.files.list("sockets.json")?;
-        for socket in sockets {
+        for socket in &sockets.found {
             let owners = reader.owners.get(&socket.inode).into_iter().flatten();
             let owners = owners.map(|(pid, file)| json!({ "pid": pid, "file": file })).collect();
             list.push(&Owned { socket, owners })?;
         }
-        list.finish(cut_short)
+        list.finish(sockets.cut_short.clone())
     }
 
     fn write_mounts(&mut self, reader: &Reader) -> io::Result<()> {
@@ -207,42 +220,15 @@ impl Collection<'_> {
         }
         list.finish(cut_short)
     }
+}
 
-    fn network(&mut self, pod: &mut Side) -> io::Result<()> {
-        let mut host = match Side::own() {
-            Ok(host) => host,
-            Err(error) => {
-                gap(self.gaps, "network of the node", chain(&error));
-                return Ok(());
-            }
-        };
-        let pinned = self.records.pinned_interfaces();
-        let ends: BTreeSet<u32> = pinned.iter().filter_map(|pinned| Some(pinned.host_end.as_ref()?.index)).collect();
-        let addresses: Vec<IpAddr> =
-            pinned.iter().flat_map(|pinned| pinned.interface.addresses.iter().copied()).collect();
-        let (files, gaps) = (&mut *self.files, &mut *self.gaps);
-        let interfaces = network::write_network(files, &mut pod.links, &mut host.links, &ends, gaps)?;
-        network::write_conntrack(files, self.netns, &addresses, gaps)?;
-        network::write_nftables(files, self.netns, &mut pod.nft, gaps)?;
-        network::write_tc(files, self.netns, (pod, &interfaces), (&mut host, &ends), gaps)
-    }
-
-    /// What does not fade, so that the collection can be read without the node.
-    fn rest(&mut self, state: &StateDir, of_process: OfProcess) -> io::Result<()> {
-        let records = self.records.iter().filter_map(|record| serde_json::from_str::<Value>(&record.to_json()).ok());
-        let records: Vec<_> = records.collect();
-        let marks = state.marks_of(self.records.container_id(), self.records.pod()).unwrap_or_default();
-        let marks: Vec<_> = marks
-            .into_iter()
-            .map(|(key, mark)| match mark {
-                Ok(mark) => json!({ "key": key.as_str(), "mark": mark.to_json() }),
-                Err(fault) => json!({ "key": key.as_str(), "fault": fault }),
-            })
-            .collect();
-        let process = of_process.map(|(pid, _)| pid);
-        let document = json!({ "records": records, "marks": marks, "process": process });
-        self.files.document("sandbox.json", &document, Vec::new())
-    }
+/// Marks, as they are written down.
+pub(super) fn marks_json(marks: impl IntoIterator<Item = (Key, Result<Mark, Fault>)>) -> Vec<Value> {
+    let written = |(key, mark): (Key, Result<Mark, Fault>)| match mark {
+        Ok(mark) => json!({ "key": key.as_str(), "mark": mark.to_json() }),
+        Err(fault) => json!({ "key": key.as_str(), "fault": fault }),
+    };
+    marks.into_iter().map(written).collect()
 }
 
 /// The mounts that this process sees.

@@ -13,6 +13,8 @@ const OPEN_FILES: u64 = 512;
 
 /// Sockets of each sort.
 pub(super) const SOCKETS: usize = 20_000;
+/// The same of the node, where those of a pod with hostNetwork are among them.
+pub(super) const SOCKETS_OF_NODE: usize = 200_000;
 /// Processes of the node that are looked at to find the pod's.
 pub(super) const PROCESSES_OF_NODE: usize = 400_000;
 /// Processes of the pod.

@@ -6,6 +6,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::model::names::{ContainerId, PodUid};
+use crate::model::subject::Subject;
+
 /// The form of the files; a reader that knows another one leaves them alone.
 pub(super) const FORMAT: u32 = 1;
 
@@ -17,9 +20,9 @@ pub struct Manifest {
     pub format: u32,
     /// Who wrote it, and which version.
     pub program: String,
-    /// The sandbox.
-    #[serde(rename = "containerID")]
-    pub container_id: String,
+    /// The sandbox; none of a pod in the node's network namespace, which is known by its UID.
+    #[serde(rename = "containerID", default, skip_serializing_if = "Option::is_none")]
+    pub container_id: Option<String>,
     /// Its pod, as far as it is known.
     pub pod: ManifestPod,
     /// When.
@@ -34,6 +37,18 @@ pub struct Manifest {
     pub sequence: u64,
     /// The one before it; none for the first.
     pub predecessor: Option<Link>,
+}
+
+impl Manifest {
+    /// Whom it is about; `None` where that is no name of either kind.
+    #[must_use]
+    pub fn subject(&self) -> Option<Subject> {
+        match (&self.container_id, &self.pod.uid) {
+            (Some(container_id), _) => ContainerId::new(container_id).ok().map(Subject::Sandbox),
+            (None, Some(uid)) => PodUid::new(uid).ok().map(Subject::HostPod),
+            (None, None) => None,
+        }
+    }
 }
 
 /// A pod.
@@ -288,7 +303,7 @@ mod tests {
         let manifest = Manifest {
             format: FORMAT,
             program: "quarantine 0.1.0".to_owned(),
-            container_id: "c1".to_owned(),
+            container_id: Some("c1".to_owned()),
             pod: ManifestPod { name: Some("web".to_owned()), ..ManifestPod::default() },
             clock: Clock { time: "2026-11-27T07:00:00Z".to_owned(), ..Clock::default() },
             milliseconds: 12,
@@ -299,6 +314,13 @@ mod tests {
         };
         let text = serde_json::to_string(&manifest).unwrap();
         assert_eq!(serde_json::from_str::<Manifest>(&text).unwrap(), manifest);
+        assert_eq!(manifest.subject(), Some(Subject::Sandbox(ContainerId::new("c1").unwrap())));
+        let pod = ManifestPod { uid: Some("uid-1".to_owned()), ..ManifestPod::default() };
+        let of_host_pod = Manifest { container_id: None, pod, ..manifest };
+        let text = serde_json::to_string(&of_host_pod).unwrap();
+        assert!(!text.contains("containerID"), "{text}");
+        assert_eq!(serde_json::from_str::<Manifest>(&text).unwrap(), of_host_pod);
+        assert_eq!(of_host_pod.subject(), Some(Subject::HostPod(PodUid::new("uid-1").unwrap())));
     }
 
     proptest::proptest! {

@@ -9,11 +9,13 @@ mod collect;
 mod dns;
 mod executables;
 mod guarded;
+mod host_pod;
 mod limits;
 mod manifest;
 mod network;
 mod proc;
 mod processes;
+mod sandbox;
 mod start;
 mod store;
 mod writer;
@@ -45,7 +47,8 @@ pub use store::{Kept, Store};
 
 use crate::kernel::netlink::NetlinkError;
 use crate::kernel::netns::NetnsError;
-use crate::model::names::ContainerId;
+use crate::model::names::{ContainerId, PodUid};
+use crate::node::host_pod::HostPodError;
 
 /// Why there is no evidence, or why it cannot be read.
 #[derive(Debug, Error)]
@@ -89,6 +92,15 @@ pub enum EvidenceError {
         /// The sandbox.
         container_id: ContainerId,
     },
+    /// There is nothing to collect from.
+    #[error("pod {uid} has no process in the node's network namespace")]
+    NoHostPod {
+        /// The pod.
+        uid: PodUid,
+    },
+    /// Which pod is meant cannot be told, or it is on cgroups that nothing can be told by.
+    #[error(transparent)]
+    HostPod(#[from] HostPodError),
     /// Its netns cannot be entered.
     #[error(transparent)]
     Netns(#[from] NetnsError),

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::IpAddr;
 
 use serde::Serialize;
 
@@ -12,7 +11,7 @@ use super::writer::Files;
 use crate::kernel::bpf::{ProgramFound, programs_on};
 use crate::kernel::conntrack::{self, Flow};
 use crate::kernel::netlink::NetlinkError;
-use crate::kernel::netns::{Netns, NetnsError};
+use crate::kernel::netns::Netns;
 use crate::kernel::nft::{ChainFound, Nft, RuleFound as NftRule, SetFound, TableFound};
 use crate::kernel::rtnetlink::{
     AddressFound, FilterFound, LinkFound, Links, NeighbourFound, QdiscFound, RouteFound, RuleFound,
@@ -43,30 +42,39 @@ fn bounded<T>(cut_short: &mut Vec<String>, what: &str, (found, total): (Vec<T>, 
     found
 }
 
-/// The sockets of the pod's netns.
-pub(super) fn sockets(netns: &Netns, gaps: &mut Gaps) -> Result<(Vec<DiagSocket>, Vec<String>), NetnsError> {
-    let (mut found, mut cut_short) = (Vec::new(), Vec::new());
-    // A socket of netlink belongs to the netns that it was opened in.
-    let mut diag = match netns.run(SockDiag::open)? {
-        Ok(diag) => diag,
-        Err(error) => {
-            gap(gaps, "sockets", chain(&error));
-            return Ok((found, cut_short));
-        }
-    };
-    for kind in Kind::ALL {
-        match diag.list(kind, limits::SOCKETS) {
-            Ok(listed) => {
-                if listed.total > listed.sockets.len() {
-                    cut_short.push(format!("{kind:?} sockets: {} of {}", listed.sockets.len(), listed.total));
-                }
-                found.extend(listed.sockets);
+/// Sockets, as they were listed.
+#[derive(Debug, Default)]
+pub(super) struct Sockets {
+    pub(super) found: Vec<DiagSocket>,
+    pub(super) cut_short: Vec<String>,
+}
+
+impl Sockets {
+    /// Those of the calling thread's netns, so many of each sort.
+    pub(super) fn list(gaps: &mut Gaps, most: usize) -> Self {
+        let mut sockets = Self::default();
+        let mut diag = match SockDiag::open() {
+            Ok(diag) => diag,
+            Err(error) => {
+                gap(gaps, "sockets", chain(&error));
+                return sockets;
             }
-            // Of what this kernel does not have there are none, or none that it would list.
-            Err(error) => gap(gaps, format!("{kind:?} sockets"), chain(&error)),
+        };
+        for kind in Kind::ALL {
+            match diag.list(kind, most) {
+                Ok(listed) => {
+                    if listed.total > listed.sockets.len() {
+                        let (found, total) = (listed.sockets.len(), listed.total);
+                        sockets.cut_short.push(format!("{kind:?} sockets: {found} of {total}"));
+                    }
+                    sockets.found.extend(listed.sockets);
+                }
+                // Of what this kernel does not have there are none, or none that it would list.
+                Err(error) => gap(gaps, format!("{kind:?} sockets"), chain(&error)),
+            }
         }
+        sockets
     }
-    Ok((found, cut_short))
 }
 
 #[derive(Debug, Default, Serialize)]
@@ -178,16 +186,16 @@ fn legacy_tables() -> Vec<String> {
 struct Conntrack {
     /// In the pod's netns.
     pod: Vec<Flow>,
-    /// In the node's, those that have an address of the pod's as an end.
+    /// In the node's, those that are the pod's: that have an address of its own as an end, or a socket of its own.
     node: Vec<Flow>,
     cut_short: Vec<String>,
 }
 
-/// Writes the flows that are tracked in the pod, and those of its addresses on the node.
+/// Writes the flows that are tracked in the pod's own netns, where it has one, and those of the node's that are the pod's.
 pub(super) fn write_conntrack(
     files: &mut Files,
-    netns: &Netns,
-    addresses: &[IpAddr],
+    netns: Option<&Netns>,
+    is_of_pod: impl Fn(&Flow) -> bool,
     gaps: &mut Gaps,
 ) -> io::Result<()> {
     if !conntrack::is_loaded() {
@@ -195,13 +203,13 @@ pub(super) fn write_conntrack(
         return Ok(());
     }
     let mut found = Conntrack::default();
-    match netns.run(|| conntrack::list(limits::FLOWS, |_| true)) {
-        Ok(listed) => {
+    match netns.map(|netns| netns.run(|| conntrack::list(limits::FLOWS, |_| true))) {
+        None => {}
+        Some(Ok(listed)) => {
             found.pod = bounded(&mut found.cut_short, "pod", or_empty(gaps, "tracked flows of the pod", listed));
         }
-        Err(error) => gap(gaps, "tracked flows of the pod", chain(&error)),
+        Some(Err(error)) => gap(gaps, "tracked flows of the pod", chain(&error)),
     }
-    let is_of_pod = |flow: &Flow| addresses.iter().any(|&address| flow.has_end(address));
     let listed = conntrack::list(limits::FLOWS, is_of_pod);
     found.node = bounded(&mut found.cut_short, "node", or_empty(gaps, "tracked flows of the node", listed));
     let cut_short = found.cut_short.clone();

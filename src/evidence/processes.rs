@@ -24,6 +24,7 @@ use super::proc::{
     read_status, socket_inode, strings,
 };
 use crate::model::escaped::Escaped;
+use crate::model::names::PodUid;
 
 /// Namespaces that a process is in.
 const NAMESPACES: [&str; 8] = ["cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts"];
@@ -48,6 +49,28 @@ pub(super) struct Members {
     pub(super) unanswering: BTreeSet<u32>,
     /// What was left out.
     pub(super) cut_short: Vec<String>,
+}
+
+impl Members {
+    /// Those of a pod's control group alone, as it lists them.
+    pub(super) fn of_cgroup(listed: io::Result<Vec<u32>>) -> Self {
+        let mut members = Self::default();
+        match listed {
+            Ok(listed) => {
+                let (seen, unseen): (Vec<u32>, Vec<u32>) = listed.into_iter().partition(|pid| *pid != 0);
+                if !unseen.is_empty() {
+                    members.cut_short.push("processes of a PID namespace that cannot be seen from here".to_owned());
+                }
+                if seen.len() > limits::PROCESSES {
+                    members.cut_short.push(format!("{} of {} processes", limits::PROCESSES, seen.len()));
+                }
+                let seen = seen.into_iter().take(limits::PROCESSES);
+                members.processes = seen.map(|pid| (pid, Belongs::ControlGroup)).collect();
+            }
+            Err(error) => members.cut_short.push(format!("the control group does not list its processes: {error}")),
+        }
+        members
+    }
 }
 
 /// Finds them: those in the netns, those in the pod's control groups, and the children of both.
@@ -193,6 +216,10 @@ pub(super) struct Reader {
     pub(super) owners: BTreeMap<u32, Vec<(u32, u32)>>,
     open_files: usize,
     pub(super) executables: Executables,
+    /// Whose control groups processes have to be in when they are read: a number may be another's by then.
+    within: Option<PodUid>,
+    /// The network namespaces that processes are in, by inode.
+    pub(super) networks: BTreeSet<u64>,
     /// By the inode of a mount namespace, the processes in it and its mounts.
     pub(super) mounts: BTreeMap<u64, MountNamespace>,
     /// When the node started, in seconds of its clock.
@@ -248,20 +275,26 @@ impl Facts {
 }
 
 impl Reader {
-    pub(super) fn new(executables: Executables, budget: Budget) -> Self {
+    pub(super) fn new(executables: Executables, budget: Budget, within: Option<PodUid>) -> Self {
         let booted = read_file("/proc/stat").ok().and_then(|(text, _)| {
             let text = String::from_utf8_lossy(&text).into_owned();
             text.lines().find_map(|line| line.strip_prefix("btime ")?.trim().parse().ok())
         });
-        Self { booted: booted.unwrap_or(0), guarded: Guarded::within(budget), executables, ..Self::default() }
+        Self { booted: booted.unwrap_or(0), guarded: Guarded::within(budget), executables, within, ..Self::default() }
     }
 
-    /// Reads one, of which no more is read than what is always said if it gave no answer before; `None` where it has ended.
+    /// Reads one, of which no more is read than what is always said if it gave no answer before; `None` where it has ended,
+    /// or is not the one that was meant.
     pub(super) fn read(&mut self, pid: u32, belongs: Belongs, answers: bool) -> Option<Process> {
         let directory = Arc::new(File::open(format!("/proc/{pid}")).ok()?);
         let mut cut_short = Vec::new();
         let status = read_status(&read_file(&place(&directory, "status")).ok()?.0);
         let control_group = read_file(&place(&directory, "cgroup")).ok().and_then(|(text, _)| read_cgroup(&text));
+        if let Some(uid) = &self.within
+            && !control_group.as_ref().is_some_and(|group| is_cgroup_of(&group.0, uid.as_str()))
+        {
+            return None;
+        }
         let facts = if answers { self.facts(&directory) } else { Err(NoResult::NoAnswer) };
         let memory = match &facts {
             Ok(_) => self.memory(&directory, &mut cut_short),
@@ -285,6 +318,7 @@ impl Reader {
                 self.owners.entry(inode).or_default().push((pid, file.number));
             }
         }
+        self.networks.extend(facts.namespaces.get("net"));
         if let Some(&namespace) = facts.namespaces.get("mnt") {
             self.mounts(namespace, pid);
         }

@@ -14,7 +14,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::limits::Budget;
 use crate::model::audit::Line;
-use crate::model::names::ContainerId;
+use crate::model::subject::Subject;
 
 /// Says that nothing is to be collected, where it is `off`, or within how many seconds.
 const SWITCH: &str = "QUARANTINE_EVIDENCE";
@@ -38,27 +38,21 @@ pub(super) fn budget() -> Budget {
 /// The program that runs here, whatever is in its place by now.
 pub const THIS_PROGRAM: &str = "/proc/self/exe";
 
-/// Starts a process of this program that collects the evidence of a sandbox. Its standard output is closed when it ends.
+/// Starts a process of this program that collects the evidence of a sandbox or pod. Its standard output is closed when it ends.
 ///
 /// # Errors
 /// When no process can be started.
-pub fn start(state_dir: &Path, container_id: &ContainerId, log: &[String], says: Says) -> io::Result<Child> {
-    start_of(Path::new(THIS_PROGRAM), state_dir, container_id, log, says)
+pub fn start(state_dir: &Path, subject: &Subject, log: &[String], says: Says) -> io::Result<Child> {
+    start_of(Path::new(THIS_PROGRAM), state_dir, subject, log, says)
 }
 
-fn start_of(
-    program: &Path,
-    state_dir: &Path,
-    container_id: &ContainerId,
-    log: &[String],
-    says: Says,
-) -> io::Result<Child> {
+fn start_of(program: &Path, state_dir: &Path, subject: &Subject, log: &[String], says: Says) -> io::Result<Child> {
     let (output, error) = match says {
         Says::ToNobody => (Stdio::null(), Stdio::null()),
         Says::ToLog => (Stdio::piped(), Stdio::inherit()),
     };
     Command::new(program)
-        .args(["evidence", container_id.as_str(), "--collect", "--state-dir"])
+        .args(["evidence", &subject.to_string(), "--collect", "--state-dir"])
         .arg(state_dir)
         .args(log)
         .env_remove("CNI_COMMAND")
@@ -98,10 +92,10 @@ fn wait(mut child: Child) {
     let _ = child.wait();
 }
 
-/// Collects in the background, a few sandboxes at a time.
+/// Collects in the background, a few at a time.
 #[derive(Debug)]
 pub struct Collectors {
-    queue: Sender<ContainerId>,
+    queue: Sender<Subject>,
     threads: Vec<thread::JoinHandle<()>>,
 }
 
@@ -117,13 +111,12 @@ impl Collectors {
             let (program, state_dir, log, due) = (program.clone(), state_dir.clone(), log.clone(), due.clone());
             let thread = thread::Builder::new().name(format!("evidence-{number}")).stack_size(STACK);
             thread.spawn(move || {
-                while let Some(container_id) = next(&due) {
-                    match start_of(&program, &state_dir, &container_id, &log, Says::ToLog) {
+                while let Some(subject) = next(&due) {
+                    match start_of(&program, &state_dir, &subject, &log, Says::ToLog) {
                         Ok(child) => wait(child),
-                        Err(error) => log::error!(
-                            "{}",
-                            Line::new("no-evidence").with("container", &container_id).with("error", error)
-                        ),
+                        Err(error) => {
+                            log::error!("{}", line_about("no-evidence", &subject).with("error", error));
+                        }
                     }
                 }
             })
@@ -131,9 +124,9 @@ impl Collectors {
         Ok(Self { queue, threads: (0..AT_A_TIME).map(collector).collect::<io::Result<_>>()? })
     }
 
-    /// Has the evidence of a sandbox collected; does not wait.
-    pub fn collect(&self, container_id: ContainerId) {
-        let _ = self.queue.send(container_id);
+    /// Has the evidence of a sandbox or pod collected; does not wait.
+    pub fn collect(&self, subject: Subject) {
+        let _ = self.queue.send(subject);
     }
 
     /// Waits until all of it is.
@@ -145,6 +138,15 @@ impl Collectors {
     }
 }
 
-fn next(due: &Mutex<Receiver<ContainerId>>) -> Option<ContainerId> {
+/// The start of a line of the log: where there is no container, the pod's UID says whom it is about.
+pub(super) fn line_about(event: &str, subject: &Subject) -> Line {
+    let line = Line::new(event);
+    match subject {
+        Subject::Sandbox(container_id) => line.with("container", container_id),
+        Subject::HostPod(uid) => line.with("container", "-").with("uid", uid),
+    }
+}
+
+fn next(due: &Mutex<Receiver<Subject>>) -> Option<Subject> {
     due.lock().unwrap_or_else(PoisonError::into_inner).recv().ok()
 }

@@ -1,7 +1,7 @@
 //! Where collections are kept, and what was done to them since.
 //!
 //! ```text
-//! evidence/<container ID>/<time>/manifest.json and the files that it names
+//! evidence/<container ID>/<time>/manifest.json and the files that it names; of a pod with hostNetwork evidence/host:<UID>/…
 //! evidence/<container ID>/.<time>               one that is being made, or was not finished
 //! evidence/head.json                            the last one of the node's chain
 //! evidence/.lock                                held while a manifest is put into the chain
@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{Flock, FlockArg};
 use nix::libc;
 
-use crate::model::names::ContainerId;
+use crate::model::subject::Subject;
 use crate::node::state::StateDir;
 
 use super::EvidenceError;
@@ -65,9 +65,9 @@ impl Store {
         &self.path
     }
 
-    /// The directory of a sandbox, made where it is not there, in a file system that has room.
-    pub(super) fn prepare(&self, container_id: &ContainerId) -> Result<PathBuf, EvidenceError> {
-        let directory = self.path.join(container_id.as_str());
+    /// The directory of a sandbox or pod, made where it is not there, in a file system that has room.
+    pub(super) fn prepare(&self, subject: &Subject) -> Result<PathBuf, EvidenceError> {
+        let directory = self.path.join(subject.to_string());
         for directory in [&self.path, &directory] {
             match DirBuilder::new().mode(0o700).create(directory) {
                 Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
@@ -90,7 +90,7 @@ impl Store {
     pub(super) fn seal(
         &self,
         partial: &Path,
-        container_id: &ContainerId,
+        subject: &Subject,
         time: &str,
         mut manifest: Manifest,
     ) -> Result<Kept, EvidenceError> {
@@ -107,7 +107,7 @@ impl Store {
         let text = serde_json::to_vec_pretty(&manifest)
             .map_err(|error| EvidenceError::io("write", &partial.join(MANIFEST))(error.into()))?;
         write_new(&partial.join(MANIFEST), &text)?;
-        let (path, directory) = self.free_place(container_id, time);
+        let (path, directory) = self.free_place(subject, time);
         let kept = Kept { path, sha256: hash_of(&text), manifest };
         // The head first: a stop in between leaves a collection that is named and not finished, and never one that is
         // finished and not named.
@@ -118,7 +118,7 @@ impl Store {
         let place = self.path.join(HEAD);
         fs::rename(&temporary, &place).map_err(EvidenceError::io("write", &place))?;
         fs::rename(partial, &directory).map_err(EvidenceError::io("name", &directory))?;
-        for directory in [&self.path, &self.path.join(container_id.as_str()), &directory] {
+        for directory in [&self.path, &self.path.join(subject.to_string()), &directory] {
             let synced = File::open(directory).and_then(|directory| directory.sync_all());
             synced.map_err(EvidenceError::io("sync", directory))?;
         }
@@ -126,10 +126,10 @@ impl Store {
     }
 
     /// Two collections within one second have different names.
-    fn free_place(&self, container_id: &ContainerId, time: &str) -> (String, PathBuf) {
+    fn free_place(&self, subject: &Subject, time: &str) -> (String, PathBuf) {
         let names = (1..).map(|number| if number == 1 { time.to_owned() } else { format!("{time}-{number}") });
         let mut places = names.map(|name| {
-            let path = format!("{container_id}/{name}");
+            let path = format!("{subject}/{name}");
             let directory = self.path.join(&path);
             (path, directory)
         });

@@ -27,10 +27,6 @@ impl Files {
         Ok(Self { directory, written: Vec::new() })
     }
 
-    pub(super) fn directory(&self) -> &Path {
-        &self.directory
-    }
-
     /// Writes a document whole.
     pub(super) fn document(&mut self, name: &str, document: &impl Serialize, cut_short: Vec<String>) -> io::Result<()> {
         let mut file = HashedFile::create(&self.directory.join(name))?;

@@ -2,6 +2,7 @@
 
 pub mod attempt;
 pub mod audit;
+pub mod cgroup;
 pub mod difference;
 pub mod direction;
 pub mod escaped;
@@ -10,10 +11,12 @@ pub mod fingerprint;
 pub mod host_pod;
 pub mod json;
 pub mod mark;
+pub mod mounts;
 pub mod names;
 pub mod patience;
 pub mod policy;
 pub mod probes;
 pub mod record;
 pub mod records;
+pub mod subject;
 pub mod verdict;

@@ -11,8 +11,9 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Value, json};
 
+pub use crate::model::cgroup::CgroupPath;
 use crate::model::json::{At, Unexpected};
-pub use crate::model::probes::{CgroupPath, Prober, Probes};
+pub use crate::model::probes::{Prober, Probes};
 
 /// What is let through while isolated. Everything else is dropped.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde_json::{Value, json};
 
+use crate::model::cgroup::CgroupPath;
 use crate::model::json::{At, Unexpected};
 use crate::model::policy::Ports;
 
@@ -32,55 +33,8 @@ pub enum Prober {
     Cgroup(CgroupPath),
 }
 
-/// Where a cgroup is in the tree of version 2, without the slash in front: `kubelet.slice/kubelet.service`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct CgroupPath(String);
-
 /// What a policy says for [`Prober::Kubelet`]. A cgroup of this name at the root is written with a slash in front.
 const KUBELET: &str = "kubelet";
-
-impl CgroupPath {
-    /// No longer than a path may be in the kernel, with what it is mounted at in front.
-    const LONGEST: usize = 1024;
-
-    /// This path, where it is one: of plain names, the root not among them, which has every process below it.
-    #[must_use]
-    pub fn new(path: &str) -> Option<Self> {
-        let path = path.strip_prefix('/').unwrap_or(path);
-        let is_plain = |name: &str| {
-            !matches!(name, "" | "." | "..")
-                && !name.contains(|c: char| c.is_control() || c.is_whitespace() || c == '"')
-        };
-        (path.len() <= Self::LONGEST && path.split('/').all(is_plain)).then(|| Self(path.to_owned()))
-    }
-
-    /// As it is written below the mount point.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-
-    /// How deep in the tree it is; the root is 0.
-    #[must_use]
-    pub fn level(&self) -> u32 {
-        u32::try_from(self.0.split('/').count()).unwrap_or(u32::MAX)
-    }
-}
-
-/// A cgroup as it is now. One that is made anew has another ID.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Cgroup {
-    /// Where it is.
-    pub path: CgroupPath,
-    /// The kernel's ID of it: the inode number of its directory.
-    pub id: u64,
-}
-
-impl fmt::Display for CgroupPath {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
 
 impl Prober {
     /// Reads what a policy says.
@@ -212,9 +166,5 @@ mod tests {
         }
         assert!(read(r#"{"cgroup":true}"#).is_err());
         assert!(read(r#"{"cgroup":"x","port":1}"#).is_err());
-        assert_eq!(
-            CgroupPath::new("/a/b.service").map(|path| (path.level(), path.to_string())),
-            Some((2, "a/b.service".to_owned()))
-        );
     }
 }

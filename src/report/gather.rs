@@ -52,7 +52,7 @@ pub fn gather(state: &StateDir, container_id: &ContainerId, log: Option<&Path>) 
         Err(_) => None,
     };
     let store = Store::of(state);
-    let is_meant = |kept: &Kept| kept.manifest.container_id == container_id.as_str();
+    let is_meant = |kept: &Kept| kept.manifest.container_id.as_deref() == Some(container_id.as_str());
     let (mut collections, _) = store.collections()?;
     collections.retain(is_meant);
     let faults = if collections.is_empty() { Vec::new() } else { store.verify(is_meant)? };

@@ -5,8 +5,8 @@
 
 use std::collections::BTreeSet;
 
+use crate::model::cgroup::Cgroup;
 use crate::model::names::IfName;
-use crate::model::probes::Cgroup;
 
 pub(super) use super::field::Notation;
 pub use super::field::{Base, Field};

@@ -10,8 +10,9 @@
 //!
 //! Nothing is dropped here. Pure; how a cgroup is found is the business of `kernel::cgroup`.
 
+use crate::model::cgroup::Cgroup;
 use crate::model::fingerprint::fingerprint;
-use crate::model::probes::{Cgroup, Prober};
+use crate::model::probes::Prober;
 use crate::rules::ruleset::{Chain, Family, Hook, Meta, Rule, Statement, Table};
 
 /// What the names of these tables begin with.
@@ -46,7 +47,7 @@ pub fn sender_table(prober: &Prober, cgroup: Option<&Cgroup>) -> Table {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::probes::CgroupPath;
+    use crate::model::cgroup::CgroupPath;
 
     #[test]
     fn the_bit_is_of_the_name_and_not_of_the_cgroup() {

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Serialize, Serializer};
 
+use crate::kernel::cgroup::on_the_node;
 use crate::model::audit::chain;
 use crate::model::host_pod::{HostDoubt, Way};
 use crate::model::mark::Desired;
@@ -14,7 +15,7 @@ use crate::node::state::{StateDir, StateError};
 
 use super::json::{CodedJson, FoundJson, MarkingJson, PodJson};
 use super::read::attempt;
-use super::{Attempt, Direction, Drops, Layer, Marking, merge_attempts};
+use super::{Attempt, Direction, Drops, Layer, Marking, dropped, merge_attempts};
 
 /// Such a pod, and how the kernel was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,6 +83,12 @@ impl HostReading {
         }
     }
 
+    /// How many packets of a direction were dropped.
+    #[must_use]
+    pub fn dropped(&self, direction: Direction) -> u64 {
+        dropped(&self.drops, direction)
+    }
+
     /// Of one whose programs stand although nothing isolates it.
     fn not_released() -> Self {
         let reason = Reason::NotReleased { pod_side: false };
@@ -112,7 +119,7 @@ impl HostPodStatus {
             Ok(None) if !stands => return Ok(None),
             found => found,
         };
-        let cgroup = found.as_ref().ok().and_then(|found| Some(found.as_ref()?.cgroup.path.clone()));
+        let cgroup = found.as_ref().ok().and_then(|found| Some(on_the_node(&found.as_ref()?.directory)));
         let marking = match desired {
             Desired::Released if !stands => return Ok(None),
             Desired::Released => None,

@@ -127,8 +127,12 @@ impl Reading {
     /// How many packets of a direction were dropped. One meets one layer only: the first on its way drops it.
     #[must_use]
     pub fn dropped(&self, direction: Direction) -> u64 {
-        self.drops.iter().filter(|drops| drops.direction == direction).map(|drops| drops.packets).sum()
+        dropped(&self.drops, direction)
     }
+}
+
+fn dropped(drops: &[Drops], direction: Direction) -> u64 {
+    drops.iter().filter(|drops| drops.direction == direction).map(|drops| drops.packets).sum()
 }
 
 /// What one chain has dropped.

@@ -10,7 +10,7 @@ use crate::model::verdict::Verdict;
 
 use super::{
     AskedFor, Attempt, Damaged, Direction, Drops, Finding, HostFinding, HostPodStatus, Marking, Reading, SandboxEntry,
-    SandboxStatus, UnansweredMark, timestamp,
+    SandboxStatus, UnansweredMark, dropped, timestamp,
 };
 
 /// The least that is shown of a container ID.
@@ -137,10 +137,6 @@ fn layers(reading: &Reading) -> String {
     ];
     let there: Vec<_> = all.into_iter().filter_map(|(is_there, layer)| is_there.then_some(layer)).collect();
     if there.is_empty() { "-".to_owned() } else { there.join("+") }
-}
-
-fn dropped(drops: &[Drops], direction: Direction) -> u64 {
-    drops.iter().filter(|drops| drops.direction == direction).map(|drops| drops.packets).sum()
 }
 
 fn policy_since_by(marking: Option<&Marking>) -> [Cell; 3] {

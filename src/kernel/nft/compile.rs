@@ -207,7 +207,7 @@ mod tests {
     use super::super::kernel;
     use super::*;
     use crate::kernel::netlink::{attributes, nest, put, put_text};
-    use crate::model::probes::{Cgroup, CgroupPath};
+    use crate::model::cgroup::{Cgroup, CgroupPath};
 
     #[test]
     fn expressions_are_read_as_they_are_written() {

@@ -6,16 +6,15 @@
 
 mod capabilities;
 mod doubt;
-mod mounts;
 #[cfg(test)]
 mod tests;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 pub use capabilities::{Capability, Privileges};
 pub use doubt::{HostDoubt, ProgramFault, Socket, Way};
-pub use mounts::mounts;
 
+use crate::model::cgroup::Cgroup;
 use crate::model::names::PodUid;
 use crate::model::verdict::Verdict;
 
@@ -26,49 +25,8 @@ pub struct HostPod {
     pub uid: PodUid,
     /// Its cgroup.
     pub cgroup: Cgroup,
-}
-
-/// A cgroup of version 2.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Cgroup {
-    /// Its directory.
-    pub path: PathBuf,
-    /// What the kernel calls it; never given twice.
-    pub id: u64,
-}
-
-impl Cgroup {
-    /// Whether it is another one or below it.
-    #[must_use]
-    pub fn is_within(&self, other: &Path) -> bool {
-        self.path.starts_with(other)
-    }
-}
-
-/// The pod whose cgroup has this name, as the kubelet makes it: `pod<UID>`, or `…-pod<UID>.slice` by systemd's rules, in which a
-/// hyphen is one more level and a UID's are written as underscores.
-#[must_use]
-pub fn pod_of_cgroup(name: &str) -> Option<PodUid> {
-    let uid = match name.strip_suffix(".slice") {
-        Some(slice) => slice.rsplit('-').next()?.strip_prefix("pod")?.replace('_', "-"),
-        None => name.strip_prefix("pod")?.to_owned(),
-    };
-    // By itself it would be another's name.
-    PodUid::new(&uid).ok().filter(|uid| !uid.as_str().ends_with(".slice"))
-}
-
-/// Whether a cgroup of this name is the one that the kubelet keeps all pods below.
-#[must_use]
-pub fn is_root_of_pods(name: &str) -> bool {
-    name == "kubepods" || name.strip_suffix(".slice").is_some_and(|slice| slice.rsplit('-').next() == Some("kubepods"))
-}
-
-/// Whether a cgroup of this name, below that one, holds pods of a class.
-#[must_use]
-pub fn is_class_of_pods(name: &str) -> bool {
-    const CLASSES: [&str; 3] = ["guaranteed", "burstable", "besteffort"];
-    let last = name.strip_suffix(".slice").and_then(|slice| slice.rsplit('-').next()).unwrap_or(name);
-    CLASSES.contains(&last)
+    /// The directory of that, as this process sees it.
+    pub directory: PathBuf,
 }
 
 /// The program on one of the two ways, as it was found.
@@ -112,17 +70,7 @@ impl Found {
 #[cfg(any(test, fuzzing))]
 pub fn try_any(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
-    for name in text.lines() {
-        let _ = (is_root_of_pods(name), is_class_of_pods(name));
-        let Some(uid) = pod_of_cgroup(name) else { continue };
-        // It can be a file name, and is found again by both names that the kubelet would give it.
-        assert!(!uid.as_str().contains('/') && !uid.as_str().starts_with('.'));
-        assert_eq!(pod_of_cgroup(&format!("pod{uid}")).as_ref(), Some(&uid));
-        let escaped = uid.as_str().replace('-', "_");
-        if !uid.as_str().contains('_') {
-            assert_eq!(pod_of_cgroup(&format!("kubepods-burstable-pod{escaped}.slice")), Some(uid));
-        }
-    }
     capabilities::try_any(&text);
-    mounts::try_any(&text);
+    super::cgroup::try_any(&text);
+    super::mounts::try_any(&text);
 }

@@ -168,6 +168,8 @@ pub enum Note {
     },
     /// The sockets of the family `AF_UNIX` that are the node's are not stopped.
     LocalSockets,
+    /// What a pod with hostNetwork tries is counted alone.
+    PacketsNotKept,
 }
 
 impl Note {
@@ -179,6 +181,7 @@ impl Note {
             Self::ProberUntold { .. } => "prober-untold",
             Self::NoProber { .. } => "no-prober",
             Self::LocalSockets => "local-sockets",
+            Self::PacketsNotKept => "packets-not-kept",
         }
     }
 }
@@ -199,6 +202,9 @@ impl fmt::Display for Note {
             }
             Self::LocalSockets => f.write_str(
                 "what is no IP is not stopped: local sockets (AF_UNIX), those without a file too, are the node's, and whoever listens there can pass on what the pod says",
+            ),
+            Self::PacketsNotKept => f.write_str(
+                "what it tries is counted, and none of its packets is kept: programs on a cgroup hand none over",
             ),
         }
     }

@@ -15,20 +15,18 @@ mod sync;
 
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
 use crate::kernel::bpf::Pins;
+use crate::kernel::cgroup::{CgroupTree, Directory, old_hierarchies, on_the_node, processes_of};
 use crate::kernel::netlink::NetlinkError;
 use crate::kernel::rtnetlink::Links;
-use crate::model::host_pod::{Cgroup, Found, HostDoubt, HostPod, Program, ProgramFault, Way};
+use crate::model::host_pod::{Found, HostDoubt, HostPod, Program, ProgramFault, Way};
 use crate::model::names::{Key, Pod, PodName, PodUid};
 use crate::model::policy::{Policy, Probes};
-use crate::model::probes;
 use crate::model::verdict::{Note, Verdict};
 use crate::node::sandbox::kubelet::in_cgroup;
 use crate::node::sandbox::{ProberSeen, cgroup_of};
@@ -37,7 +35,6 @@ use crate::rules::bpf::Sender;
 use crate::rules::containment::{HostPodChains, host_pod_chains};
 use crate::rules::ruleset::{Family, Set, Table};
 
-use cgroups::Hierarchies;
 use processes::NetnsId;
 use programs::Programs;
 
@@ -78,9 +75,9 @@ pub enum HostPodError {
 pub struct HostNode {
     netns_cookie: u64,
     netns: NetnsId,
-    hierarchies: Hierarchies,
+    tree: Option<CgroupTree>,
     /// Those of version 2, whosever netns their processes are in.
-    pods: OnceCell<BTreeMap<PodUid, Vec<Cgroup>>>,
+    pods: OnceCell<BTreeMap<PodUid, Vec<HostPod>>>,
     /// Those of version 1.
     old_pods: OnceCell<BTreeMap<PodUid, Vec<PathBuf>>>,
     names: OnceCell<Vec<(Key, PodUid)>>,
@@ -97,7 +94,7 @@ impl HostNode {
         Ok(Self {
             netns_cookie: Links::open()?.netns_cookie(),
             netns: processes::own_netns().map_err(HostPodError::Netns)?,
-            hierarchies: Hierarchies::read(),
+            tree: CgroupTree::find(),
             pods: OnceCell::new(),
             old_pods: OnceCell::new(),
             names: OnceCell::new(),
@@ -105,8 +102,19 @@ impl HostNode {
         })
     }
 
-    fn pods(&self) -> &BTreeMap<PodUid, Vec<Cgroup>> {
-        self.pods.get_or_init(|| self.hierarchies.second.as_deref().map(cgroups::pods_in).unwrap_or_default())
+    fn pods(&self) -> &BTreeMap<PodUid, Vec<HostPod>> {
+        self.pods.get_or_init(|| {
+            let Some(tree) = &self.tree else { return BTreeMap::new() };
+            let pod = |uid: &PodUid, directory: Directory| {
+                Some(HostPod { uid: uid.clone(), cgroup: tree.cgroup(&directory)?, directory: directory.path })
+            };
+            let pods = cgroups::pods_in(tree.root()).into_iter();
+            let with_cgroups = pods.map(|(uid, found)| {
+                let found = found.into_iter().filter_map(|directory| pod(&uid, directory)).collect();
+                (uid, found)
+            });
+            with_cgroups.collect()
+        })
     }
 
     /// The pod of this UID, where it has a process in the node's network namespace; or it has programs, and no process now: one whose
@@ -115,30 +123,27 @@ impl HostNode {
     /// # Errors
     /// [`HostPodError`].
     pub fn find(&self, uid: &PodUid) -> Result<Option<HostPod>, HostPodError> {
-        let is_here = |cgroup: &&Cgroup| processes::has_thread_in(&cgroup.path, self.netns);
-        let cgroups = self.pods().get(uid).into_iter().flatten();
-        let mut here = cgroups.filter(is_here);
+        let is_here = |pod: &&HostPod| processes::has_thread_in(&pod.directory, self.netns);
+        let mut here = self.pods().get(uid).into_iter().flatten().filter(is_here);
         match (here.next(), here.next()) {
             (Some(one), Some(other)) => Err(HostPodError::Several {
-                one: one.path.display().to_string(),
-                other: other.path.display().to_string(),
+                one: on_the_node(&one.directory).display().to_string(),
+                other: on_the_node(&other.directory).display().to_string(),
             }),
-            (Some(cgroup), None) => Ok(Some(HostPod { uid: uid.clone(), cgroup: cgroup.clone() })),
-            (None, _) if let Some(cgroup) = self.cgroup_at_rest(uid) => {
-                Ok(Some(HostPod { uid: uid.clone(), cgroup: cgroup.clone() }))
-            }
+            (Some(pod), None) => Ok(Some(pod.clone())),
+            (None, _) if let Some(pod) = self.at_rest(uid) => Ok(Some(pod.clone())),
             (None, _) => match self.old_cgroup(uid) {
-                Some(path) => Err(HostPodError::OldHierarchy { path: path.display().to_string() }),
+                Some(path) => Err(HostPodError::OldHierarchy { path: on_the_node(&path).display().to_string() }),
                 None => Ok(None),
             },
         }
     }
 
-    /// The cgroup of a pod that has programs and no process.
-    fn cgroup_at_rest(&self, uid: &PodUid) -> Option<&Cgroup> {
-        let [cgroup] = &self.pods().get(uid)?[..] else { return None };
-        let rests = self.pins(uid).exist() && cgroups::processes_of(&cgroup.path).is_ok_and(|found| found.is_empty());
-        rests.then_some(cgroup)
+    /// A pod that has programs and no process.
+    fn at_rest(&self, uid: &PodUid) -> Option<&HostPod> {
+        let [pod] = &self.pods().get(uid)?[..] else { return None };
+        let rests = self.pins(uid).exist() && processes_of(&pod.directory).is_ok_and(|found| found.is_empty());
+        rests.then_some(pod)
     }
 
     /// Its cgroup of version 1, where it has only such.
@@ -151,11 +156,17 @@ impl HostNode {
     fn old_pods(&self) -> &BTreeMap<PodUid, Vec<PathBuf>> {
         self.old_pods.get_or_init(|| {
             let mut pods: BTreeMap<PodUid, Vec<PathBuf>> = BTreeMap::new();
-            for (uid, cgroups) in self.hierarchies.first.iter().flat_map(|hierarchy| cgroups::pods_in(hierarchy)) {
+            for (uid, cgroups) in old_hierarchies().iter().flat_map(|hierarchy| cgroups::pods_in(hierarchy)) {
                 pods.entry(uid).or_default().extend(cgroups.into_iter().map(|cgroup| cgroup.path));
             }
             pods
         })
+    }
+
+    /// The inode of the node's network namespace.
+    #[must_use]
+    pub fn netns_inode(&self) -> u64 {
+        self.netns.1
     }
 
     /// Whether it still has a cgroup, with processes or without.
@@ -208,16 +219,12 @@ impl HostNode {
         let cgroup = cgroup_of(prober);
         let told = match &cgroup {
             Err(why) => Err(why.to_string()),
-            Ok(cgroup) if self.is_within(pod, cgroup) => Err(format!("the pod is in the cgroup {}", cgroup.path)),
+            Ok(cgroup) if pod.cgroup.path.is_within(&cgroup.path) => {
+                Err(format!("the pod is in the cgroup {}", cgroup.path))
+            }
             Ok(cgroup) => Ok(in_cgroup(cgroup)),
         };
         Some(Told { seen: ProberSeen { prober: prober.clone(), cgroup: cgroup.ok() }, told })
-    }
-
-    fn is_within(&self, pod: &HostPod, cgroup: &probes::Cgroup) -> bool {
-        let Some(root) = self.hierarchies.second.as_deref() else { return false };
-        let above = pod.cgroup.path.ancestors().take_while(|path| path.starts_with(root));
-        above.into_iter().any(|path| fs::metadata(path).is_ok_and(|found| found.ino() == cgroup.id))
     }
 
     /// Reads back how a pod is, that a policy isolates.
@@ -243,11 +250,15 @@ impl HostNode {
             }
         }
         let layer = standing.iter().all(|program| *program == Program::Holds);
-        let mut doubts = processes::doubts(&pod.cgroup, self.netns);
+        let mut doubts = processes::doubts(&pod.directory, self.netns);
         doubts.extend(cgroups::leaves_sockets_outside().then_some(HostDoubt::OldCgroups));
         let (verdict, reasons) = Found { programs: standing, doubts }.judge();
         let untold = told.as_ref().and_then(|told| told.told.clone().err());
-        let notes = untold.map(|why| Note::NoProber { why }).into_iter().chain([Note::LocalSockets]).collect();
+        let notes = untold
+            .map(|why| Note::NoProber { why })
+            .into_iter()
+            .chain([Note::LocalSockets, Note::PacketsNotKept])
+            .collect();
         let prober = told.map(|told| told.seen);
         HostReport { verdict, reasons, layer, notes, prober, sets: programs.sets().to_vec() }
     }
@@ -281,7 +292,7 @@ impl HostNode {
     /// Where pods of the node appear: directories to be watched.
     #[must_use]
     pub fn watched(&self) -> Vec<PathBuf> {
-        let hierarchy = self.hierarchies.second.as_deref();
+        let hierarchy = self.tree.as_ref().map(CgroupTree::root);
         let roots = hierarchy.map(cgroups::roots_of_pods).unwrap_or_default();
         let classes: Vec<_> = roots.iter().flat_map(|root| cgroups::classes_of_pods(root)).collect();
         hierarchy.map(Path::to_owned).into_iter().chain(roots).chain(classes).collect()

@@ -13,11 +13,12 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 
-use super::cgroups::{ids_within, is_gone, processes_of};
 use super::patient::ask_each;
+use crate::kernel::cgroup::{ids_within, is_gone, processes_of};
 use crate::kernel::sock_diag::{Details, DiagSocket, Kind, SockDiag, protocol_name};
 use crate::model::audit::chain;
-use crate::model::host_pod::{Capability, Cgroup, HostDoubt, Privileges, Socket, mounts};
+use crate::model::host_pod::{Capability, HostDoubt, Privileges, Socket};
+use crate::model::mounts::mounts;
 
 /// So many sockets of one sort are looked at, of all that the node has.
 const SOCKETS_MAX: usize = 1 << 20;
@@ -49,8 +50,8 @@ fn tasks_of(process: u32) -> Vec<PathBuf> {
 }
 
 /// What speaks against the programs on this cgroup, whose pod is one of the network namespace.
-pub(super) fn doubts(cgroup: &Cgroup, netns: NetnsId) -> Vec<HostDoubt> {
-    let processes = match processes_of(&cgroup.path) {
+pub(super) fn doubts(cgroup: &Path, netns: NetnsId) -> Vec<HostDoubt> {
+    let processes = match processes_of(cgroup) {
         Ok(processes) => processes,
         Err(error) if is_gone(&error) => Vec::new(),
         Err(error) => return vec![HostDoubt::Unseen { process: 0, why: error.to_string() }],
@@ -205,13 +206,13 @@ impl Found {
 
     /// Where their sockets were made: by that, and by nothing that became of them since, programs are found. One that is neither bound nor
     /// connected is in no list.
-    fn ask_for_owners(&mut self, cgroup: &Cgroup) {
+    fn ask_for_owners(&mut self, cgroup: &Path) {
         const SORTS: [(Kind, bool); 4] =
             [(Kind::Tcp, true), (Kind::Udp, true), (Kind::UdpLite, false), (Kind::Raw, false)];
         if self.holders.is_empty() {
             return;
         }
-        let own = ids_within(&cgroup.path);
+        let own = ids_within(cgroup);
         for (kind, is_everywhere) in SORTS {
             let listed = SockDiag::open().and_then(|mut lists| lists.list(kind, SOCKETS_MAX));
             let sockets = match listed {

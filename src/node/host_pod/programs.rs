@@ -6,25 +6,24 @@ use std::fs::File;
 use std::os::fd::AsFd;
 
 use crate::kernel::bpf::{BpfError, Hook, Link, LoadedProgram, Missing, Pins};
-use crate::model::host_pod::{Cgroup, HostPod, Program as Standing, ProgramFault, Way};
+use crate::model::host_pod::{HostPod, Program as Standing, ProgramFault, Way};
 use crate::model::names::PodUid;
 use crate::model::policy::Policy;
+use crate::model::subject::{HOST, Subject};
 use crate::rules::bpf::{Inexpressible, Map, Sender, Stand, program};
 use crate::rules::containment::{HostPodChains, host_pod_chains};
 use crate::rules::ruleset::{Chain, Set};
 
-/// What the names of their directories begin with; no container ID has a colon.
-const OWNER: &str = "host:";
 const WAYS: [Way; 2] = [Way::In, Way::Out];
 
 /// The directory of a pod's pins.
 pub(super) fn pins_of(netns_cookie: u64, uid: &PodUid) -> Pins {
-    Pins::of(netns_cookie, &format!("{OWNER}{uid}"))
+    Pins::of(netns_cookie, &Subject::HostPod(uid.clone()).to_string())
 }
 
 /// The pods that have one.
 pub(super) fn standing(netns_cookie: u64) -> Vec<PodUid> {
-    Pins::owners(netns_cookie, OWNER).iter().filter_map(|owner| PodUid::new(owner).ok()).collect()
+    Pins::owners(netns_cookie, HOST).iter().filter_map(|owner| PodUid::new(owner).ok()).collect()
 }
 
 /// Whether a program of a pod that has some came off; as far as pins say, and without asking what it does.
@@ -79,7 +78,7 @@ pub(super) fn elements(pins: &Pins, set: &Set) -> Vec<(Vec<Vec<u8>>, u64)> {
 /// What belongs on the cgroup of a pod that a policy isolates.
 pub(super) struct Programs<'a> {
     pins: Pins,
-    cgroup: &'a Cgroup,
+    pod: &'a HostPod,
     chains: HostPodChains,
     /// How probes are told; `None` where nothing tells them, and none pass.
     prober: Option<Sender>,
@@ -122,7 +121,7 @@ impl From<Failure> for ProgramFault {
 impl<'a> Programs<'a> {
     pub(super) fn of(netns_cookie: u64, pod: &'a HostPod, policy: &Policy, prober: Option<Sender>) -> Self {
         let chains = host_pod_chains(policy, prober.is_some());
-        Self { pins: pins_of(netns_cookie, &pod.uid), cgroup: &pod.cgroup, chains, prober }
+        Self { pins: pins_of(netns_cookie, &pod.uid), pod, chains, prober }
     }
 
     /// The sets that the programs use.
@@ -184,7 +183,7 @@ impl<'a> Programs<'a> {
     /// The link, where it hangs on the pod's cgroup.
     fn standing(&self, way: Way) -> Result<Option<Link>, BpfError> {
         let Some(link) = self.pins.link(pin(way))? else { return Ok(None) };
-        let hangs = link.cgroup(hook(way))? == Some(self.cgroup.id);
+        let hangs = link.cgroup(hook(way))? == Some(self.pod.cgroup.id);
         Ok(hangs.then_some(link))
     }
 
@@ -197,7 +196,7 @@ impl<'a> Programs<'a> {
             link.update(&wanted)?;
             return Ok(Attached::Replaced);
         }
-        let cgroup = File::open(&self.cgroup.path).map_err(Failure::Cgroup)?;
+        let cgroup = File::open(&self.pod.directory).map_err(Failure::Cgroup)?;
         let link = Link::create_on_cgroup(&wanted, hook(way), cgroup.as_fd())?;
         self.pins.pin_link(pin(way), &link)?;
         Ok(Attached::Anew)

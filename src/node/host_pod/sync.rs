@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crate::kernel::cgroup::on_the_node;
 use crate::model::audit::{Line, chain};
 use crate::model::mark::Desired;
 use crate::model::names::{Key, Pod, PodUid};
@@ -32,6 +33,8 @@ pub struct HostEnforced {
     pub desired: Desired,
     /// What was read back.
     pub report: HostReport,
+    /// Whether it was not isolated before.
+    pub is_new: bool,
 }
 
 /// What became of a pod.
@@ -139,11 +142,12 @@ pub fn sync_one(
         Attached::Anew => Some("repaired"),
     };
     if let Some(event) = event {
-        log_isolated(event, &pod, &found.cgroup.path, &desired, &report, started);
+        log_isolated(event, &pod, &on_the_node(&found.directory), &desired, &report, started);
     } else if report.verdict == Verdict::Open {
         log::error!("{}", subject("not-isolated", &pod).with("error", sentences(&report)));
     }
-    Ok(Outcome::Isolated(Box::new(HostEnforced { pod, desired, report })))
+    let is_new = event == Some("isolated");
+    Ok(Outcome::Isolated(Box::new(HostEnforced { pod, desired, report, is_new })))
 }
 
 impl HostNode {

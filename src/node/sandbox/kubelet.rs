@@ -9,14 +9,13 @@ use std::sync::Mutex;
 use thiserror::Error;
 
 use crate::kernel::cgroup::{CgroupTree, cgroup_of_process, see_whole_tree};
-use crate::model::probes::{Cgroup, CgroupPath, Prober};
+use crate::model::cgroup::{Cgroup, CgroupPath};
+use crate::model::probes::Prober;
 use crate::node::workers::hold;
 use crate::rules::bpf::Sender;
 
 /// The processes that are a kubelet, or have one in them (k3s, MicroK8s), as the kernel cuts their names.
 const NAMES: [&str; 4] = ["kubelet", "k3s-server", "k3s-agent", "kubelite"];
-/// What the names of the cgroups that kubelets make for pods have in them.
-const PODS: &str = "kubepods";
 
 /// Why a prober cannot be told from root's other processes.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -46,13 +45,13 @@ pub enum Untold {
 /// The cgroup of a prober as it is now.
 pub fn cgroup_of(prober: &Prober) -> Result<Cgroup, Untold> {
     see_whole_tree().map_err(|_| Untold::NoTree)?;
-    let tree = CgroupTree::find().ok_or(Untold::NoTree)?;
+    let tree = CgroupTree::find().filter(CgroupTree::is_whole).ok_or(Untold::NoTree)?;
     let path = match prober {
         Prober::Cgroup(path) => path.clone(),
         Prober::Kubelet | Prober::Root => find_kubelet().ok_or(Untold::NoKubelet)?,
     };
     let Some(id) = tree.id_of(&path) else { return Err(Untold::Absent(path)) };
-    match tree.children_of(&path).iter().any(|name| name.contains(PODS)) {
+    match path.holds_pods(&tree.children_of(&path)) {
         true => Err(Untold::HasPods(path)),
         false => Ok(Cgroup { path, id }),
     }
@@ -90,7 +89,7 @@ fn cgroup_of_kubelet(process: &str, own: &[OsString; 2]) -> Option<CgroupPath> {
     let is_it = NAMES.contains(&name.trim_end())
         && fs::metadata(&directory).ok()?.uid() == 0
         && namespaces(process).as_ref() == Some(own);
-    is_it.then(|| cgroup_of_process(process)).flatten().filter(|path| !path.as_str().contains(PODS))
+    is_it.then(|| cgroup_of_process(process)).flatten().filter(|path| !path.is_of_pods())
 }
 
 /// What tells whether two processes are in the same place.

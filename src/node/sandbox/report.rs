@@ -5,9 +5,10 @@ use std::fmt;
 use std::net::IpAddr;
 
 use crate::kernel::rtnetlink::NodeChange;
+use crate::model::cgroup::Cgroup;
 use crate::model::difference::Difference;
 use crate::model::mark::Desired;
-use crate::model::probes::{Cgroup, Prober};
+use crate::model::probes::Prober;
 use crate::model::record::NodeOnLink;
 use crate::model::verdict::{Note, Reason, Verdict};
 use crate::rules::ruleset::{Family, Table};

@@ -12,11 +12,11 @@ use serde_json::Value;
 use super::{Agent, PATIENCE, added, await_tables};
 use crate::lab::{Netns, Node, Tables, eventually, not_tried};
 
-const AGENT: &str = "127.0.0.1:9468";
+pub(crate) const AGENT: &str = "127.0.0.1:9468";
 const PROMETHEUS: &str = "127.0.0.1:9090";
 
 /// The body of what is served there; none where nobody answers.
-fn fetched(netns: &Netns, address: &str, path: &str) -> Option<String> {
+pub(crate) fn fetched(netns: &Netns, address: &str, path: &str) -> Option<String> {
     let request = format!("GET {path} HTTP/1.0\r\n\r\n");
     let answer = netns.run(|| {
         let mut stream = TcpStream::connect(address).ok()?;
@@ -30,7 +30,7 @@ fn fetched(netns: &Netns, address: &str, path: &str) -> Option<String> {
     head.contains(" 200 ").then(|| body.to_owned())
 }
 
-fn value(text: &str, metric: &str) -> Option<f64> {
+pub(crate) fn value(text: &str, metric: &str) -> Option<f64> {
     text.lines().find_map(|line| line.strip_prefix(metric)?.strip_prefix(' ')?.parse().ok())
 }
 

@@ -10,7 +10,7 @@ mod grace;
 mod life;
 mod links;
 mod marks;
-mod metrics;
+pub(crate) mod metrics;
 mod node;
 mod recreated;
 mod repair;

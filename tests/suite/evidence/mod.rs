@@ -106,7 +106,7 @@ fn await_collections(sandbox: &Sandbox<'_>, count: usize) -> Vec<PathBuf> {
 }
 
 /// The seconds that a collection has here. A test is of what is kept, and not of how fast this machine is.
-const BUDGET_SECONDS: u64 = 240;
+pub(crate) const BUDGET_SECONDS: u64 = 240;
 
 /// A command of the product for which evidence is not turned off.
 fn with_evidence(sandbox: &Sandbox<'_>, arguments: &[&str]) -> Run {
@@ -118,7 +118,7 @@ fn with_evidence(sandbox: &Sandbox<'_>, arguments: &[&str]) -> Run {
     Run { status: output.status, stdout: text(&output.stdout), stderr: text(&output.stderr) }
 }
 
-fn sha256_of(path: &Path) -> String {
+pub(crate) fn sha256_of(path: &Path) -> String {
     let output = std::process::Command::new("sha256sum").arg(path).output().unwrap();
     assert!(output.status.success(), "{output:?}");
     String::from_utf8(output.stdout).unwrap().trim_start_matches('\\').split(' ').next().unwrap().to_owned()

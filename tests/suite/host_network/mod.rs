@@ -2,6 +2,7 @@
 
 mod agent;
 mod doubts;
+mod evidence;
 mod flows;
 mod found;
 mod kubelet;

@@ -75,7 +75,7 @@ fn the_kubelet_s_probes_pass_and_nobody_else_s_connections() {
     }
     assert_eq!(world.verdict(&uid), "contained");
     let notes = world.status(&uid)["notes"].clone();
-    assert_eq!((notes.as_array().unwrap().len(), &notes[0]["code"]), (1, &"local-sockets".into()), "{notes}");
+    assert_eq!((notes.as_array().unwrap().len(), &notes[0]["code"]), (2, &"local-sockets".into()), "{notes}");
     world.release(&uid);
     for (listener, address) in listeners.iter().zip(addresses) {
         let (_member, socket) = client(&world.kubelet, false, address, &world);

@@ -6,7 +6,7 @@ use crate::kernel::bpf::{
     BpfError, Hook, Identity, Link as BpfLink, LinkInfo, LoadedProgram, Missing, Pins, refuses_tcx,
 };
 use crate::kernel::netns::Netns;
-use crate::model::probes::Cgroup;
+use crate::model::cgroup::Cgroup;
 use crate::model::verdict::{ProgramDoubt, ProgramPlace};
 use crate::rules::bpf::{Inexpressible, Map, Sender, Stand, program, waiting};
 use crate::rules::ruleset::{Chain, Set};

@@ -9,7 +9,8 @@ pub struct Mount {
     pub point: PathBuf,
     /// The kind of file system.
     pub kind: String,
-    /// Whether the whole of that file system is there, and not a directory of it.
+    /// Whether the whole of that file system is there, and not a directory of it. Of cgroups, as much as a cgroup namespace lets be
+    /// seen: what is above that of whoever reads the list is written as `..`.
     pub is_whole: bool,
     /// Whether it can be written to.
     pub is_writable: bool,
@@ -30,7 +31,7 @@ fn mount(line: &str) -> Option<Mount> {
     Some(Mount {
         point: PathBuf::from(unescaped(point)),
         kind: kind.to_owned(),
-        is_whole: root == "/",
+        is_whole: root.split('/').all(|name| matches!(name, "" | "..")),
         is_writable: !is_read_only(options) && !is_read_only(super_options),
     })
 }
@@ -59,5 +60,30 @@ pub(super) fn try_any(text: &str) {
     assert!(found.len() <= text.lines().count());
     for mount in found {
         assert!(mount.point.as_os_str().len() <= 3 * text.len());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts_are_read_with_their_escapes() {
+        let text = "35 25 0:31 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n\
+                    36 25 0:31 /pod /a\\040b ro - cgroup2 cgroup rw\n\
+                    37 25 0:32 / /c rw - bpf bpf ro\nnonsense\n\
+                    38 25 0:31 /../.. /d rw - cgroup2 cgroup rw\n";
+        let found: Vec<_> = mounts(text).collect();
+        let said: Vec<_> = found
+            .iter()
+            .map(|mount| (mount.point.to_str().unwrap(), mount.kind.as_str(), mount.is_whole, mount.is_writable))
+            .collect();
+        let expected = [
+            ("/sys/fs/cgroup", "cgroup2", true, true),
+            ("/a b", "cgroup2", false, false),
+            ("/c", "bpf", true, false),
+            ("/d", "cgroup2", true, true),
+        ];
+        assert_eq!(said, expected);
     }
 }
