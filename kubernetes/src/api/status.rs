@@ -61,6 +61,9 @@ pub struct Layers {
     pub pod: bool,
     /// The host guard.
     pub host: bool,
+    /// The programs on its cgroup, of a pod with hostNetwork.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cgroup: bool,
 }
 
 /// Packets, by direction as the pod sees it.

@@ -71,11 +71,6 @@ fn object_for(pod: &DynamicObject, namespace: &str, arguments: &Isolate, actor: 
     let name = pod.metadata.name.clone().unwrap_or_default();
     let subject = format!("{namespace}/{name}");
     let at = |pointer| pod.data.pointer(pointer);
-    if at("/spec/hostNetwork").and_then(Value::as_bool) == Some(true) {
-        return Err(format!(
-            "{subject} is on the host's network: the plugin is not called for such pods; `quarantine isolate UID` on its node isolates it by its cgroup"
-        ));
-    }
     if let Some("Succeeded" | "Failed") = at("/status/phase").and_then(Value::as_str) {
         return Err(format!("{subject} has ended; there is nothing to isolate"));
     }

@@ -88,7 +88,7 @@ fn page(object: &PodQuarantine) -> String {
     line(
         "layers",
         status.layers.map(|layers| {
-            [("pod", layers.pod), ("host", layers.host)]
+            [("pod", layers.pod), ("host", layers.host), ("cgroup", layers.cgroup)]
                 .iter()
                 .filter(|(_, there)| *there)
                 .map(|(name, _)| *name)

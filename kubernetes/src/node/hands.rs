@@ -12,8 +12,9 @@ use cni_quarantine::mark::{Mark, MarkContent};
 use cni_quarantine::names::{ContainerId, Key, Pod, PodUid};
 use cni_quarantine::state::{StateDir, StateError};
 use cni_quarantine::status::read::read_sandbox;
-use cni_quarantine::status::{Marking, SandboxEntry, SandboxStatus};
+use cni_quarantine::status::{HostPodStatus, Marking, SandboxEntry, SandboxStatus};
 
+use super::host_pods;
 use super::plan::{Order, Step, steps};
 use super::pods::Pods;
 
@@ -56,7 +57,9 @@ fn is_marked(state: &StateDir, key: &Key, wanted: &Mark) -> bool {
 pub enum Seen {
     /// Its sandbox, the worst of them where it has several.
     Sandbox(Box<SandboxStatus>),
-    /// It has none.
+    /// The same of one with hostNetwork, which has no sandbox.
+    HostPod(Box<HostPodStatus>),
+    /// It has none, and is not on the node's network.
     NoSandbox,
     /// It could not be done; why.
     Failed(String),
@@ -135,12 +138,18 @@ impl Hands {
         let mut host = Side::own().map_err(|error| chain(&error))?;
         let marked = self.isolate(&mut host, jobs)?;
         self.refresh().map_err(|error| chain(&error))?;
+        let without = jobs.iter().map(|job| &job.uid).filter(|uid| self.pods.sandboxes_of(uid).is_empty());
+        let on_host = host_pods::among(without);
         let scan = NodeScan::default();
         let numbered: Vec<(usize, &Job)> = jobs.iter().enumerate().collect();
         let settle = |host: &mut Side, (number, job): &(usize, &Job)| {
             // One at least, or it would never end.
             let is_its_turn = *number == 0 || !something_waits();
-            is_its_turn.then(|| self.settle_one(host, &scan, job, &marked).unwrap_or_else(Seen::Failed))
+            let mut settled = || match on_host.contains(&job.uid) {
+                true => self.settle_host_pod(job, &marked),
+                false => self.settle_one(host, &scan, job, &marked),
+            };
+            is_its_turn.then(|| settled().unwrap_or_else(Seen::Failed))
         };
         let seen = match &numbered[..] {
             [] => Vec::new(),
@@ -181,6 +190,11 @@ impl Hands {
         let sandboxes: Vec<ContainerId> = shown.iter().flat_map(|shown| self.pods.sandboxes_of(shown.uid)).collect();
         let cut = self.cut_off(host, &sandboxes)?;
         self.cut.extend(cut);
+        let without = shown.iter().map(|shown| shown.uid).filter(|uid| self.pods.sandboxes_of(uid).is_empty());
+        for uid in host_pods::among(without) {
+            // Tried, and said, once more when it is looked at.
+            let _ = host_pods::bring(&self.state, &uid, LOCK_PATIENCE, self.collectors.as_ref());
+        }
         let kept = match &shown[..] {
             [one] => vec![self.state.keep_mark(&one.key)],
             all => on_each(all, |_, shown| self.state.keep_mark(&shown.key)).map_err(|error| chain(&error))?,
@@ -233,6 +247,26 @@ impl Hands {
         }
     }
 
+    /// The same of a pod with hostNetwork.
+    fn settle_host_pod(&self, job: &Job, marked: &BTreeSet<PodUid>) -> Result<Seen, String> {
+        let bring = || host_pods::bring(&self.state, &job.uid, LOCK_PATIENCE, self.collectors.as_ref());
+        let is_released = self.release(job, &[]).map_err(|error| chain(&error))?;
+        if is_released || marked.contains(&job.uid) {
+            bring()?;
+        }
+        if let Some(why) = self.failed.get(&job.uid) {
+            return Err(why.clone());
+        }
+        match host_pods::look(&self.state, &job.uid)? {
+            Seen::HostPod(status) if job.order.is_some() && !status.is_as_marked() => {
+                // What cannot be is said by what is found then.
+                let _ = bring();
+                host_pods::look(&self.state, &job.uid)
+            }
+            seen => Ok(seen),
+        }
+    }
+
     /// Removes the marks of a pod that is to be released; says whether there were any.
     fn release(&self, job: &Job, sandboxes: &[ContainerId]) -> Result<bool, StateError> {
         let Some(order @ (Order::Release | Order::ReleaseAll)) = &job.order else { return Ok(false) };
@@ -263,7 +297,7 @@ impl Hands {
             match apply_locked(&self.state, host, id, before, Scan::Node(scan), LOCK_PATIENCE) {
                 Ok(Some(enforced)) if enforced.is_new => {
                     if let Some(collectors) = &self.collectors {
-                        collectors.collect(id.clone());
+                        collectors.collect(id.clone().into());
                     }
                 }
                 Ok(_) => {}
@@ -302,7 +336,7 @@ impl Hands {
     /// # Errors
     /// [`StateError`].
     pub fn isolated(&mut self, among: Among<'_>) -> Result<Vec<Isolated>, StateError> {
-        Ok(match among {
+        let mut isolated: Vec<Isolated> = match among {
             Among::All => {
                 self.refresh()?;
                 let marks = self.state.marks()?;
@@ -313,7 +347,12 @@ impl Hands {
                 let ids: Vec<ContainerId> = uids.iter().flat_map(|uid| self.pods.sandboxes_of(uid)).collect();
                 self.pods.of(&ids).filter_map(|(id, pod)| self.isolation_of(id, pod, |_| true)).collect()
             }
-        })
+        };
+        isolated.extend(match among {
+            Among::All => host_pods::isolated(&self.state, None),
+            Among::These(uids) => host_pods::isolated(&self.state, Some(uids)),
+        });
+        Ok(isolated)
     }
 
     /// `may_be_there`: whether a mark is worth looking for.

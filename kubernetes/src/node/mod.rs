@@ -6,6 +6,7 @@
 
 pub mod changes;
 mod hands;
+mod host_pods;
 mod objects;
 mod plan;
 mod pods;

@@ -163,6 +163,10 @@ impl Teller {
                 before.target = None;
                 Found::Sandbox(status)
             }
+            Seen::HostPod(status) => {
+                before.target = None;
+                Found::HostPod(status)
+            }
             Seen::Failed(why) => Found::Failed(why),
             Seen::NoSandbox => {
                 let (target, at) = self.target(object, before.target).await;

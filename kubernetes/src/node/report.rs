@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use kube::core::DynamicObject;
 
-use cni_quarantine::status::{Direction, Finding, SandboxStatus};
+use cni_quarantine::status::{Direction, Finding, HostFinding, HostPodStatus, Marking, SandboxStatus};
 use cni_quarantine::verdict::Note;
 
 use crate::api::{Attempt, Condition, Counts, Layers, PodQuarantine, PodQuarantineStatus, WhyNot, is_of_an_object};
@@ -17,6 +17,8 @@ const ATTEMPTS_MAX: usize = 50;
 pub enum Found {
     /// Its sandbox; the worst of them where it has several.
     Sandbox(Box<SandboxStatus>),
+    /// It has none, and is on the node's network.
+    HostPod(Box<HostPodStatus>),
     /// It has no sandbox that the plugin knows.
     NoSandbox(Target),
     /// The marks could not be changed or read; why.
@@ -73,6 +75,7 @@ pub fn status(object: &PodQuarantine, node: &str, found: &Found, now: Timestamp)
     let (truth, reason, message) = contained(object, found, now);
     match found {
         Found::Sandbox(sandbox) => describe(&mut status, sandbox),
+        Found::HostPod(pod) => describe_host_pod(&mut status, pod),
         Found::NoSandbox(_) => status.verdict = Some("gone".to_owned()),
         Found::Failed(_) => status.verdict = Some("unknown".to_owned()),
     }
@@ -112,31 +115,45 @@ fn contained(object: &PodQuarantine, found: &Found, now: Timestamp) -> (&'static
                 let message = "no mark on the node holds for it any more";
                 ("False", why::FREE, message.to_owned())
             }
-            (Finding::Read(_), Some(marking)) if released => {
-                let keys: Vec<_> = marking.keys.iter().map(|key| key.as_str()).collect();
-                let message = format!(
-                    "released in the cluster, but a mark on the node goes on to hold: {} ({}); `quarantine release` there removes it",
-                    keys.join(", "),
-                    marking.mark.actor.as_deref().unwrap_or("nobody signed it")
-                );
-                ("True", why::HELD, message)
-            }
-            (Finding::Read(_), Some(marking)) => {
-                let mut message = sandbox.reasons().join("; ");
-                if let Some(fault) = &marking.fault {
-                    message = format!("sealed, since a mark on the node cannot be understood: {fault}. {message}");
-                } else if !is_of_an_object(&marking.mark) {
-                    let actor = marking.mark.actor.as_deref().unwrap_or("nobody signed it");
-                    message = format!("by a mark of the node ({actor}). {message}");
-                }
-                let message = message.trim().to_owned();
-                match sandbox.verdict() {
-                    "contained" => ("True", why::CONTAINED, message),
-                    "partial" => ("False", why::PARTIAL, message),
-                    _ => ("False", why::OPEN, message),
-                }
-            }
+            (Finding::Read(_), Some(marking)) if released => held(marking),
+            (Finding::Read(_), Some(marking)) => isolated(marking, sandbox.verdict(), &sandbox.reasons()),
         },
+        Found::HostPod(pod) => match (&pod.finding, &pod.marking) {
+            // Why nothing can be done about it, or that it has ended.
+            (HostFinding::Unknown(error), _) => ("False", why::HOST_NETWORK, error.clone()),
+            // No mark holds for it, and its programs are there.
+            (HostFinding::Read(_), None) => ("True", why::HELD, pod.reasons().join("; ")),
+            (HostFinding::Read(_), Some(marking)) if released => held(marking),
+            (HostFinding::Read(_), Some(marking)) => isolated(marking, pod.verdict(), &pod.reasons()),
+        },
+    }
+}
+
+/// What is released in the cluster, and isolated all the same.
+fn held(marking: &Marking) -> (&'static str, &'static str, String) {
+    let keys: Vec<_> = marking.keys.iter().map(|key| key.as_str()).collect();
+    let message = format!(
+        "released in the cluster, but a mark on the node goes on to hold: {} ({}); `quarantine release` there removes it",
+        keys.join(", "),
+        marking.mark.actor.as_deref().unwrap_or("nobody signed it")
+    );
+    ("True", why::HELD, message)
+}
+
+/// What is isolated, as the kernel was found.
+fn isolated(marking: &Marking, verdict: &str, reasons: &[String]) -> (&'static str, &'static str, String) {
+    let mut message = reasons.join("; ");
+    if let Some(fault) = &marking.fault {
+        message = format!("sealed, since a mark on the node cannot be understood: {fault}. {message}");
+    } else if !is_of_an_object(&marking.mark) {
+        let actor = marking.mark.actor.as_deref().unwrap_or("nobody signed it");
+        message = format!("by a mark of the node ({actor}). {message}");
+    }
+    let message = message.trim().to_owned();
+    match verdict {
+        "contained" => ("True", why::CONTAINED, message),
+        "partial" => ("False", why::PARTIAL, message),
+        _ => ("False", why::OPEN, message),
     }
 }
 
@@ -159,7 +176,7 @@ fn absent(target: Target) -> (&'static str, &'static str, String) {
         Target::Ended => (why::TARGET_GONE, "the pod has ended"),
         Target::HostNetwork => (
             why::HOST_NETWORK,
-            "the pod is on the host's network, for which the plugin is not called: what the node's agent does by its cgroup is not looked at here; ask `quarantine status UID` on the node",
+            "the pod is on the host's network, and no process of it is found on the node: it is isolated by its cgroup as soon as there is one, and NOT before its first packet",
         ),
         Target::Starting => (why::WAITING, "marked: it is isolated before its first packet"),
         Target::Ending => (why::WAITING, "the pod is being deleted, and has no sandbox any more"),
@@ -177,19 +194,40 @@ fn describe(status: &mut PodQuarantineStatus, sandbox: &SandboxStatus) {
     status.container_id = Some(sandbox.entry.container_id.to_string());
     status.policy = sandbox.entry.marking.as_ref().map(|marking| marking.policy.to_string());
     let Finding::Read(reading) = &sandbox.finding else { return };
-    let reason =
-        |reason: &cni_quarantine::verdict::Reason| WhyNot { code: reason.code().to_owned(), text: reason.to_string() };
-    status.reasons = reading.reasons.iter().map(reason).collect();
-    let note = |note: &Note| WhyNot { code: note.code().to_owned(), text: note.to_string() };
-    status.reasons.extend(reading.notes.iter().map(note));
-    status.layers = Some(Layers { pod: reading.pod_layer, host: reading.host_layer });
-    if sandbox.entry.marking.is_none() {
-        return;
+    let reasons =
+        reading.reasons.iter().map(|reason| WhyNot { code: reason.code().to_owned(), text: reason.to_string() });
+    status.reasons = reasons.chain(reading.notes.iter().map(of_note)).collect();
+    status.layers = Some(Layers { pod: reading.pod_layer, host: reading.host_layer, cgroup: false });
+    if sandbox.entry.marking.is_some() {
+        count(status, |direction| reading.dropped(direction), &reading.attempts);
     }
-    let dropped = |direction| i64::try_from(reading.dropped(direction)).unwrap_or(i64::MAX);
+}
+
+fn describe_host_pod(status: &mut PodQuarantineStatus, pod: &HostPodStatus) {
+    status.verdict = Some(pod.verdict().to_owned());
+    status.policy = pod.marking.as_ref().map(|marking| marking.policy.to_string());
+    let HostFinding::Read(reading) = &pod.finding else { return };
+    let reasons = reading.reasons.iter().map(|(code, text)| WhyNot { code: (*code).to_owned(), text: text.clone() });
+    status.reasons = reasons.chain(reading.notes.iter().map(of_note)).collect();
+    status.layers = Some(Layers { pod: false, host: false, cgroup: reading.cgroup_layer });
+    if pod.marking.is_some() {
+        count(status, |direction| reading.dropped(direction), &reading.attempts);
+    }
+}
+
+fn of_note(note: &Note) -> WhyNot {
+    WhyNot { code: note.code().to_owned(), text: note.to_string() }
+}
+
+/// What was stopped, and what the pod tried.
+fn count(
+    status: &mut PodQuarantineStatus,
+    dropped: impl Fn(Direction) -> u64,
+    attempts: &[cni_quarantine::status::Attempt],
+) {
+    let dropped = |direction| i64::try_from(dropped(direction)).unwrap_or(i64::MAX);
     status.drops = Some(Counts { inbound: dropped(Direction::In), outbound: dropped(Direction::Out) });
-    status.attempts = reading
-        .attempts
+    status.attempts = attempts
         .iter()
         .take(ATTEMPTS_MAX)
         .map(|attempt| Attempt {
@@ -261,7 +299,7 @@ mod tests {
     use cni_quarantine::mark::Mark;
     use cni_quarantine::names::{ContainerId, Key, Pod};
     use cni_quarantine::policy::Policy;
-    use cni_quarantine::status::{Drops, Layer, Marking, Reading, SandboxEntry};
+    use cni_quarantine::status::{Drops, HostReading, Layer, Marking, Reading, SandboxEntry};
     use cni_quarantine::verdict::{Reason, Verdict};
     use serde_json::json;
 
@@ -307,6 +345,52 @@ mod tests {
         let container_id = ContainerId::new("c1").unwrap();
         let entry = SandboxEntry { container_id, pod: Pod::default(), netns: None, marking };
         Found::Sandbox(Box::new(SandboxStatus { entry, finding: Finding::Read(reading) }))
+    }
+
+    fn host_pod(mark: Option<Mark>, finding: HostFinding) -> Found {
+        let marking = mark.map(|mark| Marking {
+            keys: vec![Key::new("uid-1").unwrap()],
+            policy: Policy::default(),
+            mark,
+            fault: None,
+            since: None,
+        });
+        Found::HostPod(Box::new(HostPodStatus { pod: Pod::default(), cgroup: None, marking, finding }))
+    }
+
+    fn read(verdict: Verdict) -> HostFinding {
+        let drop = |direction, packets| Drops { layer: Layer::Cgroup, interface: None, direction, packets, bytes: 0 };
+        HostFinding::Read(HostReading {
+            verdict,
+            reasons: vec![("packet-socket", "it has one".to_owned())],
+            cgroup_layer: verdict != Verdict::Open,
+            drops: vec![drop(Direction::In, 2), drop(Direction::Out, 5)],
+            attempts: Vec::new(),
+            notes: vec![Note::LocalSockets],
+        })
+    }
+
+    #[test]
+    fn a_pod_with_host_network_is_what_its_cgroup_s_programs_are() {
+        let ours = || Some(object(|_| ()).mark());
+        let (held, free) = (object(|_| ()), object(released));
+        let unknown = || HostFinding::Unknown("it is NOT isolated: version 1".to_owned());
+        for (object, found, truth, reason) in [
+            (&held, host_pod(ours(), read(Verdict::Contained)), "True", "Contained"),
+            (&held, host_pod(ours(), read(Verdict::Partial)), "False", "PartlyContained"),
+            (&held, host_pod(ours(), read(Verdict::Open)), "False", "NotContained"),
+            (&held, host_pod(ours(), unknown()), "False", "HostNetwork"),
+            (&free, host_pod(ours(), read(Verdict::Contained)), "True", "HeldOnNode"),
+            (&free, host_pod(None, read(Verdict::Partial)), "True", "HeldOnNode"),
+        ] {
+            let said = contained_is(object, &found);
+            assert_eq!((said.0.as_str(), said.1.as_str()), (truth, reason), "{found:?}");
+        }
+        let status = status(&held, "a", &host_pod(ours(), read(Verdict::Partial)), NOW);
+        let codes: Vec<_> = status.reasons.iter().map(|why| why.code.as_str()).collect();
+        assert_eq!((status.verdict.as_deref(), &codes[..]), (Some("partial"), &["packet-socket", "local-sockets"][..]));
+        assert_eq!(status.drops, Some(Counts { inbound: 2, outbound: 5 }));
+        assert_eq!((status.layers.map(|layers| layers.cgroup), status.container_id), (Some(true), None));
     }
 
     fn contained_is(object: &PodQuarantine, found: &Found) -> (String, String) {

@@ -1,11 +1,11 @@
 //! What the node counts of what it does and finds.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::PoisonError;
 use std::time::Instant;
 
 use cni_quarantine::names::PodUid;
-use cni_quarantine::status::{Direction, Finding, Reading};
+use cni_quarantine::status::{Direction, Finding, HostFinding};
 
 use crate::api::is_of_an_object;
 use crate::metrics::{Counted, Shared};
@@ -22,6 +22,47 @@ pub(super) struct Tally {
     waiting: BTreeMap<PodUid, Instant>,
     /// What the kernel's counters were at the last look, in and out; they begin anew with the rules.
     dropped: BTreeMap<PodUid, [u64; 2]>,
+}
+
+/// What was seen of a pod that marks isolate.
+enum Isolation {
+    /// None does.
+    None,
+    /// The kernel could not be read.
+    Unread,
+    /// It was.
+    Read {
+        verdict: &'static str,
+        /// Of what speaks against it, each once.
+        codes: Vec<String>,
+        dropped: [u64; 2],
+    },
+}
+
+impl Isolation {
+    fn of(seen: &Seen) -> Self {
+        const WAYS: [Direction; 2] = [Direction::In, Direction::Out];
+        let codes = |codes: BTreeSet<&str>| codes.into_iter().map(str::to_owned).collect();
+        match seen {
+            Seen::Sandbox(status) if status.entry.marking.is_some() => match &status.finding {
+                Finding::Read(reading) => Self::Read {
+                    verdict: status.verdict(),
+                    codes: codes(reading.reasons.iter().map(|reason| reason.code()).collect()),
+                    dropped: WAYS.map(|way| reading.dropped(way)),
+                },
+                Finding::Gone(_) | Finding::Unknown(_) => Self::Unread,
+            },
+            Seen::HostPod(status) if status.marking.is_some() => match &status.finding {
+                HostFinding::Read(reading) => Self::Read {
+                    verdict: status.verdict(),
+                    codes: codes(reading.reasons.iter().map(|(code, _)| *code).collect()),
+                    dropped: WAYS.map(|way| reading.dropped(way)),
+                },
+                HostFinding::Unknown(_) => Self::Unread,
+            },
+            Seen::Sandbox(_) | Seen::HostPod(_) | Seen::NoSandbox | Seen::Failed(_) => Self::None,
+        }
+    }
 }
 
 impl Tally {
@@ -46,8 +87,7 @@ impl Tally {
     }
 
     /// What was dropped since the last look.
-    fn count_dropped(&mut self, uid: &PodUid, reading: &Reading) {
-        let now = [Direction::In, Direction::Out].map(|direction| reading.dropped(direction));
+    fn count_dropped(&mut self, uid: &PodUid, now: [u64; 2]) {
         let before = self.dropped.insert(uid.clone(), now).unwrap_or_default();
         self.change(|counted| {
             for ((sum, now), before) in counted.dropped.iter_mut().zip(now).zip(before) {
@@ -57,27 +97,19 @@ impl Tally {
     }
 
     pub(super) fn seen(&mut self, uid: &PodUid, seen: &Seen) {
-        match seen {
-            Seen::Sandbox(status) if status.entry.marking.is_some() => {
-                if let Finding::Read(reading) = &status.finding {
-                    self.count_dropped(uid, reading);
-                }
-            }
-            Seen::Failed(_) => {}
-            Seen::Sandbox(_) | Seen::NoSandbox => drop(self.dropped.remove(uid)),
+        if let Seen::Failed(_) = seen {
+            self.change(|counted| counted.failures += 1);
+            return;
         }
-        let codes = match seen {
-            Seen::Sandbox(status) if status.entry.marking.is_some() => match &status.finding {
-                Finding::Read(reading) if ["contained", "partial"].contains(&status.verdict()) => {
-                    Some(reading.reasons.iter().map(|reason| reason.code().to_owned()).collect())
-                }
-                Finding::Read(_) | Finding::Gone(_) | Finding::Unknown(_) => None,
-            },
-            Seen::Failed(_) => {
-                self.change(|counted| counted.failures += 1);
-                return;
-            }
-            Seen::Sandbox(_) | Seen::NoSandbox => None,
+        let isolation = Isolation::of(seen);
+        match &isolation {
+            Isolation::None => drop(self.dropped.remove(uid)),
+            Isolation::Unread => {}
+            Isolation::Read { dropped, .. } => self.count_dropped(uid, *dropped),
+        }
+        let codes = match isolation {
+            Isolation::Read { verdict: "contained" | "partial", codes, .. } => Some(codes),
+            _ => None,
         };
         match codes {
             Some(codes) => {

@@ -319,7 +319,12 @@ impl Pod {
 
 /// Whether a web server answers there.
 pub(crate) fn answers(address: IpAddr, patience: Duration) -> bool {
-    let Ok(mut stream) = TcpStream::connect_timeout(&SocketAddr::new(address, 80), patience) else { return false };
+    answers_at(SocketAddr::new(address, 80), patience)
+}
+
+/// The same on a port.
+pub(crate) fn answers_at(address: SocketAddr, patience: Duration) -> bool {
+    let Ok(mut stream) = TcpStream::connect_timeout(&address, patience) else { return false };
     stream.set_read_timeout(Some(patience)).unwrap();
     let mut answer = String::new();
     stream.write_all(b"GET /index.html HTTP/1.0\r\n\r\n").is_ok()

@@ -6,6 +6,7 @@
 mod absence;
 mod access;
 mod experiment;
+mod host_network;
 mod installing;
 mod killed;
 mod lab;

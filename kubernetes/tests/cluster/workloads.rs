@@ -101,26 +101,6 @@ fn a_bare_pod_has_nobody_to_replace_it_and_one_that_is_not_to_be_detached_stays(
 }
 
 #[test]
-fn a_pod_on_the_host_s_network_is_refused_and_an_object_for_it_says_so() {
-    let namespace = Namespace::new("hostnet");
-    namespace.apply(
-        "{apiVersion: v1, kind: Pod, metadata: {name: host}, spec: {nodeName: a, hostNetwork: true, \
-         terminationGracePeriodSeconds: 1, containers: [{name: web, image: 'local/box:1', imagePullPolicy: Never, \
-         command: [sleep, '100000']}]}}",
-    );
-    let pod = namespace.ready("host");
-    let (code, said) = quarantine("-n hostnet isolate host");
-    assert!(code == 1 && said.contains("on the host's network"), "{code} {said}");
-    apply(&format!(
-        "{{apiVersion: cni-quarantine.dev/v1alpha1, kind: PodQuarantine, metadata: {{name: {uid}}}, spec: {{detach: false, \
-         pod: {{namespace: hostnet, name: host, uid: {uid}, nodeName: a}}}}}}",
-        uid = pod.uid
-    ));
-    pod.await_reason(60, "Contained", "HostNetwork");
-    assert_eq!(pod.condition("Contained").0, "False");
-}
-
-#[test]
 fn an_object_that_names_its_pod_alone_is_filled_in_and_isolates() {
     let namespace = Namespace::new("named");
     let pod = namespace.pod("web", "b");
