@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::lab::topology::{PEER_MAC, PEER4, PEER6, POD_MAC, POD4, POD6};
 use crate::lab::traffic::battery::{Attack, Battery};
-use crate::lab::traffic::exchange::{Exchange, Outcome, Protocol, surprises};
+use crate::lab::traffic::exchange::{Client, Exchange, Outcome, Protocol, surprises};
 use crate::lab::traffic::flood::Flood;
 use crate::lab::traffic::observe::{Witnesses, tag};
 use crate::lab::traffic::packet::{self, Segment};
@@ -78,7 +78,15 @@ fn wrong(topology: &Topology, released: bool) -> Vec<(String, Outcome)> {
                 let mut add = |way: &str, client, server, address, expected: bool| {
                     let name = format!("{way} {name} {protocol:?} {address} {port}");
                     let expected = released || expected && listed;
-                    exchanges.push(Exchange { name, client, server, address, protocol, port, expected });
+                    exchanges.push(Exchange {
+                        name,
+                        client: Client::In(client),
+                        server,
+                        address,
+                        protocol,
+                        port,
+                        expected,
+                    });
                 };
                 add("to", &topology.pod, far, far_address, out);
                 add("from", far, &topology.pod, near, into);

@@ -10,9 +10,10 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, FileFailurePersistence, TestRunner};
 use serde_json::{Value, json};
 
+use crate::lab::member::{Member, Privileges, Sort};
 use crate::lab::topology::{PEER_MAC, PEER4, PEER6, POD_MAC, POD4, POD6, text};
-use crate::lab::traffic::exchange::{Exchange, Protocol, surprises};
-use crate::lab::{Netns, Sandbox, Topology, not_tried};
+use crate::lab::traffic::exchange::{Client, Exchange, Protocol, surprises};
+use crate::lab::{Cgroup, Netns, Sandbox, Topology, not_tried};
 
 /// Long enough for what passes, which the control of each case shows, and short, for there are a hundred cases.
 const SILENCE: Duration = Duration::from_millis(50);
@@ -66,15 +67,26 @@ enum Probes {
     Ports(Vec<u16>),
 }
 
+/// Whose connections are probes, where the policy says it: those of a cgroup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum By {
+    /// One of root's processes in a cgroup of their own.
+    Cgroup,
+    /// Any other of root's.
+    Root,
+}
+
 #[derive(Clone, Debug)]
 struct Policy {
     loopback: bool,
     probes: Probes,
+    /// Whether only those of the cgroup are.
+    only_cgroup: bool,
     allow: Vec<Rule>,
 }
 
 impl Policy {
-    fn json(&self) -> Value {
+    fn json(&self, cgroup: &str) -> Value {
         let allow = self.allow.iter().map(|rule| {
             json!({
                 "direction": if rule.egress { "egress" } else { "ingress" },
@@ -83,17 +95,20 @@ impl Policy {
                 "ports": rule.ports.iter().map(Ports::json).collect::<Vec<_>>(),
             })
         });
-        let probes = match &self.probes {
-            Probes::Any => json!(true),
-            Probes::None => json!(false),
-            Probes::Ports(ports) => json!({ "ports": ports }),
+        let probes = match (&self.probes, self.only_cgroup) {
+            (Probes::None, _) => json!(false),
+            (Probes::Any, false) => json!(true),
+            (Probes::Any, true) => json!({ "cgroup": cgroup }),
+            (Probes::Ports(ports), false) => json!({ "ports": ports }),
+            (Probes::Ports(ports), true) => json!({ "ports": ports, "cgroup": cgroup }),
         };
         json!({ "loopback": self.loopback, "probes": probes, "allow": allow.collect::<Vec<_>>() })
     }
 
-    /// May this exchange be opened? `remote` is the other end's address.
-    fn passes(&self, egress: bool, by_node: bool, remote: IpAddr, protocol: Protocol, port: u16) -> bool {
-        let probe = by_node && !egress && protocol == Protocol::Tcp;
+    /// May this exchange be opened? `remote` is the other end's address; `by` whom, where it is the node.
+    fn passes(&self, egress: bool, by: Option<By>, remote: IpAddr, protocol: Protocol, port: u16) -> bool {
+        let is_prober = by.is_some_and(|by| by == By::Cgroup || !self.only_cgroup);
+        let probe = is_prober && !egress && protocol == Protocol::Tcp;
         let probed = match &self.probes {
             Probes::Any => true,
             Probes::None => false,
@@ -135,16 +150,13 @@ fn any_policy() -> impl Strategy<Value = Policy> {
         Just(Probes::None),
         prop::collection::btree_set(port(), 1..3).prop_map(|ports| Probes::Ports(ports.into_iter().collect())),
     ];
-    (any::<bool>(), probes, prop::collection::vec(rule, 0..5)).prop_map(|(loopback, probes, allow)| Policy {
-        loopback,
-        probes,
-        allow,
-    })
+    (any::<bool>(), probes, any::<bool>(), prop::collection::vec(rule, 0..5))
+        .prop_map(|(loopback, probes, only_cgroup, allow)| Policy { loopback, probes, only_cgroup, allow })
 }
 
 /// Every exchange that there is between the pod and `far`, on a few ports.
 fn exchanges<'a>(topology: &'a Topology, far: &'a Netns, addresses: [IpAddr; 2], policy: &Policy) -> Vec<Exchange<'a>> {
-    let by_node = std::ptr::eq(far, &raw const topology.node);
+    let by = std::ptr::eq(far, &raw const topology.node).then_some(By::Root);
     let mut all = Vec::new();
     for (near, remote) in [IpAddr::from(POD4), POD6.into()].into_iter().zip(addresses) {
         for protocol in [Protocol::Tcp, Protocol::Udp] {
@@ -153,13 +165,30 @@ fn exchanges<'a>(topology: &'a Topology, far: &'a Netns, addresses: [IpAddr; 2],
                     let (client, server, address) =
                         if egress { (&topology.pod, far, remote) } else { (far, &topology.pod, near) };
                     let name = format!("egress {egress}, {remote} {protocol:?} {port}");
-                    let expected = policy.passes(egress, by_node, remote, protocol, port);
+                    let expected = policy.passes(egress, by, remote, protocol, port);
+                    let client = Client::In(client);
                     all.push(Exchange { name, client, server, address, protocol, port, expected });
                 }
             }
         }
     }
     all
+}
+
+/// What a process of the node in a cgroup of its own opens to the pod: its sockets, two for each port.
+fn of_cgroup<'a>(topology: &'a Topology, prober: &Member, policy: &Policy) -> Vec<Exchange<'a>> {
+    let ends = [IpAddr::from(POD4), POD6.into()].into_iter().zip(topology.node_addresses());
+    let all = ends.flat_map(|(address, remote)| PORTS.map(|port| (address, remote, port)));
+    let exchange = |(number, (address, remote, port)): (usize, (IpAddr, IpAddr, u16))| Exchange {
+        name: format!("of the cgroup, to {address} {port}"),
+        client: Client::Made(prober.socket(number as i32)),
+        server: &topology.pod,
+        address,
+        protocol: Protocol::Tcp,
+        port,
+        expected: policy.passes(false, Some(By::Cgroup), remote, Protocol::Tcp, port),
+    };
+    all.enumerate().map(exchange).collect()
 }
 
 /// Everybody knows everybody: finding neighbours is not the question here, and waiting for it takes seconds.
@@ -213,18 +242,22 @@ fn ask_the_kernel(cases: u32, ebpf: &str, prepare: impl Fn(&Topology)) {
         netns.sysctl("net.ipv4.ip_local_port_range", "20000 29999");
     }
     let sandbox = Sandbox::add_with(&topology, &json!({ "ebpf": ebpf }));
+    let cgroup = Cgroup::new(&topology.node, "prober.service");
+    let sorts: Vec<Sort> = [Sort::Tcp, Sort::Tcp6].into_iter().flat_map(|sort| PORTS.map(|_| sort)).collect();
     let seeds =
         FileFailurePersistence::Direct(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/suite/attacks/oracle.seeds"));
     // Each step of shrinking is a round of sending: a few suffice to read the failure.
     let config =
         Config { cases, max_shrink_iters: 30, failure_persistence: Some(Box::new(seeds)), ..Config::default() };
     let outcome = TestRunner::new(config).run(&any_policy(), |policy| {
-        sandbox.isolate_with(&policy.json());
+        sandbox.isolate_with(&policy.json(cgroup.path()));
         prepare(&topology);
         let mut wrong =
             surprises(&exchanges(&topology, &topology.peer, [PEER4.into(), PEER6.into()], &policy), SILENCE);
         wrong.extend(surprises(&exchanges(&topology, &topology.node, topology.node_addresses(), &policy), SILENCE));
-        prop_assert!(wrong.is_empty(), "{}: {wrong:?}", policy.json());
+        let prober = Member::start(&cgroup.directory(), &topology.node, Privileges::All, &sorts);
+        wrong.extend(surprises(&of_cgroup(&topology, &prober, &policy), SILENCE));
+        prop_assert!(wrong.is_empty(), "{}: {wrong:?}", policy.json(cgroup.path()));
         Ok(())
     });
     if let Err(error) = outcome {

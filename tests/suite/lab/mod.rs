@@ -14,6 +14,7 @@ mod agent;
 mod call;
 mod cgroup;
 pub(crate) mod crowd;
+pub(crate) mod member;
 mod node;
 mod run;
 pub(crate) mod runtime_node;

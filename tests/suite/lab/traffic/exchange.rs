@@ -20,12 +20,20 @@ pub(crate) enum Protocol {
 /// A client, a server, a port, and whether the server should be reached.
 pub(crate) struct Exchange<'a> {
     pub(crate) name: String,
-    pub(crate) client: &'a Netns,
+    pub(crate) client: Client<'a>,
     pub(crate) server: &'a Netns,
     pub(crate) address: IpAddr,
     pub(crate) protocol: Protocol,
     pub(crate) port: u16,
     pub(crate) expected: bool,
+}
+
+/// Whose socket asks.
+pub(crate) enum Client<'a> {
+    /// One of the test's own, in this network namespace.
+    In(&'a Netns),
+    /// This one, which another process has made: it is of that one's cgroup.
+    Made(Socket),
 }
 
 /// How far it came.
@@ -87,12 +95,12 @@ impl Running {
             .unwrap_or_else(|error| panic!("{to}: {error}"));
             socket
         });
-        let client = exchange.client.run(|| {
-            let socket = Socket::new(domain, kind, None).unwrap();
-            socket.set_nonblocking(true).unwrap();
-            let _ = socket.connect(&to.into());
-            socket
-        });
+        let client = match &exchange.client {
+            Client::In(netns) => netns.run(|| Socket::new(domain, kind, None).unwrap()),
+            Client::Made(socket) => socket.try_clone().unwrap(),
+        };
+        client.set_nonblocking(true).unwrap();
+        let _ = client.connect(&to.into());
         // No socket here may linger on its port when it is closed: the next round wants it.
         if exchange.protocol == Protocol::Tcp {
             client.set_linger(Some(Duration::ZERO)).unwrap();
