@@ -11,6 +11,7 @@ mod isolation;
 mod node;
 mod packets;
 mod plugins;
+mod probers;
 mod process;
 mod programs;
 mod report;
@@ -31,10 +32,11 @@ use report::{Section, machine};
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
-const SECTIONS: [&str; 10] = [
+const SECTIONS: [&str; 11] = [
     "plugins",
     "isolation",
     "programs",
+    "probers",
     "evidence",
     "last-packet",
     "burst",
@@ -149,10 +151,11 @@ fn measure(arguments: &Arguments, work: &Path) -> Outcome<Vec<Section>> {
     let wants = |key: &str| arguments.only.is_empty() || arguments.only.iter().any(|only| only == key);
     let mut sections = Vec::new();
     type Measure = fn(&Node, &Effort) -> Outcome<Section>;
-    let alone: [(&str, Measure); 7] = [
+    let alone: [(&str, Measure); 8] = [
         ("plugins", plugins::measure),
         ("isolation", isolation::measure),
         ("programs", programs::measure),
+        ("probers", probers::measure),
         ("evidence", evidence::measure),
         ("released", packets::released),
         ("flood", flood::flood),
