@@ -96,6 +96,7 @@ impl NetlinkError {
 pub struct Socket {
     fd: OwnedFd,
     sequence: u32,
+    /// What was received last. Its room is never cleared: most answers fill a page of it, and the others are not touched.
     buffer: Vec<u8>,
 }
 
@@ -108,7 +109,7 @@ impl Socket {
         let fd = open_socket(protocol)?;
         let timeout = TimeVal::new(ANSWER_TIMEOUT.as_secs().cast_signed(), 0);
         setsockopt(&fd, sockopt::ReceiveTimeout, &timeout).map_err(socket_error("set a time-out"))?;
-        Ok(Self { fd, sequence: 0, buffer: vec![0; RECEIVE_BUFFER] })
+        Ok(Self { fd, sequence: 0, buffer: Vec::with_capacity(RECEIVE_BUFFER) })
     }
 
     /// Sends one request and returns the payload of the answer, where the request has one.
@@ -269,13 +270,23 @@ impl Socket {
     /// # Errors
     /// `NetlinkError::Socket`.
     pub fn receive_datagram(&mut self) -> Result<Messages<'_>, NetlinkError> {
+        self.buffer.clear();
+        let room = self.buffer.spare_capacity_mut();
         loop {
             // MSG_TRUNC: the length is the datagram's own, so that one that was cut off is seen.
-            match recv(self.fd.as_raw_fd(), &mut self.buffer, MsgFlags::MSG_TRUNC) {
-                Ok(length) if length > self.buffer.len() => {
+            // SAFETY: pointer and length are those of `room`, which is ours and which the kernel only writes.
+            let received = unsafe {
+                nix::libc::recv(self.fd.as_raw_fd(), room.as_mut_ptr().cast(), room.len(), nix::libc::MSG_TRUNC)
+            };
+            match Errno::result(received).map(isize::unsigned_abs) {
+                Ok(length) if length > room.len() => {
                     return Err(NetlinkError::Unreadable { what: format!("a request: it has {length} bytes") });
                 }
-                Ok(length) => return Ok(Messages(&self.buffer[..length])),
+                Ok(length) => {
+                    // SAFETY: it is no more than there is room for, and the kernel has written it.
+                    unsafe { self.buffer.set_len(length) };
+                    return Ok(Messages(&self.buffer));
+                }
                 Err(Errno::EINTR) => {}
                 Err(errno) => return Err(NetlinkError::Socket { what: "receive an answer", source: errno.into() }),
             }
