@@ -1,18 +1,20 @@
-//! Network namespaces: opened, proved to be one, told from the host's own, and entered by a thread that then ends.
+//! Network namespaces: opened, proved to be one, told from the host's own, and entered for a moment.
 //!
-//! Nothing ever enters one on a thread that lives on: a thread left in the wrong netns by an early return would act on
-//! the wrong pod. What is opened inside (a netlink socket) stays bound to it and is used from outside.
+//! A thread that enters one comes back whatever happens in there, or the process ends: one that was left in the wrong netns
+//! would act on the wrong pod. It is the calling thread, since to start another one takes longer than all that is done inside.
+//! What is opened there (a netlink socket) stays bound to it and is used from outside.
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
-use std::thread;
+use std::process;
 
 use nix::errno::Errno;
 use nix::libc;
 use nix::sched::{CloneFlags, setns};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use thiserror::Error;
 
 use crate::model::names::NetnsPath;
@@ -25,8 +27,14 @@ nix::ioctl_none_bad!(
     nix::request_code_none!(0xb7, NS_GET_NSTYPE)
 );
 
-/// Stack of a thread that only opens sockets.
-const STACK: usize = 64 * 1024;
+/// `SIOCGSKNS` of `linux/sockios.h` (Linux 4.9).
+const SIOCGSKNS: libc::c_int = 0x894c;
+nix::ioctl_none_bad!(
+    /// A descriptor of the netns that a socket is in.
+    siocgskns,
+    SIOCGSKNS
+);
+
 /// The calling thread's own netns.
 const OWN: &str = "/proc/thread-self/ns/net";
 
@@ -118,17 +126,21 @@ impl Netns {
     /// # Errors
     /// [`NetnsError::Open`].
     pub fn own() -> Result<Self, NetnsError> {
-        Self::open_path(Path::new(OWN))
+        Self::of_file(open_own(), OWN.to_owned())
     }
 
     fn open_path(path: &Path) -> Result<Self, NetnsError> {
         let name = path.display().to_string();
         // Not blocking: a runtime's left-over at the path may be anything, a FIFO too.
         let opened = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+        Self::of_file(opened, name)
+    }
+
+    fn of_file(opened: io::Result<File>, name: String) -> Result<Self, NetnsError> {
         let metadata = opened.and_then(|file| Ok((file.metadata()?, file)));
         let (metadata, file) = metadata.map_err(|source| NetnsError::Open { path: name.clone(), source })?;
         // SAFETY: the request takes no argument and changes nothing; on what is no namespace it fails with ENOTTY.
-        let kind = unsafe { ns_get_nstype(std::os::fd::AsRawFd::as_raw_fd(&file)) };
+        let kind = unsafe { ns_get_nstype(file.as_raw_fd()) };
         if kind != Ok(libc::CLONE_NEWNET) {
             return Err(NetnsError::NotOne { path: name });
         }
@@ -141,22 +153,42 @@ impl Netns {
         self.id
     }
 
-    /// Runs `work` inside, on a thread of its own that ends with it, and returns what it returned.
+    /// Runs `work` inside, on the calling thread, and returns what it returned. A thread that `work` starts stays inside.
     ///
     /// # Errors
     /// [`NetnsError::Enter`]; `work` has not run then.
-    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, NetnsError> {
+    pub fn run<T>(&self, work: impl FnOnce() -> T) -> Result<T, NetnsError> {
         let enter = |source| NetnsError::Enter { path: self.path.clone(), source };
-        thread::scope(|scope| {
-            let inside = thread::Builder::new().name("netns".to_owned()).stack_size(STACK).spawn_scoped(scope, || {
-                setns(self.file.as_fd(), CloneFlags::CLONE_NEWNET).map_err(io::Error::from)?;
-                Ok(work())
-            });
-            match inside.map_err(enter)?.join() {
-                Ok(result) => result.map_err(enter),
-                Err(panic) => std::panic::resume_unwind(panic),
-            }
-        })
+        let own = open_own().map_err(enter)?;
+        setns(self.file.as_fd(), CloneFlags::CLONE_NEWNET).map_err(|errno| enter(errno.into()))?;
+        let way_back = WayBack(own);
+        let result = work();
+        drop(way_back);
+        Ok(result)
+    }
+}
+
+/// The netns that the calling thread is in, by a socket in it: what `/proc` would have to make for a process that lives a
+/// millisecond takes longer. Whoever may not ask a socket is told by `/proc`.
+fn open_own() -> io::Result<File> {
+    let by_socket = || {
+        let socket = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+        // SAFETY: the request takes no argument, and makes a descriptor.
+        let made = unsafe { siocgskns(socket.as_raw_fd()) }?;
+        // SAFETY: it was made just now, and is nobody else's.
+        Ok(File::from(unsafe { OwnedFd::from_raw_fd(made) }))
+    };
+    by_socket().or_else(|_: Errno| File::open(OWN))
+}
+
+/// The netns that a thread came from; it is there again when this is dropped, by a panic too.
+struct WayBack(File);
+
+impl Drop for WayBack {
+    fn drop(&mut self) {
+        if setns(self.0.as_fd(), CloneFlags::CLONE_NEWNET).is_err() {
+            process::abort();
+        }
     }
 }
 
@@ -169,6 +201,26 @@ impl AsFd for Netns {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_thread_that_entered_one_is_back_whatever_happened_inside() {
+        let own = || Netns::own().unwrap().id();
+        let here = own();
+        let other = std::thread::spawn(|| {
+            nix::sched::unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            Netns::own().unwrap()
+        });
+        let other = other.join().unwrap();
+        assert_eq!(other.run(own).unwrap(), other.id());
+        assert_ne!(other.id(), here);
+        assert_eq!(own(), here);
+        let nested = other.run(|| (other.run(own).unwrap(), own())).unwrap();
+        assert_eq!(nested, (other.id(), other.id()));
+        assert_eq!(own(), here);
+        assert!(std::panic::catch_unwind(|| other.run(|| panic!("inside"))).is_err());
+        assert_eq!(own(), here);
+        assert_eq!(Netns::open_path(Path::new(OWN)).unwrap().id(), here, "as /proc says it");
+    }
 
     #[test]
     fn what_cannot_be_opened_for_want_of_something_is_not_gone() {
