@@ -21,7 +21,7 @@ use super::inventory::{Inventory, NodeSandbox};
 use super::selector::{Selection, select, select_uid};
 use super::sync::{sync_all, sync_one};
 use super::{Exit, Failure, actor, print, say_error};
-use crate::node::workers::on_each;
+use crate::node::workers::{beside_each_other, on_each};
 
 /// `quarantine isolate`.
 pub(super) fn isolate(state_dir: &Path, arguments: &Isolate, log: &[String]) -> Result<Exit, Failure> {
@@ -144,7 +144,7 @@ fn isolate_chosen(
     let mut exit = Exit::Done;
     let mut keys = BTreeSet::new();
     // Each is waited for until it is on the disk, so they are written side by side.
-    for (key, written) in names.iter().zip(on_each(&names, |_, key| state.write_mark(key, mark))?) {
+    for (key, written) in names.iter().zip(beside_each_other(&names, |key| state.write_mark(key, mark))) {
         match written {
             Ok(()) => {
                 log_mark("marked", key, mark);
@@ -307,7 +307,7 @@ fn release_chosen(
     let mark = Mark { policy: None, reason: by.reason.clone(), case: by.case.clone(), actor: by.actor.clone() };
     let names: Vec<&Key> = keys.iter().collect();
     let mut exit = Exit::Done;
-    for (key, removed) in names.iter().zip(on_each(&names, |_, key| state.remove_mark(key))?) {
+    for (key, removed) in names.iter().zip(beside_each_other(&names, |key| state.remove_mark(key))) {
         match removed {
             Ok(true) => {
                 log_mark("unmarked", key, &mark);

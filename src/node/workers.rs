@@ -98,15 +98,37 @@ pub fn on_each<T: Sync, R: Send>(
     items: &[T],
     work: impl Fn(&mut Side, &T) -> R + Sync,
 ) -> Result<Vec<R>, NetlinkError> {
-    let sides: Vec<Side> = (0..items.len().min(count())).map(|_| Side::own()).collect::<Result<_, _>>()?;
+    let sides = (0..threads_for(items)).map(|_| Side::own()).collect::<Result<_, _>>()?;
+    Ok(share_out(items, sides, work))
+}
+
+/// The same of work that needs no sockets.
+pub fn beside_each_other<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    share_out(items, vec![(); threads_for(items)], |(), item| work(item))
+}
+
+/// For one piece of work nobody need count the cores.
+fn threads_for<T>(items: &[T]) -> usize {
+    if items.len() > 1 { items.len().min(count()) } else { items.len() }
+}
+
+/// Has a thread for each of `tools`, or the calling one where there is no more than one.
+fn share_out<T: Sync, S: Send, R: Send>(
+    items: &[T],
+    mut tools: Vec<S>,
+    work: impl Fn(&mut S, &T) -> R + Sync,
+) -> Vec<R> {
+    if let [tool] = &mut tools[..] {
+        return items.iter().map(|item| work(tool, item)).collect();
+    }
     let queue = Queue::of(items.iter().enumerate());
     let (done, results) = mpsc::channel();
     let mut indexed: Vec<(usize, R)> = thread::scope(|scope| {
-        for mut host in sides {
+        for mut tool in tools {
             let (done, queue, work) = (done.clone(), &queue, &work);
             scope.spawn(move || {
                 queue.serve(|(index, item)| {
-                    let _ = done.send((index, work(&mut host, item)));
+                    let _ = done.send((index, work(&mut tool, item)));
                 });
             });
         }
@@ -114,7 +136,7 @@ pub fn on_each<T: Sync, R: Send>(
         results.iter().collect()
     });
     indexed.sort_by_key(|(index, _)| *index);
-    Ok(indexed.into_iter().map(|(_, result)| result).collect())
+    indexed.into_iter().map(|(_, result)| result).collect()
 }
 
 #[cfg(test)]
