@@ -75,7 +75,8 @@ pub enum HostPodError {
 pub struct HostNode {
     netns_cookie: u64,
     netns: NetnsId,
-    tree: Option<CgroupTree>,
+    /// Not before somebody asks: a node with a thousand pods has thousands of mounts to read through.
+    tree: OnceCell<Option<CgroupTree>>,
     /// Those of version 2, whosever netns their processes are in.
     pods: OnceCell<BTreeMap<PodUid, Vec<HostPod>>>,
     /// Those of version 1.
@@ -94,7 +95,7 @@ impl HostNode {
         Ok(Self {
             netns_cookie: Links::open()?.netns_cookie(),
             netns: processes::own_netns().map_err(HostPodError::Netns)?,
-            tree: CgroupTree::find(),
+            tree: OnceCell::new(),
             pods: OnceCell::new(),
             old_pods: OnceCell::new(),
             names: OnceCell::new(),
@@ -102,9 +103,13 @@ impl HostNode {
         })
     }
 
+    fn tree(&self) -> Option<&CgroupTree> {
+        self.tree.get_or_init(CgroupTree::find).as_ref()
+    }
+
     fn pods(&self) -> &BTreeMap<PodUid, Vec<HostPod>> {
         self.pods.get_or_init(|| {
-            let Some(tree) = &self.tree else { return BTreeMap::new() };
+            let Some(tree) = self.tree() else { return BTreeMap::new() };
             let pod = |uid: &PodUid, directory: Directory| {
                 Some(HostPod { uid: uid.clone(), cgroup: tree.cgroup(&directory)?, directory: directory.path })
             };
@@ -292,7 +297,7 @@ impl HostNode {
     /// Where pods of the node appear: directories to be watched.
     #[must_use]
     pub fn watched(&self) -> Vec<PathBuf> {
-        let hierarchy = self.tree.as_ref().map(CgroupTree::root);
+        let hierarchy = self.tree().map(CgroupTree::root);
         let roots = hierarchy.map(cgroups::roots_of_pods).unwrap_or_default();
         let classes: Vec<_> = roots.iter().flat_map(|root| cgroups::classes_of_pods(root)).collect();
         hierarchy.map(Path::to_owned).into_iter().chain(roots).chain(classes).collect()
