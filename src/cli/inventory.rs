@@ -2,17 +2,16 @@
 //!
 //! For choosing and for listing. Whoever enforces reads records and marks again, under the sandbox's lock.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock};
 
-use crate::model::mark::Mark;
-use crate::model::mark::answering_keys;
+use crate::model::mark::{Mark, answering_keys, answers_to};
 use crate::model::names::{ContainerId, Key, Pod};
 use crate::model::policy::Policy;
 use crate::model::record::HostGuard;
 use crate::model::records::SandboxRecords;
 use crate::node::sandbox::{Sandbox, SandboxError, Side};
-use crate::node::state::{DamagedRecord, StateDir, StateError};
+use crate::node::state::{DamagedRecord, PodIndex, Said, StateDir, StateError};
 use crate::status::{SandboxEntry, UnansweredMark};
 
 /// What could be read of a sandbox's records, and what could not.
@@ -23,34 +22,12 @@ type Read = (Option<SandboxRecords>, Vec<DamagedRecord>);
 pub(super) struct NodeSandbox {
     pub(super) container_id: ContainerId,
     pub(super) pod: Pod,
-    state: StateDir,
+    state: Arc<StateDir>,
     /// Not before somebody asks, where the index says whose it is.
     read: OnceLock<Read>,
 }
 
 impl NodeSandbox {
-    /// By the index, where that knows it, else by its records. `None` where it is being added or deleted.
-    fn found(state: &StateDir, container_id: ContainerId) -> Option<Self> {
-        let pod = state.indexed_pod(&container_id);
-        let is_indexed = pod.is_some();
-        let sandbox = Self { container_id, pod: pod.unwrap_or_default(), state: state.clone(), read: OnceLock::new() };
-        if is_indexed { Some(sandbox) } else { sandbox.by_its_records() }
-    }
-
-    /// With what its records say.
-    fn by_its_records(mut self) -> Option<Self> {
-        let (records, damaged) = self.read();
-        if records.is_none() && damaged.is_empty() {
-            return None;
-        }
-        if let Some(records) = records {
-            let pod = records.pod().clone();
-            self.state.index_pod(&self.container_id, &pod);
-            self.pod = pod;
-        }
-        Some(self)
-    }
-
     fn read(&self) -> &Read {
         self.read.get_or_init(|| self.state.records_of(&self.container_id))
     }
@@ -94,6 +71,63 @@ impl NodeSandbox {
     }
 }
 
+/// The index may say this many more things of sandboxes that are gone than there are sandboxes, before it is tidied up.
+const GONE_MAX: usize = 256;
+
+/// Finds out whose the sandboxes are. What the index knows nothing of it is told at the end.
+struct Finder {
+    state: Arc<StateDir>,
+    index: Option<PodIndex>,
+    not_indexed: Vec<Arc<NodeSandbox>>,
+}
+
+impl Finder {
+    fn new(state: &StateDir) -> Self {
+        Self { state: Arc::new(state.clone()), index: None, not_indexed: Vec::new() }
+    }
+
+    fn said(&mut self, container_id: &ContainerId) -> Option<Said> {
+        self.index.get_or_insert_with(|| self.state.index()).take(container_id)
+    }
+
+    /// By the index, where that knows it, else by its records.
+    fn by_index(&mut self, container_id: ContainerId) -> Option<Arc<NodeSandbox>> {
+        match self.said(&container_id) {
+            Some(Said::Of(pod)) => {
+                Some(Arc::new(NodeSandbox { container_id, pod, state: self.state.clone(), read: OnceLock::new() }))
+            }
+            said => self.read(container_id, said.is_none()),
+        }
+    }
+
+    /// By its records.
+    fn by_records(&mut self, container_id: ContainerId) -> Option<Arc<NodeSandbox>> {
+        let is_new = self.said(&container_id).is_none();
+        self.read(container_id, is_new)
+    }
+
+    /// By its records; `is_new` to the index. `None` where it is being added or deleted.
+    fn read(&mut self, container_id: ContainerId, is_new: bool) -> Option<Arc<NodeSandbox>> {
+        let read = self.state.records_of(&container_id);
+        let pod = match &read {
+            (None, damaged) if damaged.is_empty() => return None,
+            (records, _) => records.as_ref().map(|records| records.pod().clone()).unwrap_or_default(),
+        };
+        let sandbox =
+            Arc::new(NodeSandbox { container_id, pod, state: self.state.clone(), read: OnceLock::from(read) });
+        self.not_indexed.extend(is_new.then(|| sandbox.clone()));
+        Some(sandbox)
+    }
+
+    /// Tells it what it does not know, and clears away what is left of pods that are gone.
+    fn tell_index(&self, sandboxes: usize) {
+        if self.index.as_ref().is_some_and(|left| left.count() > sandboxes + GONE_MAX) {
+            self.state.tidy_index();
+        }
+        self.state.index_pods(self.not_indexed.iter().map(|sandbox| (&sandbox.container_id, &sandbox.pod)));
+    }
+}
+
 /// The sandboxes and marks of the node.
 #[derive(Debug)]
 pub(super) struct Inventory<'a> {
@@ -101,16 +135,12 @@ pub(super) struct Inventory<'a> {
     /// In the order of their container IDs.
     pub(super) sandboxes: Vec<Arc<NodeSandbox>>,
     marks: BTreeSet<Key>,
-    pods: BTreeMap<Key, Pod>,
 }
 
 impl<'a> Inventory<'a> {
     /// All records are read.
     pub(super) fn read(state: &'a StateDir) -> Result<Self, StateError> {
-        Self::of(state, |container_id| {
-            let (pod, read) = (Pod::default(), OnceLock::new());
-            NodeSandbox { container_id, pod, state: state.clone(), read }.by_its_records().map(Arc::new)
-        })
+        Self::of(state, Finder::by_records)
     }
 
     /// For finding what `select` chooses: by the index, so that the records of all others need not be read. Where nothing is
@@ -119,7 +149,7 @@ impl<'a> Inventory<'a> {
         state: &'a StateDir,
         select: impl FnOnce(&Self) -> Option<Vec<ContainerId>>,
     ) -> Result<Self, StateError> {
-        let node = Self::of(state, |container_id| NodeSandbox::found(state, container_id).map(Arc::new))?;
+        let node = Self::of(state, Finder::by_index)?;
         let chosen = select(&node).unwrap_or_default();
         let is_borne_out = |id: &ContainerId| node.sandbox(id).is_some_and(NodeSandbox::is_borne_out);
         if !chosen.is_empty() && chosen.iter().all(is_borne_out) { Ok(node) } else { Self::read(state) }
@@ -128,21 +158,26 @@ impl<'a> Inventory<'a> {
     /// The node as it is by now. Of the sandboxes that were there before no record is read again: what it says of its
     /// pod does not change.
     pub(super) fn read_again(&self) -> Result<Self, StateError> {
-        let known: BTreeMap<_, _> = self.sandboxes.iter().map(|sandbox| (&sandbox.container_id, sandbox)).collect();
-        Self::of(self.state, |container_id| match known.get(&container_id) {
-            Some(&known) => Some(known.clone()),
-            None => NodeSandbox::found(self.state, container_id).map(Arc::new),
+        // Both are in the order of their container IDs.
+        let mut known = self.sandboxes.iter().peekable();
+        Self::of(self.state, |finder, container_id| {
+            while known.next_if(|sandbox| sandbox.container_id < container_id).is_some() {}
+            match known.next_if(|sandbox| sandbox.container_id == container_id) {
+                Some(known) => Some(known.clone()),
+                None => finder.by_index(container_id),
+            }
         })
     }
 
     fn of(
         state: &'a StateDir,
-        mut find: impl FnMut(ContainerId) -> Option<Arc<NodeSandbox>>,
+        mut find: impl FnMut(&mut Finder, ContainerId) -> Option<Arc<NodeSandbox>>,
     ) -> Result<Self, StateError> {
-        let sandboxes: Vec<_> = state.sandboxes()?.into_iter().filter_map(&mut find).collect();
-        let pods = sandboxes.iter().map(|sandbox| (Key::from(&sandbox.container_id), sandbox.pod.clone())).collect();
+        let mut finder = Finder::new(state);
+        let sandboxes: Vec<_> = state.sandboxes()?.into_iter().filter_map(|id| find(&mut finder, id)).collect();
+        finder.tell_index(sandboxes.len());
         // After the records: a mark that is carried over in between is then found by the pod's UID.
-        Ok(Self { state, marks: state.marks()?, sandboxes, pods })
+        Ok(Self { state, marks: state.marks()?, sandboxes })
     }
 
     /// The records of all sandboxes that cannot be read.
@@ -168,18 +203,31 @@ impl<'a> Inventory<'a> {
     }
 
     pub(super) fn sandbox(&self, container_id: &ContainerId) -> Option<&NodeSandbox> {
-        self.sandboxes.iter().map(Arc::as_ref).find(|sandbox| sandbox.container_id == *container_id)
+        self.sandbox_named(container_id.as_str())
+    }
+
+    fn sandbox_named(&self, container_id: &str) -> Option<&NodeSandbox> {
+        let found = self.sandboxes.binary_search_by(|sandbox| sandbox.container_id.as_str().cmp(container_id)).ok()?;
+        self.sandboxes.get(found).map(Arc::as_ref)
+    }
+
+    /// The pod of the sandbox that a mark names by its container ID.
+    fn pod_marked(&self, key: &Key) -> Option<&Pod> {
+        self.sandbox_named(key.as_str()).map(|sandbox| &sandbox.pod)
     }
 
     /// The marks that hold for a sandbox, the most specific first.
     pub(super) fn keys_of(&self, sandbox: &NodeSandbox) -> Vec<Key> {
-        answering_keys(&sandbox.container_id, &sandbox.pod, &self.marks, |key| self.pods.get(key).cloned())
+        answering_keys(&sandbox.container_id, &sandbox.pod, &self.marks, |key| self.pod_marked(key).cloned())
     }
 
     /// The sandboxes that answer to one of these marks.
     pub(super) fn answering(&self, keys: &BTreeSet<Key>) -> Vec<&NodeSandbox> {
-        let sandboxes = self.sandboxes.iter().map(Arc::as_ref);
-        sandboxes.filter(|sandbox| self.keys_of(sandbox).iter().any(|key| keys.contains(key))).collect()
+        let marks: Vec<_> = keys.intersection(&self.marks).map(|key| (key, self.pod_marked(key))).collect();
+        let answers = |sandbox: &&NodeSandbox| {
+            marks.iter().any(|(key, of)| answers_to(&sandbox.container_id, &sandbox.pod, key, *of))
+        };
+        self.sandboxes.iter().map(Arc::as_ref).filter(answers).collect()
     }
 
     /// Marks by the container ID of a sandbox of this one's pod, which come before the one by UID.
@@ -188,7 +236,7 @@ impl<'a> Inventory<'a> {
         self.keys_of(sandbox)
             .into_iter()
             .take_while(|key| *key != own)
-            .filter(|key| self.sandboxes.iter().any(|other| Key::from(&other.container_id) == *key))
+            .filter(|key| self.pod_marked(key).is_some())
             .collect()
     }
 

@@ -51,7 +51,7 @@ pub(super) fn select<'a>(
         let namespace = PodName::new(namespace).map_err(malformed)?;
         let name = PodName::new(name).map_err(malformed)?;
         let key = Key::new(&format!("{namespace}_{name}")).map_err(malformed)?;
-        return Ok(here_or(key.clone(), sandboxes.filter(|(_, pod)| pod.name_key().as_ref() == Some(&key))));
+        return Ok(here_or(key.clone(), sandboxes.filter(|(_, pod)| pod.is_named(&key))));
     }
     let key =
         Key::new(word).map_err(|error| SelectError::Malformed { word: word.to_owned(), why: error.to_string() })?;

@@ -8,7 +8,8 @@ use super::plan::{Plan, Step};
 use super::{InstallError, confdir};
 
 /// What the plugin keeps in its state directory.
-const STATE: [&str; 6] = ["isolated", "attachments", "index", "patience", ".lock", ".agent.lock"];
+const STATE: [&str; 8] =
+    ["isolated", "attachments", "index", ".index", ".index.new", "patience", ".lock", ".agent.lock"];
 
 pub(super) fn purge(plan: &mut Plan, dir: &Path, yes: bool) -> Result<(), InstallError> {
     if !dir.exists() {

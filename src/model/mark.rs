@@ -153,6 +153,15 @@ pub fn answering_keys(
     keys
 }
 
+/// Whether a sandbox answers to a mark; `of` is the pod of the sandbox that the mark names by its container ID.
+#[must_use]
+pub fn answers_to(container_id: &ContainerId, pod: &Pod, mark: &Key, of: Option<&Pod>) -> bool {
+    mark.as_str() == container_id.as_str()
+        || pod.uid.as_ref().is_some_and(|uid| uid.as_str() == mark.as_str())
+        || pod.is_named(mark)
+        || of.is_some_and(|other| pod.is(other))
+}
+
 /// What holds of any bytes (`fuzzing`).
 #[cfg(any(test, fuzzing))]
 pub fn try_any(bytes: &[u8]) {
@@ -229,5 +238,12 @@ mod tests {
         assert_eq!(by_name, ["uidless", "ns_n"].map(key), "where neither has a UID the name tells");
         let nobody = answering_keys(&ContainerId::new("x").unwrap(), &Pod::default(), &marks, pod_of);
         assert_eq!(nobody, []);
+        for (id, pod) in [("new", &pod), ("next", &nameless), ("x", &Pod::default())] {
+            let id = ContainerId::new(id).unwrap();
+            let keys = answering_keys(&id, pod, &marks, pod_of);
+            for mark in &marks {
+                assert_eq!(answers_to(&id, pod, mark, pod_of(mark).as_ref()), keys.contains(mark), "{id} {mark}");
+            }
+        }
     }
 }

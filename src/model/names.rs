@@ -261,6 +261,14 @@ impl Pod {
         let (namespace, name) = (self.namespace.as_ref()?, self.name.as_ref()?);
         Key::new(&format!("{namespace}_{name}")).ok()
     }
+
+    /// Whether a mark of this name is one by its name.
+    #[must_use]
+    pub fn is_named(&self, key: &Key) -> bool {
+        let (Some(namespace), Some(name)) = (&self.namespace, &self.name) else { return false };
+        let rest = key.as_str().strip_prefix(namespace.as_str()).and_then(|rest| rest.strip_prefix('_'));
+        rest == Some(name.as_str())
+    }
 }
 
 impl Pod {

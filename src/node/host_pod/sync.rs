@@ -174,8 +174,9 @@ impl HostNode {
             return Ok(recorded);
         }
         let mut recorded = BTreeSet::new();
+        let index = state.index();
         for id in state.sandboxes()? {
-            let pod = state.indexed_pod(&id).or_else(|| Some(state.records_of(&id).0?.pod().clone()));
+            let pod = index.pod(&id).cloned().or_else(|| Some(state.records_of(&id).0?.pod().clone()));
             recorded.insert(Key::from(&id));
             recorded.extend(pod.iter().filter_map(|pod| pod.uid.as_ref()).map(Key::from));
             recorded.extend(pod.iter().filter_map(Pod::name_key));

@@ -14,13 +14,16 @@ use crate::model::mark::{Mark, MarkContent, answering_keys};
 use crate::model::names::{ContainerId, Key, Pod};
 
 use super::{FILE_MAX, StateDir, StateError, create_private, failed, names_in};
-use crate::node::files::{Durability, read_regular, replace, sync, sync_directory_of};
+use crate::node::files::{Durability, entries, read_regular, replace, sync, sync_directory_of};
 
 /// Whether two names are of one file, and not the same name.
 fn is_one_file(one: &Path, other: &Path) -> bool {
     let identity = |path| fs::symlink_metadata(path).map(|metadata| (metadata.dev(), metadata.ino()));
     one != other && matches!((identity(one), identity(other)), (Ok(one), Ok(other)) if one == other)
 }
+
+/// So many names are looked for one by one.
+const ASKED_ONE_BY_ONE: usize = 64;
 
 impl StateDir {
     /// The marks that there are. Names that begin with a dot are none; one that no sandbox can answer to is none
@@ -157,12 +160,15 @@ impl StateDir {
         loop {
             // Twice, around the records: a DEL that carries a mark over links it to the UID's name, unlinks the container
             // ID's, and removes the record, in this order. Whichever of them a look misses, the other one sees.
-            let mut marks = self.marks()?;
-            // Most marks are by UID; what has no record is not looked for one by one.
-            let with_records: BTreeSet<Key> =
-                if marks.is_empty() { BTreeSet::new() } else { self.sandboxes()?.iter().map(Key::from).collect() };
+            let names = entries(&self.isolated()).map_err(failed("list", &self.isolated()))?;
+            // What the kernel says of an empty directory is of one moment: nobody was marked then.
+            if names.is_empty() {
+                return Ok(Vec::new());
+            }
+            let mut marks: BTreeSet<Key> = names.iter().filter_map(|name| Key::new(name).ok()).collect();
+            let with_records = self.with_records(&marks)?;
             let pods: BTreeMap<Key, Pod> =
-                marks.intersection(&with_records).filter_map(|key| Some((key.clone(), self.pod_of(key)?))).collect();
+                with_records.into_iter().filter_map(|key| Some((key.clone(), self.pod_of(key)?))).collect();
             marks.extend(self.marks()?);
             let keys = answering_keys(container_id, pod, &marks, |key| pods.get(key).cloned());
             let read: Option<Vec<_>> =
@@ -172,6 +178,24 @@ impl StateDir {
                 return Ok(marks);
             }
         }
+    }
+
+    /// The marks that name a sandbox with records by its container ID. Most marks are by UID: where there are many, it is
+    /// the sandboxes that are listed.
+    fn with_records<'a>(&self, marks: &'a BTreeSet<Key>) -> Result<Vec<&'a Key>, StateError> {
+        if marks.len() > ASKED_ONE_BY_ONE {
+            let sandboxes: BTreeSet<Key> = self.sandboxes()?.iter().map(Key::from).collect();
+            return Ok(marks.iter().filter(|key| sandboxes.contains(*key)).collect());
+        }
+        let has_records = |key: &Key| {
+            let path = self.attachments().join(key.as_str());
+            match fs::symlink_metadata(&path) {
+                Ok(metadata) => Ok(metadata.is_dir()),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+                Err(error) => Err(failed("look at", &path)(error)),
+            }
+        };
+        marks.iter().filter_map(|key| has_records(key).map(|has| has.then_some(key)).transpose()).collect()
     }
 
     /// The pod of the sandbox that a mark names by its container ID.

@@ -3,7 +3,7 @@
 //! ```text
 //! isolated/<key>                              marks, written by operators; presence isolates
 //! attachments/<container ID>/<ifname>.json    records, written by ADD
-//! index/<container ID>                        which pod that is, for finding by name; may be lost
+//! .index                                      which pods they are of, for finding by name; may be lost
 //! patience/<container ID>.json                what is to be put back at a release
 //! .lock                                       one byte of it is locked for each sandbox at work
 //! .agent.lock                                 held by the agent while it runs
@@ -24,6 +24,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+pub use index::{PodIndex, Said};
 pub use locks::SandboxLock;
 pub use records::DamagedRecord;
 
@@ -123,18 +124,17 @@ impl StateDir {
     /// # Errors
     /// [`StateError`].
     pub fn open_or_create(path: &Path) -> Result<Self, StateError> {
-        if !path.exists() {
+        let state = Self { path: path.to_owned() };
+        let make = || {
             if let Some(parent) = path.parent() {
                 // Whatever the umask: who can write above it can put another one in its place.
                 DirBuilder::new().recursive(true).mode(0o755).create(parent).map_err(failed("create", parent))?;
             }
-            create_private(path)?;
-        }
-        let state = Self { path: path.to_owned() };
-        require_sound(&state.path)?;
+            create_private(path)
+        };
+        require_sound_or(path, make)?;
         for directory in [state.isolated(), state.attachments()] {
-            create_private(&directory)?;
-            require_sound(&directory)?;
+            require_sound_or(&directory, || create_private(&directory))?;
         }
         Ok(state)
     }
@@ -146,7 +146,7 @@ impl StateDir {
     pub fn open(path: &Path) -> Result<Self, StateError> {
         let state = Self { path: path.to_owned() };
         require_sound(&state.path)?;
-        for directory in [state.isolated(), state.attachments(), state.index()] {
+        for directory in [state.isolated(), state.attachments()] {
             match require_sound(&directory) {
                 Ok(()) | Err(StateError::Absent { .. }) => {}
                 Err(error) => return Err(error),
@@ -218,6 +218,17 @@ fn require_sound(path: &Path) -> Result<(), StateError> {
         Ok(())
     } else {
         Err(StateError::Unsound { path: path.display().to_string(), owner: metadata.uid(), mode })
+    }
+}
+
+/// The same of what is made first where it is not there.
+fn require_sound_or(path: &Path, make: impl FnOnce() -> Result<(), StateError>) -> Result<(), StateError> {
+    match require_sound(path) {
+        Err(StateError::Absent { .. }) => {
+            make()?;
+            require_sound(path)
+        }
+        sound => sound,
     }
 }
 

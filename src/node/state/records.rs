@@ -66,7 +66,7 @@ impl StateDir {
         let temporary = directory.join(format!(".{}.{}", record.id.ifname, process::id()));
         replace(&path, &temporary, record.to_json().as_bytes(), Durability::UntilReboot, |_| Ok(()))
             .map_err(failed("write the record", &path))?;
-        self.index_pod(record.container_id(), &record.pod);
+        self.index_pods([(record.container_id(), &record.pod)]);
         Ok(())
     }
 
@@ -96,11 +96,7 @@ impl StateDir {
             Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => {
                 Err(failed("remove", &directory)(error))
             }
-            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
-            _ => {
-                self.unindex(&attachment.container_id);
-                Ok(())
-            }
+            _ => Ok(()),
         }
     }
 }

@@ -38,15 +38,12 @@ fn an_index_that_lies_or_is_lost_misleads_nobody() {
     let lab = Lab::new(&topology);
     lab.add("abc123", &pod("web", UID));
     lab.invoke("ADD", Place::Peer, "abc456", &pod("db", OTHER_UID), &json!({})).ok();
-    let index = lab.state.path().join("index");
-    let link = |id: &str| index.join(id);
-    let target = |id: &str| std::fs::read_link(link(id)).unwrap();
-    let put = |id: &str, target: &std::path::Path| {
-        let _ = std::fs::remove_file(link(id));
-        std::os::unix::fs::symlink(target, link(id)).unwrap();
-    };
-    let (web, db) = (target("abc123"), target("abc456"));
-    assert_eq!(web.to_str(), Some(format!("shop/web/{UID}").as_str()));
+    let index = lab.state.path().join(".index");
+    let put = |lines: &[String]| std::fs::write(&index, lines.concat()).unwrap();
+    let lines = || std::fs::read_to_string(&index).unwrap_or_default();
+    let line = |id: &str, name: &str, uid: &str| format!("{id} shop {name} {uid}\n");
+    let (web, db) = (line("abc123", "web", UID), line("abc456", "db", OTHER_UID));
+    assert_eq!(lines(), format!("{web}{db}"), "as their ADDs wrote it");
     let only_web_is_isolated_by = |word: &str, what: &str| {
         says(&exits(lab.run(&["isolate", word]), 0).stdout, &["abc123", "shop/web", "contained"]);
         assert_eq!(lab.marks(), [UID], "{what}");
@@ -56,21 +53,27 @@ fn an_index_that_lies_or_is_lost_misleads_nobody() {
     };
     for word in [UID, "shop/web", "abc1"] {
         only_web_is_isolated_by(word, "a true index");
-        put("abc123", &db);
-        put("abc456", &web);
+        put(&[line("abc123", "db", OTHER_UID), line("abc456", "web", UID)]);
         only_web_is_isolated_by(word, "an index that names each for the other");
-        put("abc123", &web);
-        put("abc456", &db);
-        std::fs::remove_file(link("abc123")).unwrap();
+        put(&[web.clone(), line("abc123", "db", OTHER_UID), db.clone()]);
+        only_web_is_isolated_by(word, "one that disagrees with itself");
+        put(&["abc123 shop web\n".to_owned(), "\0\0".to_owned(), db.clone()]);
+        only_web_is_isolated_by(word, "one that is damaged");
+        put(&[line("gone", "web", UID), db.clone()]);
         only_web_is_isolated_by(word, "one without it");
-        assert_eq!(target("abc123"), web, "whoever read the record has put it back");
-        std::fs::remove_dir_all(&index).unwrap();
+        assert!(lines().ends_with(&web), "whoever read the record has put it back");
+        std::fs::remove_file(&index).unwrap();
         only_web_is_isolated_by(word, "none");
-        exits(lab.run(&["status"]), 0);
-        assert_eq!(target("abc456"), db);
+        assert_eq!(lines(), format!("{web}{db}"));
+        std::fs::remove_file(&index).unwrap();
+        std::fs::create_dir(&index).unwrap();
+        only_web_is_isolated_by(word, "something else in its place");
+        std::fs::remove_dir(&index).unwrap();
     }
-    lab.invoke("DEL", Place::Peer, "abc456", &pod("db", OTHER_UID), &json!({})).ok();
-    assert!(!link("abc456").exists() && link("abc456").symlink_metadata().is_err(), "it goes with the last record");
+    exits(lab.run(&["status"]), 0);
+    assert_eq!(lines(), format!("{web}{db}"), "whoever reads all records writes it");
+    exits(lab.run(&["status"]), 0);
+    assert_eq!(lines(), format!("{web}{db}"), "once");
 }
 
 #[test]
