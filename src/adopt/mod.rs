@@ -235,7 +235,7 @@ pub fn adopt(state: &StateDir, host: &mut Side, cached: &Cached, config: &Config
     state.write_record(&record)?;
     let records = SandboxRecords::with(record, others);
     let mut sandbox = Sandbox::of_sides(host, pod, netns, &records);
-    if let Err(error) = enforce::install(state, &mut sandbox) {
+    if let Err(error) = enforce::install(state, &mut sandbox, false) {
         let _ = state.remove_record(&cached.id);
         return Err(error.into());
     }

@@ -18,18 +18,37 @@ pub struct Unexpected {
     pub allowed: String,
 }
 
-/// A value and the path that leads to it.
+/// A value and the path that leads to it, which is put together only where something is wrong.
 #[derive(Debug, Clone)]
 pub struct At<'a> {
-    path: String,
+    step: Step<'a>,
     value: &'a Value,
+}
+
+/// The last step to a value.
+#[derive(Debug, Clone)]
+enum Step<'a> {
+    From(&'a str),
+    Key(&'a At<'a>, &'a str),
+    Index(&'a At<'a>, usize),
 }
 
 impl<'a> At<'a> {
     /// The value at `path` (which is only said, not looked up).
     #[must_use]
-    pub fn new(path: &str, value: &'a Value) -> Self {
-        Self { path: path.to_owned(), value }
+    pub fn new(path: &'a str, value: &'a Value) -> Self {
+        Self { step: Step::From(path), value }
+    }
+
+    fn path(&self) -> String {
+        match self.step {
+            Step::From(path) => path.to_owned(),
+            Step::Key(above, key) => match above.path() {
+                path if path.is_empty() => key.to_owned(),
+                path => format!("{path}.{key}"),
+            },
+            Step::Index(above, index) => format!("{}[{index}]", above.path()),
+        }
     }
 
     /// That this value is not what is `allowed`.
@@ -40,7 +59,8 @@ impl<'a> At<'a> {
             value.truncate(cut);
             value.push('…');
         }
-        let key = if self.path.is_empty() { "the document".to_owned() } else { self.path.clone() };
+        let path = self.path();
+        let key = if path.is_empty() { "the document".to_owned() } else { path };
         Unexpected { key, value, allowed: allowed.into() }
     }
 
@@ -77,7 +97,7 @@ impl<'a> At<'a> {
     ///
     /// # Errors
     /// When this value is no object.
-    pub fn get(&self, key: &str) -> Result<Option<At<'a>>, Unexpected> {
+    pub fn get<'s>(&'s self, key: &'s str) -> Result<Option<At<'s>>, Unexpected> {
         Ok(self.object()?.get(key).map(|value| self.child(key, value)))
     }
 
@@ -85,7 +105,7 @@ impl<'a> At<'a> {
     ///
     /// # Errors
     /// When this value is no object, or there is nothing below `key`.
-    pub fn required(&self, key: &str) -> Result<At<'a>, Unexpected> {
+    pub fn required<'s>(&'s self, key: &'s str) -> Result<At<'s>, Unexpected> {
         self.get(key)?.ok_or_else(|| self.unexpected(format!("{key:?} is missing")))
     }
 
@@ -109,17 +129,12 @@ impl<'a> At<'a> {
     ///
     /// # Errors
     /// When it is no list.
-    pub fn list(&self) -> Result<Vec<At<'a>>, Unexpected> {
-        let values = self.value.as_array().ok_or_else(|| self.unexpected("a list"))?;
-        Ok(values
-            .iter()
-            .enumerate()
-            .map(|(index, value)| At { path: format!("{}[{index}]", self.path), value })
-            .collect())
+    pub fn list(&self) -> Result<Vec<At<'_>>, Unexpected> {
+        let values = self.value.as_array().ok_or_else(|| self.unexpected("a list"))?.iter();
+        Ok(values.enumerate().map(|(index, value)| At { step: Step::Index(self, index), value }).collect())
     }
 
-    fn child(&self, key: &str, value: &'a Value) -> At<'a> {
-        let path = if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) };
-        At { path, value }
+    fn child<'s>(&'s self, key: &'s str, value: &'s Value) -> At<'s> {
+        At { step: Step::Key(self, key), value }
     }
 }

@@ -15,6 +15,7 @@ pub mod mounts;
 pub mod names;
 pub mod patience;
 pub mod policy;
+mod policy_in_file;
 pub mod probes;
 pub mod record;
 pub mod records;

@@ -8,7 +8,6 @@ use std::net::IpAddr;
 use std::str::FromStr;
 
 use ipnetwork::IpNetwork;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Value, json};
 
 pub use crate::model::cgroup::CgroupPath;
@@ -190,19 +189,6 @@ impl Policy {
             "probes": self.probes.to_json(),
             "allow": self.allow.iter().map(Allow::to_json).collect::<Vec<_>>(),
         })
-    }
-}
-
-impl Serialize for Policy {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.to_json().serialize(serializer)
-    }
-}
-
-impl<'de> Deserialize<'de> for Policy {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let value = Value::deserialize(deserializer)?;
-        Self::read(&At::new("policy", &value)).map_err(serde::de::Error::custom)
     }
 }
 

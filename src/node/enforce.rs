@@ -172,12 +172,12 @@ pub fn apply_desired(
 }
 
 /// Like [`apply`] for ADD, of a sandbox that is open already: one of which nothing is isolated or is to be only gets its
-/// rules, and nothing is read back.
-pub fn install(state: &StateDir, sandbox: &mut Sandbox<'_>) -> Result<(), EnforceError> {
+/// rules, and nothing is read back. `just_pinned` says that its records are of what was found in it a moment ago.
+pub fn install(state: &StateDir, sandbox: &mut Sandbox<'_>, just_pinned: bool) -> Result<(), EnforceError> {
     let started = Instant::now();
     let desired = desired(state, sandbox.records())?;
     if is_released(sandbox, &desired)? {
-        sandbox.install()?;
+        sandbox.install(just_pinned)?;
     } else {
         carry_out(state, sandbox, &desired, Cause::Asked, Before::Unknown, Scan::Sandbox, started)?;
     }

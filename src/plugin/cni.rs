@@ -253,14 +253,13 @@ pub struct Network {
 }
 
 impl Network {
-    /// Reads standard input for `call`.
+    /// Takes what was read of standard input for `call`.
     ///
     /// # Errors
     /// Codes 6, 7 and 1, in this order.
-    pub fn decode(input: &[u8], call: &Call) -> Result<Self, Failure> {
+    pub fn of_document(document: Result<Value, serde_json::Error>, call: &Call) -> Result<Self, Failure> {
         let decoding = |message: String| Failure::new(Code::Decoding, format!("the network configuration {message}"));
-        let document: Value =
-            serde_json::from_slice(input).map_err(|error| decoding(format!("is not JSON: {error}")))?;
+        let document = document.map_err(|error| decoding(format!("is not JSON: {error}")))?;
         let Some(object) = document.as_object() else {
             return Err(decoding("is not a JSON object".to_owned()));
         };
@@ -410,7 +409,7 @@ pub fn try_any(bytes: &[u8]) {
     let variables = [("CNI_COMMAND", "ADD"), ("CNI_CONTAINERID", "c1"), ("CNI_NETNS", "/n"), ("CNI_IFNAME", "eth0")];
     let lookup = |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into());
     let Ok(call) = Call::from_environment(lookup) else { return };
-    let Ok(network) = Network::decode(bytes, &call) else { return };
+    let Ok(network) = Network::of_document(super::document::read_document(bytes, &call), &call) else { return };
     let _ = (network.valid_attachments(), super::config::Config::read(&network.document));
     let _ = super::config::Config::read_what_is_sound(&network.document);
     if let Ok(previous) = network.previous_result() {

@@ -5,6 +5,7 @@
 
 pub mod cni;
 pub mod config;
+mod document;
 
 use std::error::Error;
 use std::ffi::OsString;
@@ -16,6 +17,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::Value;
 
 use self::cni::{Call, Code, Failure, Network, Target, VERSIONS, versions};
+use self::document::read_document;
 use crate::kernel::netns::{Netns, NetnsError};
 use crate::model::audit::{Line, chain};
 use crate::model::difference::joined;
@@ -98,8 +100,9 @@ fn serve_call(
     input.read_to_end(&mut bytes).map_err(|error| {
         Failure::new(Code::Io, format!("cannot read the network configuration from standard input: {error}"))
     })?;
-    *version = said_version(&bytes);
-    let network = Network::decode(&bytes, &call)?;
+    let document = read_document(&bytes, &call);
+    *version = document.as_ref().ok().and_then(said_version);
+    let network = Network::of_document(document, &call)?;
     let checked =
         || Config::read(&network.document).map_err(|error| Failure::new(Code::InvalidConfig, error.to_string()));
     match &call {
@@ -133,8 +136,7 @@ fn serve_call(
 }
 
 /// The version that a configuration says, however broken the rest of it is.
-fn said_version(bytes: &[u8]) -> Option<String> {
-    let document: Value = serde_json::from_slice(bytes).ok()?;
+fn said_version(document: &Value) -> Option<String> {
     document.get("cniVersion")?.as_str().filter(|version| !version.is_empty()).map(str::to_owned)
 }
 
@@ -150,10 +152,10 @@ fn version_asked_in(input: &mut (impl Read + AsFd)) -> Option<String> {
             return None;
         }
         match input.read(&mut part).ok()? {
-            0 => return said_version(&bytes),
+            0 => return said_version(&serde_json::from_slice(&bytes).ok()?),
             read => bytes.extend_from_slice(&part[..read]),
         }
-        if let Some(version) = said_version(&bytes) {
+        if let Some(version) = serde_json::from_slice(&bytes).ok().as_ref().and_then(said_version) {
             return Some(version);
         }
     }
@@ -210,7 +212,7 @@ fn add(config: &Config, network: &Network, target: &Target) -> Result<Value, Fai
     state.write_record(&record).map_err(|error| failure(Code::State, &error))?;
     let records = SandboxRecords::with(record, earlier);
     let mut sandbox = Sandbox::of_sides(&mut host, pod, netns, &records);
-    match enforce::install(&state, &mut sandbox) {
+    match enforce::install(&state, &mut sandbox, is_first) {
         Ok(()) => Ok(previous.into_result(network.version)),
         Err(error) => {
             // What this call did, and no more: an earlier ADD of the same attachment still stands.
@@ -296,9 +298,12 @@ fn del(config: &Config, attachment: &AttachmentId, netns: Option<&NetnsPath>, po
         Err(error) => return Err(failure(Code::Io, &error)),
     };
     let _lock = state.lock(&attachment.container_id, LOCK_PATIENCE).map_err(|error| failure(Code::Io, &error))?;
-    if let Some(records) = state.records_of(&attachment.container_id).0
-        && is_of_another(netns, &records)
-        && must_stay(&state, &records).map_err(|error| failure(Code::Io, &*error))?
+    let records = state.records_of(&attachment.container_id).0;
+    let said = netns.and_then(|path| Netns::open(path).ok()).and_then(|netns| Some((Side::of(&netns).ok()?, netns)));
+    // A DEL that says a netns that is there and is not the one of the records speaks of another sandbox.
+    if let (Some(records), Some((said, _))) = (&records, &said)
+        && said.links.netns_cookie() != records.netns_cookie()
+        && must_stay(&state, records).map_err(|error| failure(Code::Io, &*error))?
     {
         log::warn!(
             "{}",
@@ -306,13 +311,7 @@ fn del(config: &Config, attachment: &AttachmentId, netns: Option<&NetnsPath>, po
         );
         return Ok(());
     }
-    detach(&state, attachment, pod).map_err(|error| failure(Code::Io, &*error))
-}
-
-/// Whether a DEL says a netns that is there and is not the one of these records: it speaks of another sandbox.
-fn is_of_another(netns: Option<&NetnsPath>, records: &SandboxRecords) -> bool {
-    let said = netns.and_then(|path| Netns::open(path).ok()).and_then(|netns| Side::of(&netns).ok());
-    said.is_some_and(|said| said.links.netns_cookie() != records.netns_cookie())
+    detach(&state, attachment, pod, records, said).map_err(|error| failure(Code::Io, &*error))
 }
 
 /// Whether a sandbox is isolated and lives: then only its runtime's own DEL, or a release, takes anything away from it.
@@ -329,10 +328,17 @@ fn must_stay(state: &StateDir, records: &SandboxRecords) -> Result<bool, Box<dyn
     }
 }
 
-/// Takes an attachment out of the state directory; its sandbox's rules with the last one.
-fn detach(state: &StateDir, attachment: &AttachmentId, said: &Pod) -> Result<(), Box<dyn Error>> {
+/// Takes an attachment out of the state directory; its sandbox's rules with the last one. `records` are those of the sandbox, and
+/// `open` is a netns that is open already: the sandbox's, unless its cookie is another.
+fn detach(
+    state: &StateDir,
+    attachment: &AttachmentId,
+    said: &Pod,
+    records: Option<SandboxRecords>,
+    open: Option<(Side, Netns)>,
+) -> Result<(), Box<dyn Error>> {
     let container_id = &attachment.container_id;
-    let (own, others) = state.records_of(container_id).0.map_or((None, None), |records| records.split(attachment));
+    let (own, others) = records.map_or((None, None), |records| records.split(attachment));
     let leaving = own.as_ref().map(|record| record.interfaces.clone()).unwrap_or_default();
     let own = own.map(|record| SandboxRecords::with(record, None));
     let pod = own.as_ref().map_or(said, SandboxRecords::pod);
@@ -358,7 +364,13 @@ fn detach(state: &StateDir, attachment: &AttachmentId, said: &Pod) -> Result<(),
         if let (Some(own), Some(host)) = (&own, &mut host)
             && !isolated
         {
-            match Sandbox::open(host, own) {
+            let cookie = own.netns_cookie();
+            let open = open.filter(|(side, _)| cookie != 0 && cookie == side.links.netns_cookie());
+            let sandbox = match open {
+                Some((side, netns)) => Ok(Sandbox::of_sides(host, side, netns, own)),
+                None => Sandbox::open(host, own),
+            };
+            match sandbox {
                 Ok(mut sandbox) => {
                     sandbox.clear()?;
                 }
@@ -424,7 +436,7 @@ fn collect(
         return Ok(());
     }
     for record in invalid {
-        detach(state, &record.id, &record.pod)?;
+        detach(state, &record.id, &record.pod, state.records_of(container_id).0, None)?;
     }
     Ok(())
 }

@@ -196,17 +196,19 @@ impl<'a> Sandbox<'a> {
     }
 
     /// Puts the sleeping rules into a sandbox of which nothing is isolated. They are not read back: they do nothing
-    /// before the sandbox is isolated, and then everything is read.
-    pub fn install(&mut self) -> Result<(), SandboxError> {
-        match self.install_with(EgressHook::Netdev) {
-            Err(error) if is_unsupported(&error) => self.install_with(EgressHook::Missing),
-            result => result,
+    /// before the sandbox is isolated, and then everything is read. What is `just_pinned` is not listed once more.
+    pub fn install(&mut self, just_pinned: bool) -> Result<(), SandboxError> {
+        let interfaces: Vec<IfName> = if just_pinned {
+            self.records.pinned_interfaces().into_iter().map(|pinned| pinned.interface.name.clone()).collect()
+        } else {
+            self.present_interfaces()?.into_iter().map(|interface| interface.name).collect()
+        };
+        match reconcile(&mut self.pod.nft, &frame(&interfaces, EgressHook::Netdev)) {
+            Err(error) if error.errno() == Some(Errno::EOPNOTSUPP) => {
+                reconcile(&mut self.pod.nft, &frame(&interfaces, EgressHook::Missing))?;
+            }
+            result => drop(result?),
         }
-    }
-
-    fn install_with(&mut self, egress: EgressHook) -> Result<(), SandboxError> {
-        let wanted = self.wanted_released(egress)?;
-        reconcile(&mut self.pod.nft, &wanted.pod)?;
         Ok(())
     }
 
