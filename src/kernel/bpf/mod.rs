@@ -17,7 +17,7 @@ pub use loaded::none_for_interfaces_but;
 pub use object::{Hook, Identity, Link, LinkInfo, LoadedMap, LoadedProgram};
 pub use peer::may_redirect_to_peers;
 pub use pins::{Missing, Pins};
-pub use query::{ProgramFound, programs_on, refuses_tcx};
+pub use query::{ProgramFound, programs_by_tcx_on, programs_on, refuses_tcx};
 
 /// Why something about programs could not be done.
 #[derive(Debug, Error)]

@@ -5,9 +5,10 @@ use serde::Serialize;
 
 use super::syscall::{Attributes, Command};
 
-/// `BPF_TCX_INGRESS`, `BPF_TCX_EGRESS` (Linux 6.6), `BPF_NETKIT_PRIMARY`, `BPF_NETKIT_PEER` (6.7).
-const ATTACH_TYPES: [(u32, &str); 4] =
-    [(46, "tcx-ingress"), (47, "tcx-egress"), (54, "netkit-primary"), (55, "netkit-peer")];
+/// `BPF_TCX_INGRESS`, `BPF_TCX_EGRESS` (Linux 6.6).
+const TCX: [(u32, &str); 2] = [(46, "tcx-ingress"), (47, "tcx-egress")];
+/// `BPF_NETKIT_PRIMARY`, `BPF_NETKIT_PEER` (6.7).
+const NETKIT: [(u32, &str); 2] = [(54, "netkit-primary"), (55, "netkit-peer")];
 /// The kernel lets no more programs hang on one hook.
 const MOST: usize = 64;
 
@@ -41,7 +42,7 @@ pub(super) fn attached(interface: u32, attach_type: u32) -> Result<Vec<Attached>
 pub fn refuses_tcx() -> Option<Errno> {
     /// Every netns has it from its beginning.
     const LOOPBACK: u32 = 1;
-    attached(LOOPBACK, ATTACH_TYPES[0].0).err()
+    attached(LOOPBACK, TCX[0].0).err()
 }
 
 /// A BPF program that hangs on an interface by tcx or netkit.
@@ -59,8 +60,20 @@ pub struct ProgramFound {
 /// The programs that hang on an interface so. Asks in the calling thread's netns.
 #[must_use]
 pub fn programs_on(interface: u32) -> Vec<ProgramFound> {
+    let mut found = programs_by_tcx_on(interface);
+    found.append(&mut programs_at(interface, NETKIT));
+    found
+}
+
+/// The same of one that is known not to be a netkit.
+#[must_use]
+pub fn programs_by_tcx_on(interface: u32) -> Vec<ProgramFound> {
+    programs_at(interface, TCX)
+}
+
+fn programs_at(interface: u32, hooks: [(u32, &'static str); 2]) -> Vec<ProgramFound> {
     let mut found = Vec::new();
-    for (attach_type, attached_by) in ATTACH_TYPES {
+    for (attach_type, attached_by) in hooks {
         let here = attached(interface, attach_type).unwrap_or_default().into_iter();
         found.extend(here.map(|here| ProgramFound { interface, attached: attached_by, program: here.program }));
     }

@@ -24,6 +24,8 @@ pub use read::read_socket;
 pub use read::try_any;
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
+/// The older question, for TCP of both families at once: for each the kernel looks through all that the machine has, in every netns.
+const TCPDIAG_GETSOCK: u16 = 18;
 
 /// What sort of sockets to ask for, by the kernel's numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -75,7 +77,11 @@ impl Kind {
         u8::try_from(number).ok()
     }
 
-    /// One question for each family.
+    fn question(self) -> u16 {
+        if self == Self::Tcp { TCPDIAG_GETSOCK } else { SOCK_DIAG_BY_FAMILY }
+    }
+
+    /// One question for each family, or for all.
     fn requests(self) -> Vec<Vec<u8>> {
         const INFO_AND_MEMORY: u8 = 0b11;
         const AF_XDP: u8 = 44;
@@ -102,7 +108,15 @@ impl Kind {
             Self::Packet => by_inode(libc::AF_PACKET as u8, 0, PACKET_INFO),
             Self::Netlink => by_inode(libc::AF_NETLINK as u8, ALL_PROTOCOLS, NETLINK_GROUPS),
             Self::Xdp => by_inode(AF_XDP, 0, XDP_INFO),
-            Self::Tcp | Self::Udp | Self::UdpLite | Self::Raw | Self::Icmp => [libc::AF_INET, libc::AF_INET6]
+            Self::Tcp => {
+                // `struct inet_diag_req`: the socket that is wanted (any) before the states.
+                let mut request = vec![0, 0, 0, INFO_AND_MEMORY];
+                request.extend_from_slice(&[0; 48]);
+                request.extend_from_slice(&u32::MAX.to_ne_bytes());
+                request.extend_from_slice(&[0; 4]);
+                vec![request]
+            }
+            Self::Udp | Self::UdpLite | Self::Raw | Self::Icmp => [libc::AF_INET, libc::AF_INET6]
                 .map(|family| {
                     let mut request = vec![family as u8, self.protocol().unwrap_or(0), INFO_AND_MEMORY, 0];
                     request.extend_from_slice(&u32::MAX.to_ne_bytes());
@@ -275,7 +289,7 @@ impl SockDiag {
     pub fn list(&mut self, kind: Kind, most: usize) -> Result<Listed, NetlinkError> {
         let listed = RefCell::new(Listed::default());
         for request in kind.requests() {
-            self.0.dump_all_seen("list sockets", SOCK_DIAG_BY_FAMILY, &request, |payload| {
+            self.0.dump_all_seen("list sockets", kind.question(), &request, |payload| {
                 let mut listed = listed.borrow_mut();
                 listed.total += 1;
                 if listed.sockets.len() < most {

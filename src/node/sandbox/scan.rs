@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
 
-use crate::kernel::bpf::{Pins, may_redirect_to_peers, none_for_interfaces_but, programs_on};
+use crate::kernel::bpf::{Pins, may_redirect_to_peers, none_for_interfaces_but, programs_by_tcx_on, programs_on};
 use crate::kernel::netlink::NetlinkError;
 use crate::kernel::netns::Netns;
 use crate::kernel::nft::ChainInFront;
@@ -60,9 +60,9 @@ impl NodeScan {
         let (mut programs, mut attached) = (Vec::new(), with_bpf.is_empty().then(Vec::new));
         // To ask each of a thousand interfaces takes 20 ms.
         let links = if none_for_interfaces_but(&ours) { Vec::new() } else { host.links.all()? };
-        let on_links = |Link { index, name, has_xdp, .. }: Link| {
-            let found: Vec<_> = programs_on(index).into_iter().map(|found| found.program).collect();
-            (index, name, has_xdp, found)
+        let on_links = |Link { index, name, kind, has_xdp, .. }: Link| {
+            let found = if kind == b"netkit" { programs_on(index) } else { programs_by_tcx_on(index) };
+            (index, name, has_xdp, found.into_iter().map(|found| found.program).collect::<Vec<_>>())
         };
         let found: Vec<_> = links.into_iter().map(on_links).collect();
         ours.append(&mut Pins::programs(host.links.netns_cookie()));
