@@ -88,6 +88,12 @@ pub enum Content {
 }
 
 impl Set {
+    /// Whether an element of it is more than one key.
+    #[must_use]
+    pub fn has_ranges(&self) -> bool {
+        !self.elements().iter().all(Ranges::is_single)
+    }
+
     /// One that packets fill.
     #[must_use]
     pub fn dynamic(name: String, key: Vec<KeyType>, timeout: u32, size: u32) -> Self {

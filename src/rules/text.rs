@@ -35,7 +35,9 @@ impl fmt::Display for Table {
                     writeln!(f, "\t\ttimeout {timeout}s")?;
                 }
                 Content::Fixed(elements) => {
-                    writeln!(f, "\t\tflags interval")?;
+                    if set.has_ranges() {
+                        writeln!(f, "\t\tflags interval")?;
+                    }
                     for (index, ranges) in elements.iter().enumerate() {
                         let before = if index == 0 { "elements = {" } else { "            " };
                         let after = if index + 1 == elements.len() { " }" } else { "," };

@@ -94,7 +94,10 @@ impl Batch {
                     nest(body, kernel::SET_DESC, |body| put(body, kernel::SET_DESC_SIZE, &size.to_be_bytes()));
                     put(body, kernel::SET_TIMEOUT, &milliseconds(set).to_be_bytes());
                 }
-                Content::Fixed(_) => nest(body, kernel::SET_DESC, |body| put_fields(body, &set.key)),
+                Content::Fixed(_) if set.has_ranges() => {
+                    nest(body, kernel::SET_DESC, |body| put_fields(body, &set.key));
+                }
+                Content::Fixed(_) => {}
             }
         });
         self.add_elements(table, set);
@@ -102,7 +105,8 @@ impl Batch {
 
     /// Adds the elements of a set, where they are fixed.
     pub fn add_elements(&mut self, table: &Table, set: &Set) {
-        self.push_elements(table.family, &table.name, Named(&set.name), set.elements(), put_range);
+        let put = if set.has_ranges() { put_range } else { put_key };
+        self.push_elements(table.family, &table.name, Named(&set.name), set.elements(), put);
     }
 
     /// Adds a set that the next rule has for itself, and says its number in this batch: its name is the kernel's to give.

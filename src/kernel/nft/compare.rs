@@ -41,14 +41,18 @@ impl LoadedTable {
     /// Whether this very set is in it, with its elements where they are fixed.
     #[must_use]
     pub fn has_set(&self, set: &Set) -> bool {
-        self.sets.contains(&LoadedSet::wanted(set))
+        self.like(set).is_some_and(|loaded| loaded.elements == sorted_keys(set.elements()))
     }
 
     /// Whether this set is in it, whatever its elements are.
     #[must_use]
     pub fn has_set_like(&self, set: &Set) -> bool {
+        self.like(set).is_some()
+    }
+
+    fn like(&self, set: &Set) -> Option<&LoadedSet> {
         let wanted = LoadedSet::wanted(set);
-        self.sets.iter().any(|loaded| loaded.is_like(&wanted))
+        self.sets.iter().find(|loaded| loaded.is_like(&wanted))
     }
 
     /// Whether a set of this name is in it.
@@ -137,6 +141,7 @@ impl BaseChain {
 }
 
 impl LoadedSet {
+    /// Without its elements.
     pub(super) fn wanted(set: &Set) -> Self {
         Self {
             name: set.name.clone().into_bytes(),
@@ -148,7 +153,7 @@ impl LoadedSet {
                 Content::Dynamic { size, .. } => size,
                 Content::Fixed(_) => 0,
             },
-            elements: sorted_keys(set.elements()),
+            elements: Vec::new(),
         }
     }
 

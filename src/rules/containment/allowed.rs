@@ -4,6 +4,7 @@
 //! A set takes no two elements that overlap (Linux refuses that, by whichever comes second). Of what does overlap, a network and
 //! a host in it with other ports, the second is put in without what the first has already.
 
+use std::collections::HashSet;
 use std::net::{IpAddr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
@@ -38,15 +39,27 @@ struct List {
     by_station: bool,
     elements: Vec<Ranges>,
     protocols: Vec<Protocol>,
+    /// The single addresses that elements are of, and whether some are of more.
+    hosts: HashSet<IpAddr>,
+    has_networks: bool,
 }
 
 impl List {
     fn new(name: String, by_station: bool) -> Self {
-        Self { name, by_station, elements: Vec::new(), protocols: Vec::new() }
+        let (elements, protocols) = (Vec::new(), Vec::new());
+        Self { name, by_station, elements, protocols, hosts: HashSet::new(), has_networks: false }
     }
 
-    fn take(&mut self, element: Ranges, protocol: Protocol) {
-        element.put_among(&mut self.elements);
+    fn take(&mut self, peer: IpNetwork, element: Ranges, protocol: Protocol) {
+        // A policy may have hundreds of single addresses: one overlaps with no other.
+        let is_host = peer.prefix() == if peer.is_ipv4() { 32 } else { 128 };
+        self.has_networks |= !is_host;
+        let is_new_host = is_host && self.hosts.insert(peer.ip());
+        if is_new_host && !self.has_networks {
+            self.elements.push(element);
+        } else {
+            element.put_among(&mut self.elements);
+        }
         if !self.protocols.contains(&protocol) {
             self.protocols.push(protocol);
         }
@@ -88,19 +101,19 @@ impl<'a> AllowList<'a> {
             Err(Silent) => None,
         };
         if let Some(station) = receiver {
-            self.peers[usize::from(station.is_none())].take(element(station, peer, protocol, None), protocol);
+            self.peers[usize::from(station.is_none())].take(peer, element(station, peer, protocol, None), protocol);
         }
         for &range in ports.ranges() {
             match (direction, receiver) {
                 (Direction::Egress, None) => {}
                 (Direction::Egress, Some(station)) => {
                     let list = &mut self.egress[usize::from(station.is_none())];
-                    list.take(element(station, peer, protocol, Some(range)), protocol);
+                    list.take(peer, element(station, peer, protocol, Some(range)), protocol);
                 }
                 // Nothing there sees what comes in; `stateless_answers` has to do.
                 (Direction::Ingress, _) if view.place == Place::HostIngress => {}
                 (Direction::Ingress, _) => {
-                    self.ingress.take(element(None, peer, protocol, Some(range)), protocol);
+                    self.ingress.take(peer, element(None, peer, protocol, Some(range)), protocol);
                 }
             }
         }
@@ -117,9 +130,13 @@ impl<'a> AllowList<'a> {
             Rule::new(statements).comment("allowed flow")
         };
         if view.place != Place::HostIngress {
+            let mut protocols: Vec<Protocol> = Vec::new();
             for allow in &self.entries {
-                let rule = flow(view.sent_to(own, None), allow.protocol, None, inbound_key(v6));
-                push_new(&mut compiled.inbound, rule);
+                if !protocols.contains(&allow.protocol) {
+                    protocols.push(allow.protocol);
+                    let rule = flow(view.sent_to(own, None), allow.protocol, None, inbound_key(v6));
+                    push_new(&mut compiled.inbound, rule);
+                }
             }
         }
         // Each peer's flows go to its own next hop: together they could go to each other's.
@@ -188,7 +205,7 @@ impl Uncounted {
                 };
                 for allow in allow.iter().filter(|allow| allow.direction == direction && allow.peer.is_ipv6() == v6) {
                     for &range in allow.ports.ranges() {
-                        list.take(element(None, allow.peer, allow.protocol, Some(range)), allow.protocol);
+                        list.take(allow.peer, element(None, allow.peer, allow.protocol, Some(range)), allow.protocol);
                     }
                 }
                 if let Some(set) = list.set(&[address_type(v6), KeyType::Protocol, KeyType::Port]) {

@@ -57,9 +57,8 @@ pub(super) fn probe_sources(node: &NodeOnLink, v6: bool, with_translated: bool) 
     sources
 }
 
-/// The next hops towards a peer.
-pub(super) fn hops_to(peer: IpNetwork, interface: &SandboxInterface, node: &NodeOnLink) -> Vec<Hop> {
-    let node_hops = node_hops(interface, node);
+/// The next hops towards a peer; `node_hops` are those of the node.
+pub(super) fn hops_to(peer: IpNetwork, interface: &SandboxInterface, node: &NodeOnLink, node_hops: &[Hop]) -> Vec<Hop> {
     let inside = interface
         .routes
         .iter()
@@ -86,8 +85,9 @@ pub(super) fn hops_to(peer: IpNetwork, interface: &SandboxInterface, node: &Node
 
 /// All next hops that a policy needs.
 pub(super) fn all_hops(policy: &Policy, interface: &SandboxInterface, node: &NodeOnLink) -> Vec<Hop> {
-    let mut hops = node_hops(interface, node);
-    for hop in policy.allow.iter().flat_map(|allow| hops_to(allow.peer, interface, node)) {
+    let node_hops = node_hops(interface, node);
+    let mut hops = node_hops.clone();
+    for hop in policy.allow.iter().flat_map(|allow| hops_to(allow.peer, interface, node, &node_hops)) {
         if !hops.iter().any(|known| known.network == hop.network) {
             hops.push(hop);
         }

@@ -9,7 +9,7 @@ use crate::model::policy::{Policy, Ports, Probes, Protocol};
 use crate::rules::ruleset::{Field, Meta, Ranges, Rule, Set, Statement, TCP_ACK, TCP_RST, Test, Value};
 
 use super::allowed::AllowList;
-use super::hops::{Hop, all_hops, hops_to, probe_sources};
+use super::hops::{Hop, all_hops, hops_to, node_hops, probe_sources};
 use super::words::*;
 use crate::model::record::NodeOnLink;
 
@@ -43,7 +43,7 @@ pub(super) fn interface_rules(
 ) -> Compiled {
     let mut compiled = Compiled::default();
     if let Some((identity, node)) = interface.known.as_ref().filter(|_| lets_network_through(policy)) {
-        let view = View { place, label, identity, node, hops: all_hops(policy, identity, node) };
+        let view = View::of(policy, identity, node, place, label);
         let allowed = [false, true].map(|v6| AllowList::of(&view, &policy.allow, v6, flows));
         for &own in &identity.addresses {
             let v6 = own.is_ipv6();
@@ -71,7 +71,7 @@ pub(super) fn link_rules(policy: &Policy, interface: &GuardedInterface) -> Vec<R
     let Some((identity, node)) = interface.known.as_ref().filter(|_| lets_network_through(policy)) else {
         return Vec::new();
     };
-    let view = View { place: Place::Pod, label: None, identity, node, hops: all_hops(policy, identity, node) };
+    let view = View::of(policy, identity, node, Place::Pod, None);
     let mut rules = Vec::new();
     for own in identity.addresses.iter().filter(|own| own.is_ipv4()) {
         view.neighbour_rules(*own, &mut rules, &mut Vec::new());
@@ -89,11 +89,26 @@ pub(super) struct View<'a> {
     label: Option<u32>,
     pub(super) identity: &'a SandboxInterface,
     node: &'a NodeOnLink,
+    /// The node as a next hop, and all that the policy needs.
+    node_hops: Vec<Hop>,
     hops: Vec<Hop>,
 }
 
 /// A peer's station did not answer.
 pub(super) struct Silent;
+
+impl<'a> View<'a> {
+    fn of(
+        policy: &Policy,
+        identity: &'a SandboxInterface,
+        node: &'a NodeOnLink,
+        place: Place,
+        label: Option<u32>,
+    ) -> Self {
+        let (node_hops, hops) = (node_hops(identity, node), all_hops(policy, identity, node));
+        Self { place, label, identity, node, node_hops, hops }
+    }
+}
 
 impl View<'_> {
     /// How much longer a frame is than its packet, inbound and outbound: a packet has its Ethernet header on it
@@ -250,7 +265,7 @@ impl View<'_> {
     /// one station where that cannot be known. `Err` where the peer's station was asked for and did not answer: then
     /// nothing may leave for it, since whoever got it would be somebody else.
     pub(super) fn receiver_for(&self, peer: IpNetwork) -> Result<Option<Mac>, Silent> {
-        let hops = hops_to(peer, self.identity, self.node);
+        let hops = hops_to(peer, self.identity, self.node, &self.node_hops);
         if !hops.is_empty() && hops.iter().all(|hop| hop.is_silent) {
             return Err(Silent);
         }
