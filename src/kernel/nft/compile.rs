@@ -21,13 +21,14 @@ pub(super) fn compile(rule: &Rule) -> Vec<Expression> {
             expressions.extend(compile_meta(meta));
         }
     }
-    if rule.statements.iter().any(reads_link_header) {
-        // What nft itself puts before a link-layer field; without it `nft list` cannot name any field of the rule.
-        expressions.extend(meta_is(libc::NFT_META_IIFTYPE, libc::ARPHRD_ETHER.to_ne_bytes().into()));
-    }
+    let mut has_asked_kind = false;
     let mut parts = Vec::with_capacity(rule.statements.len());
     let mut statements = rule.statements.iter().filter(|statement| !reads_length(statement)).peekable();
     while let Some(statement) = statements.next() {
+        if reads_link_header(statement) && !std::mem::replace(&mut has_asked_kind, true) {
+            // What nft itself puts before a link-layer field; without it `nft list` cannot name any field of the rule.
+            expressions.extend(meta_is(libc::NFT_META_IIFTYPE, libc::ARPHRD_ETHER.to_ne_bytes().into()));
+        }
         match statement {
             Statement::Match(field, Test::Is(value)) => {
                 parts.clear();
