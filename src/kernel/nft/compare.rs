@@ -72,14 +72,12 @@ impl LoadedTable {
         self.others.iter().map(String::as_str)
     }
 
-    /// How many more sets and chains are in it than `wanted` has, less those that are missing.
+    /// How many more sets and chains are in it than `wanted` has, less those that are missing. The kernel does not count sets that
+    /// rules have for themselves.
     #[must_use]
     pub fn surplus(&self, wanted: &Table) -> usize {
-        let is_wanted = |set: &LoadedSet| wanted.sets.iter().any(|wanted| wanted.name.as_bytes() == &set.name[..]);
         let present = wanted.sets.iter().filter(|set| self.has_set_named(&set.name)).count()
-            + wanted.all_chains().filter(|chain| self.has_chain_named(chain.name)).count()
-            // Those of rules come and go with these.
-            + self.sets.iter().filter(|set| set.is_of_a_rule() && !is_wanted(set)).count();
+            + wanted.all_chains().filter(|chain| self.has_chain_named(chain.name)).count();
         usize::try_from(self.objects).unwrap_or(usize::MAX).saturating_sub(present)
     }
 

@@ -14,7 +14,7 @@ use crate::lab::traffic::packet;
 use crate::lab::{Netns, Node, Sandbox, Tables, Topology, eventually, rules, ruleset};
 
 /// What root in the pod does to the pod-side tables.
-const POD_DAMAGES: [(&str, &str); 14] = [
+const POD_DAMAGES: [(&str, &str); 15] = [
     ("all gone", "nft flush ruleset"),
     ("netdev gone", "nft delete table netdev quarantine"),
     ("inet gone", "nft delete table inet quarantine"),
@@ -35,6 +35,7 @@ const POD_DAMAGES: [(&str, &str); 14] = [
     ("accept in front", "nft insert rule netdev quarantine egress-eth0 accept"),
     ("accept behind", "nft add rule inet quarantine output accept"),
     ("another default", "nft 'chain inet quarantine input { policy accept; }'"),
+    ("a set of their own", "nft 'add set netdev quarantine own { type ipv4_addr; }'"),
     ("a chain of their own", "nft 'add chain inet quarantine own { type filter hook input priority -400; }'"),
 ];
 
