@@ -8,7 +8,7 @@ use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 use super::BpfError;
 use super::query::attached;
 use super::syscall::{Attributes, Command, info};
-use crate::rules::bpf::{Map, Program, Stand, VALUE};
+use crate::rules::bpf::{Map, Program, Stand, VALUE, passing};
 
 /// `BPF_MAP_TYPE_ARRAY`, `BPF_MAP_TYPE_LRU_HASH`.
 const ARRAY: u32 = 2;
@@ -308,6 +308,25 @@ impl Link {
         // SAFETY: the command follows no pointer.
         let done = unsafe { attributes.call(Command::LinkUpdate) };
         done.map(drop).map_err(|errno| BpfError::of("replace a program", errno))
+    }
+
+    /// Has one on an interface let everything pass from now on: another program takes the place of its own, for which the kernel waits
+    /// for nothing. What comes off is waited for, by the kernel or by whoever asks ([`Self::detach`]).
+    ///
+    /// # Errors
+    /// [`BpfError`].
+    pub fn let_pass(&self) -> Result<(), BpfError> {
+        const XDP: u32 = 6;
+        const TCX: u32 = 11;
+        let mut link_info = [0; 32];
+        // SAFETY: it is all zero, and so has no pointer.
+        unsafe { info(self.0.as_fd(), &mut link_info) }.map_err(|errno| BpfError::of("read a link", errno))?;
+        let stand = match word(&link_info[..4]) {
+            XDP => Stand::Xdp,
+            TCX => Stand::Tcx,
+            _ => return Ok(()),
+        };
+        self.update(&LoadedProgram::load(&passing(stand), &[])?)
     }
 
     /// Takes it off now (Linux 5.9). Without it the kernel does when nobody has it any more, behind all else that waits for an RCU

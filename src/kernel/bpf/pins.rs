@@ -205,6 +205,13 @@ impl Pins {
         done.map(drop).map_err(|errno| BpfError::of("pin what was made", errno))
     }
 
+    /// Has those of these links that are on interfaces let everything pass, before they come off. What cannot is only later.
+    pub fn let_pass<'a>(&self, links: impl IntoIterator<Item = &'a String>) {
+        for link in links.into_iter().filter_map(|name| self.link(name).ok()?) {
+            let _ = link.let_pass();
+        }
+    }
+
     /// Takes a link off, where there is one.
     pub fn remove_link(&self, name: &str) {
         let _ = self.remove(&format!("{LINK}{name}"));
@@ -231,7 +238,8 @@ impl Pins {
     ///
     /// Programs on interfaces are left to the kernel, which takes them off in its own time: to take off the three of a sandbox at once
     /// (`Link::detach`) is to wait for an RCU grace period each. A DEL takes 49 ms then instead of 10, `release` 49 instead of 30 (the
-    /// quickest of 15 each, Linux 6.18, on a busy machine). On a cgroup it is microseconds, and is done there.
+    /// quickest of 15 each, Linux 6.18, on a busy machine). At a release they let pass before it ([`Self::let_pass`]). On a
+    /// cgroup it is microseconds, and is done there.
     ///
     /// # Errors
     /// [`BpfError`].

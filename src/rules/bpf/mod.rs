@@ -25,7 +25,7 @@ mod waiting;
 pub use assembler::Instruction;
 pub use map::{Map, VALUE};
 pub use stand::Stand;
-pub use waiting::waiting;
+pub use waiting::{passing, waiting};
 
 use assembler::{Assembler, Label, Operation, Register, Size, When};
 use map::padded;

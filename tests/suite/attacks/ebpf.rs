@@ -318,6 +318,21 @@ fn isolated(topology: &Topology) -> Option<Sandbox<'_>> {
     Some(sandbox)
 }
 
+/// What the kernel takes off is in the way until it has waited for all who run it: seconds, on a node that is busy with network namespaces.
+#[test]
+fn what_is_released_passes_while_the_kernel_still_has_its_programs() {
+    let topology = Topology::cilium();
+    let _server = Server::start(&topology.pod, 8080);
+    let Some(sandbox) = isolated(&topology) else { return };
+    // They do not come off as long as somebody has them open.
+    let held: Vec<_> = links(&sandbox).iter().map(|link| bpf::pinned(link)).collect();
+    assert_eq!(held.len(), 3);
+    is_cut_off(&topology);
+    sandbox.release();
+    is_free(&topology);
+    drop(held);
+}
+
 /// Somebody on the node takes programs off: each by itself, and all of them with their pins. It is seen, and mended.
 #[test]
 fn programs_that_are_taken_off_are_noticed_and_put_back() {

@@ -72,6 +72,13 @@ pub(super) fn detach(host: &Side, container_id: &ContainerId) -> bool {
     })
 }
 
+/// The same of one that is released: nothing is stopped any more from now on, whenever the kernel comes to taking them off.
+fn let_go(host: &Side, container_id: &ContainerId) -> bool {
+    let pins = pins_of(host, container_id);
+    pins.let_pass(&pins.links());
+    detach(host, container_id)
+}
+
 fn pins_of(host: &Side, container_id: &ContainerId) -> Pins {
     Pins::of(host.links.netns_cookie(), &container_id.to_string())
 }

@@ -19,7 +19,7 @@ use super::super::cut::ends_as_recorded;
 use super::super::scan::{Scan, jumps_past_guard};
 use super::super::{Sandbox, SandboxError, Side};
 use super::part::{ARMED, FROM_POD, Failure, Loaded, Part, Source, TO_POD};
-use super::{Holder, detach, is_passed_by, pins_of};
+use super::{Holder, detach, is_passed_by, let_go, pins_of};
 
 /// The places where programs wait.
 const PLACES: [ProgramPlace; 2] = [ProgramPlace::ToPod, ProgramPlace::FromPod];
@@ -109,13 +109,13 @@ impl Sandbox<'_> {
         let container_id = self.records.container_id();
         let armed = self.pins().map(ARMED).ok().flatten();
         let Some(armed) = armed.filter(|_| self.records.ebpf() != Ebpf::Off) else {
-            return detach(self.host, container_id);
+            return let_go(self.host, container_id);
         };
-        let Ok(ends) = self.ends_as_recorded() else { return detach(self.host, container_id) };
+        let Ok(ends) = self.ends_as_recorded() else { return let_go(self.host, container_id) };
         self.wait_again(&armed, &ends).unwrap_or_else(|(place, failure)| {
             let error = failure.doubt(place);
             log::warn!("{}", Line::new("ebpf-not-ready").with("container", container_id).with("error", error));
-            detach(self.host, container_id)
+            let_go(self.host, container_id)
         })
     }
 
@@ -128,6 +128,7 @@ impl Sandbox<'_> {
         }
         let waiting: Vec<_> = self.waiting_parts(ends).iter().map(Part::pin).collect();
         let others: Vec<_> = pins.links().into_iter().filter(|link| !waiting.contains(link)).collect();
+        pins.let_pass(&others);
         others.iter().for_each(|link| pins.remove_link(link));
         let changed = self.attach_waiting(ends)?;
         armed.arm(false).map_err(|error| (PLACES[0], error.into()))?;

@@ -133,8 +133,8 @@ pub(crate) fn classic(netns: &Netns, from: &str, to: &str, mac: Mac, way: Way) {
     hung.unwrap();
 }
 
-/// What is pinned there.
-fn pinned(pin: &Path) -> OwnedFd {
+/// What is pinned there; it lasts as long as this.
+pub(crate) fn pinned(pin: &Path) -> OwnedFd {
     let path = CString::new(pin.as_os_str().as_bytes()).unwrap();
     let get = [path.as_ptr() as u64, 0];
     // SAFETY: the command reads the path, which ends, and a descriptor that it does not use.
