@@ -227,7 +227,7 @@ impl Hands {
         marked: &BTreeSet<PodUid>,
     ) -> Result<Seen, String> {
         let sandboxes = self.pods.sandboxes_of(&job.uid);
-        let is_released = self.release(job, &sandboxes).map_err(|error| chain(&error))?;
+        let is_released = self.release(job, &sandboxes, None).map_err(|error| chain(&error))?;
         let is_changed = is_released || marked.contains(&job.uid) || sandboxes.iter().any(|id| self.cut.contains(id));
         if is_changed {
             self.apply(host, scan, &sandboxes)?;
@@ -250,7 +250,8 @@ impl Hands {
     /// The same of a pod with hostNetwork.
     fn settle_host_pod(&self, job: &Job, marked: &BTreeSet<PodUid>) -> Result<Seen, String> {
         let bring = || host_pods::bring(&self.state, &job.uid, LOCK_PATIENCE, self.collectors.as_ref());
-        let is_released = self.release(job, &[]).map_err(|error| chain(&error))?;
+        let named = host_pods::name_of(&job.uid);
+        let is_released = self.release(job, &[], named).map_err(|error| chain(&error))?;
         if is_released || marked.contains(&job.uid) {
             bring()?;
         }
@@ -267,11 +268,12 @@ impl Hands {
         }
     }
 
-    /// Removes the marks of a pod that is to be released; says whether there were any.
-    fn release(&self, job: &Job, sandboxes: &[ContainerId]) -> Result<bool, StateError> {
+    /// Removes the marks of a pod that is to be released; says whether there were any. `named` is the mark's name by that of a pod that
+    /// has no sandbox to say it.
+    fn release(&self, job: &Job, sandboxes: &[ContainerId], named: Option<Key>) -> Result<bool, StateError> {
         let Some(order @ (Order::Release | Order::ReleaseAll)) = &job.order else { return Ok(false) };
         let own = Key::from(&job.uid);
-        let steps = steps(order, &own, &self.holding(&own, sandboxes));
+        let steps = steps(order, &own, &self.holding(&own, sandboxes, named));
         for step in &steps {
             if let Step::Remove(key) = step {
                 self.state.remove_mark(key)?;
@@ -282,10 +284,11 @@ impl Hands {
     }
 
     /// The marks that hold for a pod, the most specific first.
-    fn holding(&self, own: &Key, sandboxes: &[ContainerId]) -> Vec<(Key, MarkContent)> {
+    fn holding(&self, own: &Key, sandboxes: &[ContainerId], named: Option<Key>) -> Vec<(Key, MarkContent)> {
         let pods = self.pods.of(sandboxes);
         let mut keys: Vec<Key> = pods.flat_map(|(id, pod)| self.pods.keys_of(id, pod)).collect();
         keys.push(own.clone());
+        keys.extend(named);
         let mut seen = BTreeSet::new();
         keys.retain(|key| seen.insert(key.clone()));
         keys.into_iter().filter_map(|key| self.state.read_mark(&key).map(|mark| (key, mark))).collect()

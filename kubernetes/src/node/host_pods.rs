@@ -23,6 +23,11 @@ pub(super) fn among<'a>(uids: impl Iterator<Item = &'a PodUid>) -> BTreeSet<PodU
     uids.filter(|uid| !node.meant_by(&Key::from(*uid)).is_empty()).cloned().collect()
 }
 
+/// How a mark by one's name would be called, where the kubelet's logs say it.
+pub(super) fn name_of(uid: &PodUid) -> Option<Key> {
+    HostNode::look().ok()?.pod(uid).name_key()
+}
+
 /// Brings one to what its marks want.
 pub(super) fn bring(
     state: &StateDir,

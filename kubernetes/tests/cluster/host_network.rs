@@ -25,7 +25,7 @@ fn answers(pod: &Pod) -> bool {
 
 #[track_caller]
 fn assert_answers(pod: &Pod, wanted: bool) {
-    await_true(20, if wanted { "it answers" } else { "it does not answer" }, || answers(pod) == wanted);
+    await_true(60, if wanted { "it answers" } else { "it does not answer" }, || answers(pod) == wanted);
 }
 
 #[test]
@@ -37,15 +37,15 @@ fn it_is_isolated_by_its_cgroup_and_detached_and_released_as_others() {
     let said = pod.isolate("");
     assert!(said.contains("partial") && said.contains("CAP_NET_RAW"), "{said}");
     assert_answers(&pod, false);
-    pod.await_reason(20, "Contained", "PartlyContained");
+    pod.await_reason(60, "Contained", "PartlyContained");
     let status = pod.object().unwrap()["status"].clone();
     assert_eq!((&status["verdict"], &status["layers"]["cgroup"]), (&"partial".into(), &true.into()), "{status:#}");
     let codes: Vec<_> = status["reasons"].as_array().unwrap().iter().map(|why| why["code"].as_str().unwrap()).collect();
     assert!(codes.contains(&"capabilities") && codes.contains(&"local-sockets"), "{status:#}");
-    await_true(30, "what is dropped is told", || {
+    await_true(60, "what is dropped is told", || {
         !answers(&pod) && pod.object().unwrap()["status"]["drops"]["in"].as_i64() > Some(0)
     });
-    pod.await_reason(20, "Detached", "Detached");
+    pod.await_reason(60, "Detached", "Detached");
     let endpoints = get("-n hostnet endpoints host").unwrap();
     assert!(endpoints["subsets"].as_array().is_none_or(Vec::is_empty), "{endpoints:#}");
     let kept = format!("ls /var/lib/cni/quarantine/evidence/host:{}/*/processes.json", pod.uid);
@@ -55,20 +55,21 @@ fn it_is_isolated_by_its_cgroup_and_detached_and_released_as_others() {
     };
     for port in [9468, 9469] {
         let counted = || metrics(port).lines().any(|line| line == "quarantine_partial{reason=\"capabilities\"} 1");
-        await_true(20, "it is counted", counted);
+        await_true(60, "it is counted", counted);
     }
 
     pod.release();
     assert_answers(&pod, true);
-    pod.await_reason(20, "Contained", "Released");
+    pod.await_reason(60, "Contained", "Released");
     assert!(on("a", &format!("ls /sys/fs/bpf/quarantine/*/ | grep -c host:{} || true", pod.uid)).trim() == "0");
 
     // What somebody on the node isolates is shown, by the name that the kubelet's logs say.
     crate::lab::release_and_delete(&pod.uid);
-    on("a", &format!("/opt/cni/bin/quarantine isolate {} --actor alice", pod.uid));
+    on("a", "/opt/cni/bin/quarantine isolate hostnet/host --actor alice");
     assert_answers(&pod, false);
-    pod.await_reason(30, "Contained", "PartlyContained");
+    pod.await_reason(60, "Contained", "PartlyContained");
     assert_eq!(pod.object().unwrap()["spec"]["origin"], "Node");
     pod.release();
     assert_answers(&pod, true);
+    assert!(!on("a", "ls /var/lib/cni/quarantine/isolated").contains("hostnet_host"));
 }
