@@ -2,8 +2,6 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
-use nix::unistd::gettid;
-
 use super::captures::bind_or_say;
 use crate::kernel::netlink::NetlinkError;
 use crate::kernel::netns::Netns;
@@ -40,11 +38,6 @@ impl Heard {
 
 /// The thread IDs by which this process's own changes are known.
 pub(super) type OwnThreads = [i32];
-
-/// This thread's ID, as the kernel will say it of its changes.
-pub(super) fn own_thread() -> i32 {
-    gettid().as_raw()
-}
 
 /// The events of one sandbox's netns. They keep it alive, so they are closed as soon as nobody needs it.
 #[derive(Debug)]

@@ -24,7 +24,8 @@ use crate::node::workers::{Queue, hold};
 use super::births::{Birth, Births};
 use super::index::Answer;
 use super::metrics::Counts;
-use super::subscription::{PodEvents, own_thread};
+use super::own_thread::own_thread;
+use super::subscription::PodEvents;
 
 /// Stack of a worker; its deepest call is reading a record.
 const STACK: usize = 512 * 1024;

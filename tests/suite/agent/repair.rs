@@ -118,6 +118,23 @@ fn tampering_is_told_from_what_the_operator_wants() {
     assert_eq!(agent.count(&["event=tampering"]), 1, "{:#?}", agent.lines());
 }
 
+/// The kernel names who changed rules as the first PID namespace does: an agent that has another one knows itself all the same.
+#[test]
+fn an_agent_with_process_ids_of_its_own_does_not_take_itself_for_another() {
+    let node = Node::new();
+    let pod = added(&node);
+    let own_ids = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"];
+    let agent = Agent::start_below(&node.netns, node.state_dir(), &own_ids);
+    node.mark(&pod.id, "");
+    agent.await_line(&["event=isolated", &pod.id]);
+    // Whatever is heard of its own first work comes before this.
+    for number in 1..=5 {
+        pod.netns.sh("nft flush ruleset");
+        agent.await_lines(&["event=tampering", &pod.id, "by=\"nft["], number);
+    }
+    assert_eq!(agent.count(&["event=tampering", "worker-"]), 0, "{:#?}", agent.lines());
+}
+
 /// So much happens in the pod while the agent sleeps that the kernel drops what it would have heard.
 #[test]
 fn what_was_not_heard_is_put_back_too() {
