@@ -8,6 +8,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use crate::model::audit::Line;
 use crate::model::names::ContainerId;
 use crate::model::policy::Policy;
+use crate::node::enforce::CUT_AT_ONCE;
 use crate::node::sandbox::Dependence;
 
 use super::Agent;
@@ -22,6 +23,8 @@ const STRANGERS_MAX: usize = 4;
 const DESCRIPTORS_EACH: usize = 4;
 /// Descriptors that a worker may need at a time: a lock, a netns, sockets in it, a record, a mark, and some to spare.
 const DESCRIPTORS_AT_WORK: usize = 16;
+/// Descriptors that each of many takes that are brought to their marks together: a lock, a netns, sockets in it, its events.
+const DESCRIPTORS_TOGETHER: usize = 8;
 /// How often an isolated sandbox is looked at that cannot be listened to.
 const UNHEARD_PAUSE: Duration = Duration::from_secs(1);
 
@@ -32,12 +35,20 @@ pub(super) fn raise_descriptor_limit() {
     }
 }
 
+fn descriptor_limit() -> usize {
+    getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| usize::try_from(soft).unwrap_or(usize::MAX))
+}
+
+/// How many sandboxes each of so many workers can bring to their marks together: for that a quarter of the descriptors is kept.
+pub(super) fn most_together(workers: usize) -> usize {
+    (descriptor_limit() / 4 / workers / DESCRIPTORS_TOGETHER).clamp(1, CUT_AT_ONCE)
+}
+
 /// How many sandboxes can be listened to beside so many workers: isolating comes before hearing.
 pub(super) fn most_subscribed(workers: usize) -> usize {
-    let limit =
-        getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| usize::try_from(soft).unwrap_or(usize::MAX));
     let open = std::fs::read_dir("/proc/self/fd").map_or(64, Iterator::count);
-    limit.saturating_sub(open + (workers + 1) * DESCRIPTORS_AT_WORK) / DESCRIPTORS_EACH
+    let at_work = workers * (DESCRIPTORS_AT_WORK + most_together(workers) * DESCRIPTORS_TOGETHER);
+    descriptor_limit().saturating_sub(open + DESCRIPTORS_AT_WORK + at_work) / DESCRIPTORS_EACH
 }
 
 /// An isolated sandbox whose events are listened to.

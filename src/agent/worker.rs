@@ -16,15 +16,16 @@ use crate::model::names::{ContainerId, Key};
 use crate::model::policy::Policy;
 use crate::model::record::NodeOnLink;
 use crate::model::records::SandboxRecords;
-use crate::node::enforce::{self, Cause, EnforceError};
-use crate::node::sandbox::{Before, Dependence, Sandbox, SandboxError, Scan, Side};
-use crate::node::state::StateDir;
+use crate::node::enforce::{self, Cause, EnforceError, Wish};
+use crate::node::sandbox::{Applied, Before, Dependence, Sandbox, SandboxError, Scan, Side};
+use crate::node::state::{SandboxLock, StateDir};
 use crate::node::workers::{Queue, hold};
 
 use super::births::{Birth, Births};
 use super::index::Answer;
 use super::metrics::Counts;
 use super::own_thread::own_thread;
+use super::subscribed::most_together;
 use super::subscription::PodEvents;
 
 /// Stack of a worker; its deepest call is reading a record.
@@ -133,6 +134,7 @@ impl Workers {
         let (queue, done) = (Arc::new(Queue::open()), Arc::new(Mutex::new(Vec::new())));
         let finished = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
         let (started, starting) = std::sync::mpsc::channel();
+        let together = most_together(count);
         for number in 0..count {
             let mut host = Side::own().map_err(io::Error::other)?;
             let (queue, done, finished) = (queue.clone(), done.clone(), finished.clone());
@@ -140,11 +142,23 @@ impl Workers {
             let (counts, births) = (counts.clone(), births.clone());
             thread::Builder::new().name(format!("worker-{number}")).stack_size(STACK).spawn(move || {
                 let _ = started.send(own_thread());
+                let worker = Worker {
+                    state: &state,
+                    queue: &queue,
+                    births: &births,
+                    collectors: collectors.as_ref().as_ref(),
+                    counts: &counts,
+                };
                 queue.serve_many(enforce::CUT_AT_ONCE, |tasks| {
-                    for job in cut_off_first(&state, &mut host, &queue, &births, tasks) {
-                        let outcome = work(&state, &mut host, &job, collectors.as_ref().as_ref(), &counts);
-                        hold(&done).push(Done { container_id: job.container_id, answer: job.answer, outcome });
+                    let mut jobs = worker.cut_off_first(&mut host, tasks);
+                    while !jobs.is_empty() {
+                        let others = jobs.split_off(jobs.len().min(together));
+                        let (outcomes, came_meanwhile) = worker.work(&mut host, jobs);
+                        for (job, outcome) in outcomes {
+                            hold(&done).push(Done { container_id: job.container_id, answer: job.answer, outcome });
+                        }
                         let _ = finished.write(1);
+                        jobs = came_meanwhile.into_iter().chain(others).collect();
                     }
                 });
             })?;
@@ -160,7 +174,7 @@ impl Workers {
 
     /// Has a sandbox's birth attended to, when nothing else waits.
     pub(super) fn attend(&self, birth: Birth) {
-        self.queue.put_off(Task::Attend(birth));
+        self.queue.put_last(Task::Attend(birth));
     }
 
     /// Has a subscription closed by one of the threads.
@@ -175,104 +189,194 @@ impl Workers {
     }
 }
 
-/// Of many that wait, has all cut off that are to be, and puts those off for what is left to be done; gives the others.
-fn cut_off_first(
-    state: &StateDir,
-    host: &mut Side,
-    queue: &Queue<Task>,
-    births: &Births,
-    tasks: Vec<Task>,
-) -> Vec<Job> {
-    let mut jobs = Vec::with_capacity(tasks.len());
-    for task in tasks {
-        match task {
-            Task::Close(events) => drop(events),
-            Task::Apply(job) => jobs.push(job),
-            Task::Attend(birth) => births.attend(state, host, &birth),
-        }
-    }
-    if jobs.len() < 2 {
-        return jobs;
-    }
-    let wanted = |job: &Job, records: &SandboxRecords| desired(state, &job.answer, records).ok();
-    let cut = enforce::cut_off(state, host, &jobs, |job| &job.container_id, wanted);
-    let cut: BTreeSet<ContainerId> = cut.into_iter().cloned().collect();
-    let (cut, others): (Vec<Job>, Vec<Job>) = jobs.into_iter().partition(|job| cut.contains(&job.container_id));
-    cut.into_iter().for_each(|job| queue.put_off(Task::Apply(Job { before: Before::Cut, ..job })));
-    others
+/// One of the threads.
+struct Worker<'a> {
+    state: &'a StateDir,
+    queue: &'a Queue<Task>,
+    births: &'a Births,
+    collectors: Option<&'a Collectors>,
+    counts: &'a Counts,
 }
 
-fn work(state: &StateDir, host: &mut Side, job: &Job, collectors: Option<&Collectors>, counts: &Counts) -> Outcome {
-    match apply(state, host, job, collectors, counts) {
-        Ok(outcome) => outcome,
-        Err(EnforceError::Sandbox(error)) if error.is_gone() => Outcome::Gone,
-        Err(error) => {
-            let fault = crate::model::audit::chain(&error);
-            log::error!("{}", Line::new("failed").with("container", &job.container_id).with("error", fault));
-            counts.failed();
-            Outcome::Failed
+/// A job whose sandbox is locked, and what is wanted of it.
+struct Ready {
+    _lock: SandboxLock,
+    records: SandboxRecords,
+    desired: Desired,
+    events: Option<PodEvents>,
+}
+
+/// What a job has come to before anything is applied.
+enum Prepared {
+    Ready(Box<Ready>),
+    /// Somebody else is at work on the sandbox.
+    Busy,
+    /// There is nothing to be applied.
+    Ended(Outcome),
+}
+
+impl Worker<'_> {
+    /// Of many that wait, has all cut off that are to be, and puts those off for what is left to be done; gives the others.
+    fn cut_off_first(&self, host: &mut Side, tasks: Vec<Task>) -> Vec<Job> {
+        let (mut jobs, mut were_cut) = (Vec::with_capacity(tasks.len()), Vec::new());
+        for task in tasks {
+            match task {
+                Task::Close(events) => drop(events),
+                Task::Apply(job) if job.before == Before::Cut => were_cut.push(job),
+                Task::Apply(job) => jobs.push(job),
+                Task::Attend(birth) => self.births.attend(self.state, host, &birth),
+            }
         }
+        if jobs.len() > 1 {
+            jobs = self.cut_off(host, jobs);
+        }
+        were_cut.append(&mut jobs);
+        were_cut
+    }
+
+    /// Gives those that were not to be cut off, or could not be.
+    fn cut_off(&self, host: &mut Side, jobs: Vec<Job>) -> Vec<Job> {
+        let wanted = |job: &Job, records: &SandboxRecords| desired(self.state, &job.answer, records).ok();
+        let cut = enforce::cut_off(self.state, host, &jobs, |job| &job.container_id, wanted);
+        let cut: BTreeSet<ContainerId> = cut.into_iter().cloned().collect();
+        let (cut, others): (Vec<Job>, Vec<Job>) = jobs.into_iter().partition(|job| cut.contains(&job.container_id));
+        cut.into_iter().for_each(|job| self.queue.put_off(Task::Apply(Job { before: Before::Cut, ..job })));
+        others
+    }
+
+    /// Brings sandboxes to their marks; gives what became of each, and jobs that came meanwhile and that had to be taken from
+    /// the queue, to see whether somebody is to be cut off: for that nobody waits until the others are done.
+    fn work(&self, host: &mut Side, jobs: Vec<Job>) -> (Vec<(Job, Outcome)>, Vec<Job>) {
+        let patience = if jobs.len() > 1 { Duration::ZERO } else { LOCK_PATIENCE };
+        let (mut ended, mut ready) = (Vec::with_capacity(jobs.len()), Vec::new());
+        let (mut busy, mut others) = (Vec::new(), Vec::new());
+        for job in jobs {
+            match self.prepare(host, &job, patience) {
+                Ok(Prepared::Ready(it)) => ready.push((job, *it)),
+                Ok(Prepared::Ended(outcome)) => ended.push((job, outcome)),
+                Ok(Prepared::Busy) if patience.is_zero() => busy.push(job),
+                Ok(Prepared::Busy) => {
+                    log::debug!("{}", Line::new("busy").with("container", &job.container_id));
+                    ended.push((job, Outcome::Failed));
+                }
+                Err(error) => {
+                    let outcome = self.failed(&job, &error);
+                    ended.push((job, outcome));
+                }
+            }
+        }
+        let wishes: Vec<_> = ready.iter().map(|(job, it)| it.wish(job)).collect();
+        let applied = enforce::apply_together(self.state, host, &wishes, Scan::Sandbox, |host| {
+            if others.len() < enforce::CUT_AT_ONCE {
+                others.append(&mut self.cut_off_meanwhile(host));
+            }
+        });
+        for ((job, it), applied) in ready.into_iter().zip(applied) {
+            let outcome =
+                self.conclude(host, &job, it, applied).unwrap_or_else(|error| self.failed(&job, &error.into()));
+            ended.push((job, outcome));
+        }
+        // Those that are waited for come last, and nothing else is held while they are.
+        for job in busy {
+            let (mut one, mut more) = self.work(host, vec![job]);
+            ended.append(&mut one);
+            others.append(&mut more);
+        }
+        (ended, others)
+    }
+
+    /// Cuts off whoever is to be of those that came while others are opened; gives what else came.
+    fn cut_off_meanwhile(&self, host: &mut Side) -> Vec<Job> {
+        let mut jobs = Vec::new();
+        for task in self.queue.take_waiting(enforce::CUT_AT_ONCE) {
+            match task {
+                Task::Apply(job) => jobs.push(job),
+                Task::Close(events) => drop(events),
+                Task::Attend(birth) => self.queue.put_last(Task::Attend(birth)),
+            }
+        }
+        if jobs.is_empty() { jobs } else { self.cut_off(host, jobs) }
+    }
+
+    fn failed(&self, job: &Job, error: &EnforceError) -> Outcome {
+        if matches!(error, EnforceError::Sandbox(error) if error.is_gone()) {
+            return Outcome::Gone;
+        }
+        let fault = crate::model::audit::chain(error);
+        log::error!("{}", Line::new("failed").with("container", &job.container_id).with("error", fault));
+        self.counts.failed();
+        Outcome::Failed
+    }
+
+    /// Takes the lock, and finds out under it what is wanted.
+    fn prepare(&self, host: &mut Side, job: &Job, patience: Duration) -> Result<Prepared, EnforceError> {
+        let (state, container_id) = (self.state, &job.container_id);
+        let Some(lock) = state.lock_within(container_id, patience)? else { return Ok(Prepared::Busy) };
+        let (records, damaged) = state.records_of(container_id);
+        for damaged in damaged {
+            let line = Line::new("damaged-record").with("file", damaged.path.display()).with("error", damaged.fault);
+            log::warn!("{line}");
+        }
+        let Some(records) = records else { return Ok(Prepared::Ended(Outcome::Unrecorded)) };
+        let desired = desired(state, &job.answer, &records)?;
+        if !desired.is_isolated() && !job.may_release && is_isolated(host, &records) {
+            return Ok(Prepared::Ended(Outcome::Waiting));
+        }
+        // Before the rules: what happens to them from now on is heard. That it cannot be is no reason not to isolate.
+        let is_to_be_heard = desired.is_isolated() && !job.is_subscribed && job.may_listen;
+        let events = if is_to_be_heard { subscribe(&records) } else { None };
+        Ok(Prepared::Ready(Box::new(Ready { _lock: lock, records, desired, events })))
+    }
+
+    fn conclude(
+        &self,
+        host: &mut Side,
+        job: &Job,
+        mut ready: Ready,
+        applied: Result<Applied, SandboxError>,
+    ) -> Result<Outcome, SandboxError> {
+        let applied = match applied {
+            // What was taken to listen may be what is missing.
+            Err(error) if error.is_shortage() && ready.events.take().is_some() => {
+                let Wish { records, desired, cause, before } = ready.wish(job);
+                enforce::apply_desired(self.state, host, records, desired, cause, before, Scan::Sandbox)?
+            }
+            applied => applied?,
+        };
+        if applied.is_new_isolation(&ready.desired) {
+            self.counts.isolated_after(job.since.elapsed());
+            if let Some(collectors) = self.collectors {
+                collectors.collect(job.container_id.clone().into());
+            }
+        }
+        let was_altered = ready.wish(job).cause.is_repair(&applied);
+        let Ready { records, desired, mut events, .. } = ready;
+        if let Some(events) = events.as_mut().filter(|_| job.may_capture && records.is_captured()) {
+            events.capture(&records);
+        }
+        let Desired::Isolated { policy, .. } = desired else {
+            return Ok(Outcome::Released { is_to_be_put_back: applied.is_to_be_put_back });
+        };
+        Ok(Outcome::Isolated {
+            events,
+            has_interfaces: applied.report.interfaces > 0,
+            has_programs: applied.report.programs.iter().any(|programs| programs.hold),
+            was_altered,
+            depends: applied.report.depends,
+            policy,
+        })
     }
 }
 
-fn apply(
-    state: &StateDir,
-    host: &mut Side,
-    job: &Job,
-    collectors: Option<&Collectors>,
-    counts: &Counts,
-) -> Result<Outcome, EnforceError> {
-    let container_id = &job.container_id;
-    let Some(_lock) = state.lock_within(container_id, LOCK_PATIENCE)? else {
-        log::debug!("{}", Line::new("busy").with("container", container_id));
-        return Ok(Outcome::Failed);
-    };
-    let (records, damaged) = state.records_of(container_id);
-    for damaged in damaged {
-        log::warn!("{}", Line::new("damaged-record").with("file", damaged.path.display()).with("error", damaged.fault));
+impl Ready {
+    fn wish<'a>(&'a self, job: &'a Job) -> Wish<'a> {
+        // What is not as it was, although the same is wanted, was changed by somebody, whatever had it looked at.
+        let cause = match &job.enforced {
+            Some(enforced) if Some(&enforced.policy) == self.desired.policy() => Cause::Disturbed(&enforced.node),
+            _ => Cause::Asked,
+        };
+        Wish { records: &self.records, desired: &self.desired, cause, before: job.before }
     }
-    let Some(records) = records else { return Ok(Outcome::Unrecorded) };
-    let desired = desired(state, &job.answer, &records)?;
-    if !desired.is_isolated() && !job.may_release && is_isolated(host, &records) {
-        return Ok(Outcome::Waiting);
-    }
-    let policy = match &desired {
-        Desired::Isolated { policy, .. } => Some(policy),
-        Desired::Released => None,
-    };
-    // Before the rules: what happens to them from now on is heard. That it cannot be is no reason not to isolate.
-    let mut events = if policy.is_some() && !job.is_subscribed && job.may_listen { subscribe(&records) } else { None };
-    // What is not as it was, although the same is wanted, was changed by somebody, whatever had it looked at.
-    let cause = match &job.enforced {
-        Some(enforced) if Some(&enforced.policy) == policy => Cause::Disturbed(&enforced.node),
-        _ => Cause::Asked,
-    };
-    let mut apply = || enforce::apply_desired(state, host, &records, &desired, cause, job.before, Scan::Sandbox);
-    let applied = match apply() {
-        // What was taken to listen may be what is missing.
-        Err(error) if error.is_shortage() && events.take().is_some() => apply()?,
-        applied => applied?,
-    };
-    if applied.is_new_isolation(&desired) {
-        counts.isolated_after(job.since.elapsed());
-        if let Some(collectors) = collectors {
-            collectors.collect(container_id.clone().into());
-        }
-    }
-    if let Some(events) = events.as_mut().filter(|_| job.may_capture && records.is_captured()) {
-        events.capture(&records);
-    }
-    let Some(policy) = policy else {
-        return Ok(Outcome::Released { is_to_be_put_back: applied.is_to_be_put_back });
-    };
-    Ok(Outcome::Isolated {
-        events,
-        has_interfaces: applied.report.interfaces > 0,
-        has_programs: applied.report.programs.iter().any(|programs| programs.hold),
-        was_altered: cause.is_repair(&applied),
-        depends: applied.report.depends,
-        policy: policy.clone(),
-    })
 }
 
 fn subscribe(records: &SandboxRecords) -> Option<PodEvents> {

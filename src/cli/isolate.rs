@@ -19,9 +19,9 @@ use super::arguments::{Attribution, Isolate, Release, Target};
 use super::host_pods;
 use super::inventory::{Inventory, NodeSandbox};
 use super::selector::{Selection, select, select_uid};
-use super::sync::{sync_all, sync_one};
+use super::sync::{Synced, apply_all, sync_all};
 use super::{Exit, Failure, actor, print, say_error};
-use crate::node::workers::{beside_each_other, on_each};
+use crate::node::workers::beside_each_other;
 
 /// `quarantine isolate`.
 pub(super) fn isolate(state_dir: &Path, arguments: &Isolate, log: &[String]) -> Result<Exit, Failure> {
@@ -184,12 +184,11 @@ fn isolate_chosen(
     };
     let scan = NodeScan::default();
     let answering_ids: Vec<ContainerId> = answering.iter().map(|sandbox| sandbox.container_id.clone()).collect();
-    let results = sync_all(state, &answering_ids, |host, container_id, before| {
-        let applied = sync_one(state, host, container_id, before, &scan);
-        if let Ok(Some(Enforced { is_new: true, .. })) = &applied {
+    let results = sync_all(state, &answering_ids, &scan, |_, container_id, synced| {
+        if let Ok(Some(Enforced { is_new: true, .. })) = &synced {
             keep_evidence(state, &Subject::Sandbox(container_id.clone()), log);
         }
-        applied
+        synced
     })?;
     let mut text = chosen.said_as_several_pods();
     for (sandbox, result) in answering.iter().zip(results) {
@@ -337,7 +336,14 @@ fn release_chosen(
     let mut concerned = node.answering(&keys);
     concerned.extend(chosen.sandboxes.iter().copied().filter(|sandbox| node.keys_of(sandbox).is_empty()));
     let scan = NodeScan::default();
-    let results = on_each(&concerned, |host, sandbox| release_one(state, host, &sandbox.container_id, &scan))?;
+    let concerned_ids: Vec<ContainerId> = concerned.iter().map(|sandbox| sandbox.container_id.clone()).collect();
+    let results = apply_all(
+        state,
+        &concerned_ids,
+        |_| Before::Unknown,
+        &scan,
+        |host, container_id, synced| say_released(state, host, container_id, synced),
+    )?;
     for (NodeSandbox { container_id, pod, .. }, result) in concerned.iter().zip(results) {
         let also = if meant.contains(container_id) { "" } else { ", which answered to the same mark" };
         if result.is_err() && exit == Exit::Done {
@@ -361,15 +367,15 @@ fn remove_guard_without_record(node: &Inventory<'_>, key: &Key) -> Result<Option
     Ok(named)
 }
 
-/// Releases one sandbox and says what it is then. That is read back from the kernel: whether anything of an isolation
-/// is left, whatever was applied.
-fn release_one(
+/// Says what a sandbox is that was to be released. That is read back from the kernel: whether anything of an isolation is left,
+/// whatever was applied.
+fn say_released(
     state: &StateDir,
     host: &mut Side,
     container_id: &ContainerId,
-    scan: &NodeScan,
+    synced: Synced,
 ) -> Result<String, String> {
-    match sync_one(state, host, container_id, Before::Unknown, scan) {
+    match synced {
         Ok(None) => return Ok("gone".to_owned()),
         Ok(Some(Enforced { desired: Desired::Isolated { .. }, .. })) => {
             return Err("isolated: a mark holds for it".to_owned());

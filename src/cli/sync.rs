@@ -15,7 +15,7 @@ use crate::node::sandbox::{Before, NodeScan, Scan, Side, remove_guards_of_nothin
 use crate::node::state::StateDir;
 
 use super::{Exit, Failure, host_pods, print, say_error};
-use crate::node::workers::on_each;
+use crate::node::workers::{count, on_each};
 
 /// How long a command waits for whoever is at work on a sandbox.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
@@ -25,8 +25,7 @@ pub(super) fn sync(state_dir: &Path, collectors: Option<Collectors>) -> Result<E
     let state = StateDir::open(state_dir)?;
     let sandboxes = state.sandboxes()?;
     let scan = NodeScan::default();
-    let results =
-        sync_all(&state, &sandboxes, |host, container_id, before| sync_one(&state, host, container_id, before, &scan))?;
+    let results = sync_all(&state, &sandboxes, &scan, |_, _, synced| synced)?;
     let mut exit = Exit::Done;
     let cleaned = Side::own()
         .and_then(|mut host| remove_guards_of_nothing(&mut host, |container_id| sandboxes.contains(container_id)));
@@ -64,28 +63,39 @@ pub(super) fn sync(state_dir: &Path, collectors: Option<Collectors>) -> Result<E
     Ok(exit)
 }
 
-/// Has `sync` bring each of these to what its marks want; where they are many, all that are to be isolated are cut off first.
+/// What became of a sandbox: `None` where it was deleted meanwhile.
+pub(super) type Synced = Result<Option<Enforced>, EnforceError>;
+
+/// Brings each of these to what its marks want; where they are many, all that are to be isolated are cut off first. What became
+/// of each is handed to `done`.
 pub(super) fn sync_all<R: Send>(
     state: &StateDir,
     sandboxes: &[ContainerId],
-    sync: impl Fn(&mut Side, &ContainerId, Before) -> R + Sync,
+    scan: &NodeScan,
+    done: impl Fn(&mut Side, &ContainerId, Synced) -> R + Sync,
 ) -> Result<Vec<R>, NetlinkError> {
     let wanted = |_: &ContainerId, records: &SandboxRecords| enforce::desired(state, records).ok();
     let chunks: Vec<_> = sandboxes.chunks(CUT_AT_ONCE).filter(|_| sandboxes.len() > 1).collect();
     let cut = on_each(&chunks, |host, chunk| enforce::cut_off(state, host, chunk, |id| id, wanted))?;
     let cut: BTreeSet<&ContainerId> = cut.into_iter().flatten().collect();
-    on_each(sandboxes, |host, container_id| {
-        sync(host, container_id, if cut.contains(container_id) { Before::Cut } else { Before::Unknown })
-    })
+    let before = |id: &ContainerId| if cut.contains(id) { Before::Cut } else { Before::Unknown };
+    apply_all(state, sandboxes, before, scan, done)
 }
 
-/// Brings one sandbox to what its marks want. `None` where it was deleted meanwhile.
-pub(super) fn sync_one(
+/// The same where nobody is to be cut off first.
+pub(super) fn apply_all<R: Send>(
     state: &StateDir,
-    host: &mut Side,
-    container_id: &ContainerId,
-    before: Before,
+    sandboxes: &[ContainerId],
+    before: impl Fn(&ContainerId) -> Before + Sync,
     scan: &NodeScan,
-) -> Result<Option<Enforced>, EnforceError> {
-    enforce::apply_locked(state, host, container_id, before, Scan::Node(scan), LOCK_PATIENCE)
+    done: impl Fn(&mut Side, &ContainerId, Synced) -> R + Sync,
+) -> Result<Vec<R>, NetlinkError> {
+    // So that each thread has some.
+    let together = sandboxes.len().div_ceil(count()).clamp(1, CUT_AT_ONCE);
+    let chunks: Vec<_> = sandboxes.chunks(together).collect();
+    let results = on_each(&chunks, |host, chunk| {
+        let synced = enforce::apply_all_locked(state, host, chunk, &before, Scan::Node(scan), LOCK_PATIENCE);
+        chunk.iter().zip(synced).map(|(id, synced)| done(host, id, synced)).collect::<Vec<_>>()
+    })?;
+    Ok(results.into_iter().flatten().collect())
 }

@@ -1,6 +1,6 @@
 //! Marks to kernel for one sandbox: what ADD, CHECK, the agent and the commands all do, under the sandbox's lock.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
@@ -13,8 +13,8 @@ use crate::model::record::NodeOnLink;
 use crate::model::records::SandboxRecords;
 use crate::model::verdict::{Reason, Verdict};
 use crate::node::patience::{self, PutBack};
-use crate::node::sandbox::{Applied, Before, Report, Sandbox, SandboxError, Scan, Side, load_guards};
-use crate::node::state::{StateDir, StateError};
+use crate::node::sandbox::{Applied, Before, Begun, Joint, Report, Sandbox, SandboxError, Scan, Side, load_guards};
+use crate::node::state::{SandboxLock, StateDir, StateError};
 
 /// Why the marks could not be enforced.
 #[derive(Debug, Error)]
@@ -38,6 +38,13 @@ pub struct Enforced {
     pub is_new: bool,
 }
 
+impl Enforced {
+    fn of(desired: Desired, applied: Applied) -> Self {
+        let is_new = applied.is_new_isolation(&desired);
+        Self { desired, report: applied.report, is_new }
+    }
+}
+
 /// What the marks want of a sandbox. The caller holds its lock, or does not mind that the answer may be old.
 pub fn desired(state: &StateDir, records: &SandboxRecords) -> Result<Desired, StateError> {
     let marks = state.marks_of(records.container_id(), records.pod())?;
@@ -55,8 +62,7 @@ pub fn apply(
 ) -> Result<Enforced, EnforceError> {
     let desired = desired(state, records)?;
     let applied = apply_desired(state, host, records, &desired, Cause::Asked, before, scan)?;
-    let is_new = applied.is_new_isolation(&desired);
-    Ok(Enforced { desired, report: applied.report, is_new })
+    Ok(Enforced::of(desired, applied))
 }
 
 /// Like [`apply`], of a sandbox that is named alone: takes its lock, waiting no longer than `patience`, and reads its
@@ -76,6 +82,41 @@ pub fn apply_locked(
         None if damaged.is_empty() => Ok(None),
         None => Err(SandboxError::Unknown { container_id: container_id.clone() }.into()),
     }
+}
+
+/// Like [`apply_locked`] for many, of which no more than [`CUT_AT_ONCE`] are named: what they want of the node's rules is changed in
+/// one transaction. Those that somebody else is at work on come last, each by itself.
+pub fn apply_all_locked(
+    state: &StateDir,
+    host: &mut Side,
+    sandboxes: &[ContainerId],
+    before: impl Fn(&ContainerId) -> Before,
+    scan: Scan<'_>,
+    patience: Duration,
+) -> Vec<Result<Option<Enforced>, EnforceError>> {
+    let mut outcomes = BTreeMap::new();
+    if sandboxes.len() > 1 {
+        let held = |id| Some((state.lock_within(id, Duration::ZERO).ok()??, state.records_of(id).0?));
+        let held: Vec<(SandboxLock, SandboxRecords)> = sandboxes.iter().filter_map(held).collect();
+        let wanted = held.iter().filter_map(|(_, records)| Some((records, desired(state, records).ok()?)));
+        let wanted: Vec<(&SandboxRecords, Desired)> = wanted.collect();
+        let wishes: Vec<_> = wanted
+            .iter()
+            .map(|(records, desired)| Wish {
+                records,
+                desired,
+                cause: Cause::Asked,
+                before: before(records.container_id()),
+            })
+            .collect();
+        let applied = apply_together(state, host, &wishes, scan, |_| {});
+        for ((records, desired), applied) in wanted.into_iter().zip(applied) {
+            let enforced = applied.map(|applied| Some(Enforced::of(desired, applied))).map_err(EnforceError::from);
+            outcomes.insert(records.container_id().clone(), enforced);
+        }
+    }
+    let mut by_itself = |id| apply_locked(state, &mut *host, id, before(id), scan, patience);
+    sandboxes.iter().map(|id| outcomes.remove(id).unwrap_or_else(|| by_itself(id))).collect()
 }
 
 /// How many sandboxes have their guards loaded in one transaction: their locks are held for it.
@@ -171,6 +212,62 @@ pub fn apply_desired(
     }
 }
 
+/// One of many sandboxes, as [`apply_desired`] has it.
+#[derive(Debug, Clone, Copy)]
+pub struct Wish<'a> {
+    /// Its records.
+    pub records: &'a SandboxRecords,
+    /// What is wanted of it, read under its lock.
+    pub desired: &'a Desired,
+    /// Why it is looked at.
+    pub cause: Cause<'a>,
+    /// What is known of it.
+    pub before: Before,
+}
+
+/// Like [`apply_desired`] for many: what all of them want of the node's rules is changed in one transaction. The caller holds
+/// their locks; `between` has a turn before each step.
+pub fn apply_together(
+    state: &StateDir,
+    host: &mut Side,
+    wishes: &[Wish<'_>],
+    scan: Scan<'_>,
+    mut between: impl FnMut(&mut Side),
+) -> Vec<Result<Applied, SandboxError>> {
+    let alone = |host: &mut Side, wish: &Wish<'_>| {
+        apply_desired(state, host, wish.records, wish.desired, wish.cause, wish.before, scan)
+    };
+    if let [wish] = wishes {
+        return vec![alone(host, wish)];
+    }
+    let mut joint = Joint::default();
+    let mut begun = Vec::with_capacity(wishes.len());
+    for wish in wishes {
+        between(host);
+        let started = Instant::now();
+        let sandbox = Sandbox::open(host, wish.records);
+        let one = sandbox.and_then(|sandbox| sandbox.begin(wish.desired, wish.before, &mut joint));
+        begun.push(one.ok().flatten().map(|one| (started, one)));
+    }
+    if let Err(error) = joint.make(host) {
+        let error = crate::model::audit::chain(&error);
+        log::debug!("{}", Line::new("not-together").with("sandboxes", wishes.len()).with("error", error));
+        begun.iter_mut().for_each(|one| *one = None);
+    }
+    let one_of = |(wish, begun): (&Wish<'_>, Option<_>)| {
+        between(host);
+        if let Some((started, begun)) = begun {
+            let (mut sandbox, rest) = Begun::resume(begun, host, wish.records);
+            let applied = sandbox.finish(rest, wish.desired, scan);
+            if applied.is_ok() || !wish.desired.is_isolated() {
+                return conclude(state, &mut sandbox, wish.desired, wish.cause, started, applied);
+            }
+        }
+        alone(host, wish)
+    };
+    wishes.iter().zip(begun).map(one_of).collect()
+}
+
 /// Like [`apply`] for ADD, of a sandbox that is open already: one of which nothing is isolated or is to be only gets its
 /// rules, and nothing is read back. `just_pinned` says that its records are of what was found in it a moment ago.
 pub fn install(state: &StateDir, sandbox: &mut Sandbox<'_>, just_pinned: bool) -> Result<(), EnforceError> {
@@ -193,7 +290,19 @@ fn carry_out(
     scan: Scan<'_>,
     started: Instant,
 ) -> Result<Applied, SandboxError> {
-    let mut applied = sandbox.apply(desired, before, scan);
+    let applied = sandbox.apply(desired, before, scan);
+    conclude(state, sandbox, desired, cause, started, applied)
+}
+
+/// Says in the log what was done, and has connections kept, or lets them go.
+fn conclude(
+    state: &StateDir,
+    sandbox: &mut Sandbox<'_>,
+    desired: &Desired,
+    cause: Cause<'_>,
+    started: Instant,
+    mut applied: Result<Applied, SandboxError>,
+) -> Result<Applied, SandboxError> {
     let records = sandbox.records();
     match &mut applied {
         Ok(applied) => {
@@ -244,8 +353,7 @@ pub fn check(state: &StateDir, sandbox: &mut Sandbox<'_>) -> Result<Enforced, En
         return Ok(Enforced { desired, report, is_new: false });
     }
     let applied = carry_out(state, sandbox, &desired, Cause::Asked, Before::Unknown, Scan::Sandbox, started)?;
-    let is_new = applied.is_new_isolation(&desired);
-    Ok(Enforced { desired, report: applied.report, is_new })
+    Ok(Enforced::of(desired, applied))
 }
 
 /// Whether nothing of it is isolated, and nothing is to be.

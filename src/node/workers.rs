@@ -20,7 +20,8 @@ pub fn hold<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Work that waits for a thread. What was put off is done when nothing else waits.
+/// Work that waits for a thread. What was put off is done when nothing else waits, and what is of least concern when nothing was
+/// put off either.
 #[derive(Debug)]
 pub struct Queue<T> {
     state: Mutex<Waiting<T>>,
@@ -31,6 +32,7 @@ pub struct Queue<T> {
 struct Waiting<T> {
     work: VecDeque<T>,
     put_off: VecDeque<T>,
+    last: VecDeque<T>,
     /// Whether more may come.
     is_open: bool,
 }
@@ -40,14 +42,20 @@ impl<T> Queue<T> {
     #[must_use]
     pub fn open() -> Self {
         Self {
-            state: Mutex::new(Waiting { work: VecDeque::new(), put_off: VecDeque::new(), is_open: true }),
+            state: Mutex::new(Waiting {
+                work: VecDeque::new(),
+                put_off: VecDeque::new(),
+                last: VecDeque::new(),
+                is_open: true,
+            }),
             changed: Condvar::new(),
         }
     }
 
     /// One that has all of its work.
     pub fn of(work: impl IntoIterator<Item = T>) -> Self {
-        let waiting = Waiting { work: work.into_iter().collect(), put_off: VecDeque::new(), is_open: false };
+        let work = work.into_iter().collect();
+        let waiting = Waiting { work, put_off: VecDeque::new(), last: VecDeque::new(), is_open: false };
         Self { state: Mutex::new(waiting), changed: Condvar::new() }
     }
 
@@ -63,12 +71,25 @@ impl<T> Queue<T> {
         self.changed.notify_one();
     }
 
+    /// Puts work behind all other.
+    pub fn put_last(&self, work: T) {
+        hold(&self.state).last.push_back(work);
+        self.changed.notify_one();
+    }
+
+    /// Takes what waits and was not put off, without waiting for any.
+    pub fn take_waiting(&self, most: usize) -> Vec<T> {
+        let work = &mut hold(&self.state).work;
+        let count = work.len().min(most);
+        work.drain(..count).collect()
+    }
+
     /// Does what is in it, piece by piece, in the calling thread; ends when nothing is left and nothing more can come.
     pub fn serve(&self, mut work: impl FnMut(T)) {
         self.serve_many(1, |next| next.into_iter().for_each(&mut work));
     }
 
-    /// The same with so many pieces at a time, where more than one waits; of those that were put off, one.
+    /// The same with so many pieces at a time, where more than one waits; of what is of least concern, one.
     pub fn serve_many(&self, most: usize, mut work: impl FnMut(Vec<T>)) {
         while let Some(next) = self.next(most) {
             work(next);
@@ -78,11 +99,14 @@ impl<T> Queue<T> {
     fn next(&self, most: usize) -> Option<Vec<T>> {
         let mut state = hold(&self.state);
         loop {
-            let count = state.work.len().min(most);
-            if count > 0 {
-                return Some(state.work.drain(..count).collect());
+            let Waiting { work, put_off, .. } = &mut *state;
+            for waiting in [work, put_off] {
+                let count = waiting.len().min(most);
+                if count > 0 {
+                    return Some(waiting.drain(..count).collect());
+                }
             }
-            match state.put_off.pop_front() {
+            match state.last.pop_front() {
                 None if state.is_open => state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
                 next => return next.map(|next| vec![next]),
             }
@@ -154,8 +178,10 @@ mod tests {
     }
 
     #[test]
-    fn what_was_put_off_is_done_last_and_one_at_a_time() {
+    fn what_was_put_off_is_done_last_and_what_is_of_least_concern_one_at_a_time() {
         let queue = Queue::of([1, 2, 3]);
+        queue.put_last(10);
+        queue.put_last(11);
         queue.put_off(8);
         queue.put_off(9);
         let mut done = Vec::new();
@@ -165,7 +191,8 @@ mod tests {
             }
             done.push(some);
         });
-        assert_eq!(done, [vec![1, 2], vec![3, 4], vec![8], vec![9]]);
+        assert_eq!(done, [vec![1, 2], vec![3, 4], vec![8, 9], vec![10], vec![11]]);
+        assert!(queue.take_waiting(2).is_empty());
     }
 
     #[test]

@@ -46,6 +46,12 @@ impl Batch {
         self.changes.is_empty()
     }
 
+    /// How many changes there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.changes.len()
+    }
+
     /// Adds a table with all that is in it; it must not be there.
     pub fn add_table(&mut self, table: &Table) {
         let flags = if table.dormant { kernel::TABLE_F_DORMANT } else { 0 };

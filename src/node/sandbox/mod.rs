@@ -14,6 +14,7 @@ mod report;
 mod scan;
 mod senders;
 mod side;
+mod steps;
 mod survey;
 mod transition;
 
@@ -27,12 +28,12 @@ pub use kubelet::cgroup_of;
 pub use report::{Applied, Dependence, Deviation, Layer, ProberSeen, ProgramsOn, Report};
 pub use scan::{NodeScan, Scan};
 pub use side::Side;
+pub use steps::{Begun, Joint};
 pub use survey::{pin_interfaces, pin_said};
 
 use crate::kernel::netlink::NetlinkError;
 use crate::kernel::netns::{Netns, NetnsError};
 use crate::kernel::nft::Nft;
-use crate::model::audit::Line;
 use crate::model::difference::Difference;
 use crate::model::mark::Desired;
 use crate::model::names::{ContainerId, IfName, SandboxInterface};
@@ -47,8 +48,9 @@ use crate::rules::ruleset::{Family, Table};
 
 use exposure::programs_on;
 use senders::Senders;
+use steps::Done;
 use survey::{Survey, survey};
-use transition::{Compared, Transition, reconcile, reconcile_compared};
+use transition::{Compared, reconcile};
 
 const POD_FAMILIES: [Family; 2] = [Family::Netdev, Family::Inet];
 
@@ -117,6 +119,7 @@ pub struct Sandbox<'a> {
 }
 
 /// What is wanted on both sides.
+#[derive(Debug)]
 struct Wanted {
     survey: Survey,
     pod: Vec<Table>,
@@ -189,10 +192,7 @@ impl<'a> Sandbox<'a> {
             result => result,
         };
         let (wanted, done) = done?;
-        let mut applied = self.applied(desired, wanted, done, was_isolated, scan)?;
-        // Others may have come in between and opened the holes: it was cut off for this all the same.
-        applied.changed |= before == Before::Cut;
-        Ok(applied)
+        self.applied(desired, wanted, done, before, was_isolated, scan)
     }
 
     /// Puts the sleeping rules into a sandbox of which nothing is isolated. They are not read back: they do nothing
@@ -212,61 +212,18 @@ impl<'a> Sandbox<'a> {
         Ok(())
     }
 
-    fn apply_with(&mut self, desired: &Desired, egress: EgressHook) -> Result<(Wanted, Done), SandboxError> {
-        if let Desired::Isolated { policy, .. } = desired
-            && self.host_guard() != HostGuard::Off
-            && egress == EgressHook::Netdev
-        {
-            senders::load(self.host, policy);
-        }
-        let mut wanted = self.wanted(desired, egress)?;
-        let mut done = Done::default();
-        if desired.is_isolated() {
-            self.require_peers(&wanted)?;
-            if let Some(guard) = &wanted.guard {
-                let tables = std::slice::from_ref(guard);
-                done.guard = match wanted.compared.take() {
-                    Some(compared) => reconcile_compared(&mut self.host.nft, tables, vec![compared])?,
-                    None => reconcile(&mut self.host.nft, tables)?,
-                };
-            }
-            match reconcile(&mut self.pod.nft, &wanted.pod) {
-                Ok(transition) => done.pod = transition,
-                // Perhaps for what only reports need.
-                Err(error)
-                    if wanted.guard.is_none()
-                        || error.errno() == Some(Errno::EOPNOTSUPP)
-                        || (self.reports_drops() && matches!(error, NetlinkError::Refused { .. })) =>
-                {
-                    return Err(error.into());
-                }
-                // Root in the pod can make any change of its rules fail. The guard stands, and the verdict says so.
-                Err(error) => log::warn!(
-                    "{}",
-                    Line::new("pod-side-failed").with("container", self.container_id()).with("error", error)
-                ),
-            }
-            // Where no end was found a guard that stands stays: it may be on one that the survey does not see.
-            if self.host_guard() == HostGuard::Off {
-                done.guard.changed = self.remove_guard()?;
-            }
-        } else {
-            done.pod = reconcile(&mut self.pod.nft, &wanted.pod)?;
-            done.guard.changed = self.lift_guard()?;
-        }
-        Ok((wanted, done))
-    }
-
     fn applied(
         &mut self,
         desired: &Desired,
         mut wanted: Wanted,
         done: Done,
+        before: Before,
         was_isolated: bool,
         scan: Scan<'_>,
     ) -> Result<Applied, SandboxError> {
         let mut altered = Vec::new();
-        let mut changed = done.pod.changed || done.guard.changed;
+        // Others may have come in between and opened the holes: it was cut off for this all the same.
+        let mut changed = done.pod.changed || done.guard.changed || before == Before::Cut;
         if desired.is_isolated() {
             changed |= self.attach_programs(&mut wanted, scan)?;
         }
@@ -472,13 +429,6 @@ impl<'a> Sandbox<'a> {
             tables,
         })
     }
-}
-
-/// What was done on either side.
-#[derive(Debug, Default)]
-struct Done {
-    pod: Transition,
-    guard: Transition,
 }
 
 /// Those by which a packet may fare otherwise: of a claim, nothing else counts.

@@ -25,23 +25,57 @@ pub(super) struct Transition {
 /// In what a table differs from what is wanted, and what is loaded, where it could be read.
 pub(super) type Compared = (Vec<Difference>, Option<LoadedTable>);
 
+/// Changes of the rules of one netns, of one sandbox or of many, in the order in which they are made: a transaction each.
+#[derive(Debug, Default)]
+pub(super) struct Changes {
+    to_sleep: Batch,
+    cut: Batch,
+    rewrite: Batch,
+    wake: Batch,
+}
+
+impl Changes {
+    /// Has the kernel make them; says whether there was anything to be changed.
+    pub(super) fn make(&self, nft: &mut Nft) -> Result<bool, NetlinkError> {
+        for batch in self.in_order() {
+            nft.apply(batch)?;
+        }
+        Ok(self.len() > 0)
+    }
+
+    /// Deletes a table that is there.
+    pub(super) fn delete_table(&mut self, family: Family, name: &str) {
+        self.rewrite.delete_table(family, name);
+    }
+
+    /// How many there are.
+    fn len(&self) -> usize {
+        self.in_order().into_iter().map(Batch::len).sum()
+    }
+
+    fn in_order(&self) -> [&Batch; 4] {
+        [&self.to_sleep, &self.cut, &self.rewrite, &self.wake]
+    }
+}
+
 /// Brings the tables of one side to what is wanted. All of `wanted` have one name, and sleep or wake together.
 pub(super) fn reconcile(nft: &mut Nft, wanted: &[Table]) -> Result<Transition, NetlinkError> {
     let compared = wanted.iter().map(|table| nft.compare(table)).collect::<Result<_, _>>()?;
-    reconcile_compared(nft, wanted, compared)
+    let mut changes = Changes::default();
+    let transition = plan(&mut changes, nft, wanted, compared)?;
+    changes.make(nft)?;
+    Ok(transition)
 }
 
-/// The same where the tables have been read and compared already.
-pub(super) fn reconcile_compared(
+/// Adds what there is to be changed of tables that have been read and compared; nothing of it is done yet.
+pub(super) fn plan(
+    changes: &mut Changes,
     nft: &mut Nft,
     wanted: &[Table],
     compared: Vec<Compared>,
 ) -> Result<Transition, NetlinkError> {
     let mut transition = Transition::default();
-    let mut to_sleep = Batch::default();
-    let mut cut = Batch::default();
-    let mut rewrite = Batch::default();
-    let mut wake = Batch::default();
+    let before = changes.len();
     for (table, (mut differences, loaded)) in wanted.iter().zip(compared) {
         let was_dormant = match &loaded {
             Some(loaded) => Some(loaded.dormant),
@@ -50,6 +84,7 @@ pub(super) fn reconcile_compared(
             None if nft.has_table(table.family, &table.name)? => Some(!nft.is_awake(table.family, &table.name)?),
             None => None,
         };
+        let Changes { to_sleep, cut, rewrite, wake } = &mut *changes;
         if was_dormant == Some(false) && table.dormant {
             to_sleep.set_dormant(table.family, &table.name, true);
         }
@@ -64,12 +99,12 @@ pub(super) fn reconcile_compared(
             _ if is_as_wanted => {}
             (Some(loaded), _) if cuts_first => {
                 cut.set_dormant(table.family, &table.name, false);
-                change_in_place(&mut rewrite, table, loaded, &differences);
+                change_in_place(rewrite, table, loaded, &differences);
             }
-            (Some(loaded), Some(false)) if !table.dormant => change_in_place(&mut rewrite, table, loaded, &differences),
+            (Some(loaded), Some(false)) if !table.dormant => change_in_place(rewrite, table, loaded, &differences),
             // Awake, and nobody knows with what in it.
-            (None, Some(false)) if !table.dormant => replace(&mut rewrite, table, true),
-            _ => replace(&mut rewrite, &Table { dormant: true, ..table.clone() }, was_dormant.is_some()),
+            (None, Some(false)) if !table.dormant => replace(rewrite, table, true),
+            _ => replace(rewrite, &Table { dormant: true, ..table.clone() }, was_dormant.is_some()),
         }
         if wakes && was_dormant.is_some() {
             differences.push(Difference::Dormant { is: true });
@@ -85,10 +120,7 @@ pub(super) fn reconcile_compared(
         }
         transition.differences.extend(differences.into_iter().map(|difference| (table.family, difference)));
     }
-    for batch in [&to_sleep, &cut, &rewrite, &wake] {
-        nft.apply(batch)?;
-        transition.changed |= !batch.is_empty();
-    }
+    transition.changed = changes.len() > before;
     Ok(transition)
 }
 

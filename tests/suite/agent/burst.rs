@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 
 use cni_quarantine::names::ContainerId;
 use cni_quarantine::state::{SandboxLock, StateDir};
+use nix::sys::signal::Signal;
 use serde_json::json;
 
 use super::{Agent, PATIENCE, both_tables};
-use crate::lab::{Crowd, Sandbox, Tables, Topology, quarantine};
+use crate::lab::{Crowd, Monitor, Sandbox, Tables, Topology, quarantine};
 
 const COUNT: usize = 200;
 /// Its netns is gone.
@@ -71,6 +72,51 @@ fn two_hundred_at_once_and_two_that_cannot() {
     let wrong = all_are(&crowd, Tables::Released, &[GONE]);
     assert!(wrong.is_empty(), "{wrong:?}: {:#?}", agent.lines());
     assert!(super::await_kernel(|| guards(&crowd) == 0));
+}
+
+/// Has the agent hear of what is done as of one moment.
+fn while_it_sleeps(agent: &Agent, work: impl FnOnce()) {
+    agent.signal(Signal::SIGSTOP);
+    work();
+    agent.signal(Signal::SIGCONT);
+}
+
+#[test]
+fn many_marks_are_a_few_transactions() {
+    let crowd = Crowd::new(100);
+    let agent = Agent::start(&crowd.node, crowd.state_dir());
+    let marks = || (0..crowd.len()).map(|number| crowd.mark(number));
+    let steps: [(&str, &dyn Fn()); 2] = [
+        ("event=isolated", &|| marks().for_each(|mark| fs::write(mark, "").unwrap())),
+        ("event=released", &|| marks().for_each(|mark| fs::remove_file(mark).unwrap())),
+    ];
+    for (event, step) in steps {
+        let monitor = Monitor::start(&crowd.node);
+        while_it_sleeps(&agent, step);
+        agent.await_lines(&[event], crowd.len());
+        let transactions = monitor.transactions(&crowd.node);
+        assert!((1..crowd.len() / 2).contains(&transactions), "{event}: {transactions} transactions");
+    }
+}
+
+/// Each is opened by what the node looked like at its turn, and what changed since is made good.
+#[test]
+fn what_changes_about_the_node_in_the_middle_is_noticed() {
+    let crowd = Crowd::new(100);
+    let agent = Agent::start(&crowd.node, crowd.state_dir());
+    while_it_sleeps(&agent, || (0..crowd.len()).for_each(|number| fs::write(crowd.mark(number), "").unwrap()));
+    agent.await_line(&["event=isolated"]);
+    let concerned = [3, 30, 60, 99];
+    let address = |number: usize| format!("203.0.113.{number}");
+    for number in concerned {
+        crowd.node.sh(&format!("ip addr add {}/32 dev h{number}", address(number)));
+    }
+    agent.await_lines(&["event=isolated"], crowd.len());
+    for number in concerned {
+        let guard = || crowd.node.sh(&format!("nft list table netdev quarantine-{}", crowd.id(number)));
+        let is_known = super::await_kernel(|| guard().contains(&address(number)));
+        assert!(is_known, "{number}: {}\n{:#?}", guard(), agent.lines());
+    }
 }
 
 /// A sandbox that keeps failing is retried at growing intervals, and `status` says that it is open.

@@ -1,48 +1,9 @@
 //! Cut first, then open: in which order the kernel was told, as `nft monitor` heard it.
 
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Stdio};
-use std::sync::mpsc::{self, Receiver};
-use std::thread;
+use std::io::Write;
+use std::process::Stdio;
 
-use crate::lab::{Crowd, Netns, quarantine};
-
-/// What changes about nf_tables in a namespace, a line each.
-struct Monitor {
-    child: Child,
-    /// Read as they come: events are lost where nobody does.
-    lines: Receiver<String>,
-}
-
-impl Monitor {
-    fn start(node: &Netns) -> Self {
-        let mut command = node.command("stdbuf");
-        command.args(["--output=L", "nft", "monitor"]).stdin(Stdio::null()).stdout(Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        let output = BufReader::new(child.stdout.take().unwrap());
-        let (sender, lines) = mpsc::channel();
-        thread::spawn(move || output.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
-        // It says nothing when it begins to listen: something is changed until it is heard.
-        while lines.try_recv().is_err() {
-            node.sh("nft add table inet begin; nft delete table inet begin");
-        }
-        Self { child, lines }
-    }
-
-    /// What it heard until now.
-    fn heard(&self, node: &Netns) -> Vec<String> {
-        node.sh("nft add table inet end");
-        let lines = self.lines.iter().take_while(|line| line != "add table inet end");
-        lines.filter(|line| !line.contains("table inet begin")).collect()
-    }
-}
-
-impl Drop for Monitor {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
+use crate::lab::{Crowd, Monitor, PATIENCE, eventually, quarantine};
 
 #[test]
 fn all_are_cut_off_before_the_first_is_opened() {
@@ -76,4 +37,46 @@ fn one_is_sealed_in_a_transaction_of_its_own() {
     let rules: Vec<_> = seal.iter().filter(|line| line.starts_with("add rule")).collect();
     assert!(rules.len() == 2 && rules.iter().all(|rule| rule.ends_with(" drop")), "{seal:#?}");
     assert!(transactions.any(|lines| lines.iter().any(|line| line.contains(" accept"))), "{heard:#?}");
+}
+
+/// A transaction in the node's network namespace goes through all tables that are there, and waits for what the last one deleted.
+#[test]
+fn many_are_opened_and_released_in_a_few_transactions() {
+    let crowd = Crowd::new(40);
+    let state_dir = crowd.state_dir().to_str().unwrap();
+    for command in ["isolate", "release"] {
+        let monitor = Monitor::start(&crowd.node);
+        quarantine(&crowd.node, &[command, "--all", "--yes", "--state-dir", state_dir, "--log", "stderr"]).ok();
+        let transactions = monitor.transactions(&crowd.node);
+        assert!((1..crowd.len() / 2).contains(&transactions), "{command}: {transactions} transactions");
+    }
+}
+
+/// Somebody's process owns the table that would be one pod's guard, and the kernel lets nobody else change it.
+#[test]
+fn a_guard_that_cannot_be_loaded_takes_none_of_the_others_along() {
+    const OWNED: usize = 7;
+    let crowd = Crowd::new(24);
+    let mut owner = crowd.node.command("nft");
+    let mut owner = owner.arg("--interactive").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let mut words = owner.stdin.take().unwrap();
+    writeln!(words, "add table netdev quarantine-{} {{ flags owner; }}", crowd.id(OWNED)).unwrap();
+    let owned = format!("table netdev quarantine-{}", crowd.id(OWNED));
+    assert!(eventually(PATIENCE, || crowd.node.sh("nft list tables").contains(&owned)));
+    let state_dir = crowd.state_dir().to_str().unwrap();
+    let run =
+        |words: &[&str]| quarantine(&crowd.node, &[words, &["--state-dir", state_dir, "--log", "stderr"]].concat());
+    let said = run(&["isolate", "--all", "--yes"]);
+    assert_eq!(said.status.code(), Some(1), "{said:?}");
+    for number in 0..crowd.len() {
+        let wanted = if number == OWNED { "NOT isolated: " } else { "contained, policy " };
+        let line = said.stdout.lines().find(|line| line.starts_with(&format!("{} ", crowd.id(number)))).unwrap();
+        assert!(line.contains(wanted), "{line}");
+    }
+    // Nobody's process owns it any more, and the table went with it.
+    drop(words);
+    owner.wait().unwrap();
+    run(&["isolate", crowd.id(OWNED)]).ok();
+    run(&["release", "--all", "--yes"]).ok();
+    assert!(!crowd.node.sh("nft list tables").contains("quarantine-"));
 }
