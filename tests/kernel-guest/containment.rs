@@ -44,6 +44,7 @@ pub(crate) fn check_all() -> Outcome {
         ("datagrams pass in neither direction, v4 nor v6", Containment::datagrams),
         ("the node's root passes to the health port, nobody else does", Containment::probes),
         ("of a cgroup of the node's alone probes pass, or of root's all, and that is said", Containment::prober),
+        ("ranges of ports and networks let through what they say, and are read back", Containment::ranges),
         ("renaming the interface opens nothing", Containment::rename),
         ("flushing the pod's rules opens nothing, and sync puts them back", Containment::flush),
         ("a device that appears later is shut", Containment::late_device),
@@ -264,6 +265,28 @@ impl Containment {
         self.lab.pod.ip("neigh flush dev eth0")?;
         for address in [POD4, POD6] {
             self.probe(node, address, None, true)?;
+        }
+        Ok(())
+    }
+
+    /// Ranges are in sets of another kind than single values, named ones and those that rules have for themselves.
+    fn ranges(&self) -> Outcome {
+        for (ports, passes) in [(r#""8000-8010", "8079-8090""#, true), (r#""8000-8079", "8081-8090""#, false)] {
+            let allow = |peer: &str, ports: &str| {
+                format!(r#"{{"direction": "egress", "peer": "{peer}", "protocol": "tcp", "ports": ["{ports}"]}}"#)
+            };
+            let allow =
+                [allow("10.0.0.0/8", "50-200"), allow("10.9.0.0/24", "1-100"), allow("fd09::/64", "1-100")].join(", ");
+            fs::write(
+                self.mark(),
+                format!(r#"{{"policy": {{"probes": {{"ports": [{ports}]}}, "allow": [{allow}]}}}}"#),
+            )?;
+            self.quarantine(&["sync"])?;
+            for address in [POD4, POD6] {
+                self.probe(&self.lab.node, address, None, passes)?;
+            }
+            let (verdict, printed) = self.status()?;
+            ensure!((verdict == "contained") == self.egress && verdict != "open", "{verdict}: {printed}");
         }
         Ok(())
     }
