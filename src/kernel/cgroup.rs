@@ -35,16 +35,23 @@ impl CgroupTree {
     /// its root, or this process: a node may be a container itself. `None` where there is none of version 2.
     #[must_use]
     pub fn find() -> Option<Self> {
-        let own = || mounts_seen("self", "").into_iter();
-        let of_node = || mounts_seen("1", SEEN_BY_THE_NODE).into_iter();
-        let tree = |mount: Mount| {
-            let is_whole = fs::metadata(&mount.point).ok()?.ino() == ROOT;
-            Some(Self { mounted_at: mount.point, is_whole })
+        let trees = |seen: Vec<Mount>| -> Vec<(Self, Mount)> {
+            let of_second = seen.into_iter().filter(|mount| mount.kind == "cgroup2");
+            let tree = |mount: Mount| {
+                let is_whole = fs::metadata(&mount.point).ok()?.ino() == ROOT;
+                Some((Self { mounted_at: mount.point.clone(), is_whole }, mount))
+            };
+            of_second.filter_map(tree).collect()
         };
-        let of_second = |mount: &Mount| mount.kind == "cgroup2";
-        let whole = own().chain(of_node()).filter(of_second).filter_map(tree).find(|tree| tree.is_whole);
-        let in_part = || of_node().chain(own()).filter(|mount| of_second(mount) && mount.is_whole).find_map(tree);
-        whole.or_else(in_part)
+        let whole =
+            |trees: &[(Self, Mount)]| trees.iter().find(|(tree, _)| tree.is_whole).map(|(tree, _)| tree.clone());
+        let own = trees(mounts_seen("self", ""));
+        if let Some(tree) = whole(&own) {
+            return Some(tree);
+        }
+        let of_node = trees(mounts_seen("1", SEEN_BY_THE_NODE));
+        let in_part = || of_node.iter().chain(&own).find(|(_, mount)| mount.is_whole).map(|(tree, _)| tree.clone());
+        whole(&of_node).or_else(in_part)
     }
 
     /// Whether its root is that of all the node's cgroups: only then levels are the kernel's.
@@ -92,11 +99,13 @@ pub fn old_hierarchies() -> Vec<PathBuf> {
     if own.is_empty() { whole(mounts_seen("1", SEEN_BY_THE_NODE)) } else { own }
 }
 
-/// What a process has mounted, as this one reaches it.
+/// Where a process has cgroups mounted, as this one reaches it.
 fn mounts_seen(process: &str, root: &str) -> Vec<Mount> {
     let text = fs::read_to_string(format!("/proc/{process}/mountinfo")).unwrap_or_default();
+    // Of the others there are thousands on a node with many pods.
+    let of_cgroups = text.lines().filter(|line| line.contains(" - cgroup"));
     let reached = |mount: Mount| Mount { point: PathBuf::from(format!("{root}{}", mount.point.display())), ..mount };
-    mounts(&text).map(reached).collect()
+    of_cgroups.flat_map(mounts).map(reached).collect()
 }
 
 /// A directory as the node has it, which this process may reach by another way.
