@@ -74,9 +74,14 @@ pub(super) fn sync_all<R: Send>(
     scan: &NodeScan,
     done: impl Fn(&mut Side, &ContainerId, Synced) -> R + Sync,
 ) -> Result<Vec<R>, NetlinkError> {
-    let wanted = |_: &ContainerId, records: &SandboxRecords| enforce::desired(state, records).ok();
     let chunks: Vec<_> = sandboxes.chunks(CUT_AT_ONCE).filter(|_| sandboxes.len() > 1).collect();
-    let cut = on_each(&chunks, |host, chunk| enforce::cut_off(state, host, chunk, |id| id, wanted))?;
+    let cut = on_each(&chunks, |host, chunk| {
+        // Whoever is marked after that is cut off when it is applied.
+        let listed = state.list_marks().ok();
+        let wanted =
+            |_: &ContainerId, records: &SandboxRecords| enforce::desired_among(state, listed.as_ref()?, records).ok();
+        enforce::cut_off(state, host, chunk, |id| id, wanted)
+    })?;
     let cut: BTreeSet<&ContainerId> = cut.into_iter().flatten().collect();
     let before = |id: &ContainerId| if cut.contains(id) { Before::Cut } else { Before::Unknown };
     apply_all(state, sandboxes, before, scan, done)

@@ -14,7 +14,7 @@ use crate::model::records::SandboxRecords;
 use crate::model::verdict::{Reason, Verdict};
 use crate::node::patience::{self, PutBack};
 use crate::node::sandbox::{Applied, Before, Begun, Joint, Report, Sandbox, SandboxError, Scan, Side, load_guards};
-use crate::node::state::{SandboxLock, StateDir, StateError};
+use crate::node::state::{ListedMarks, SandboxLock, StateDir, StateError};
 
 /// Why the marks could not be enforced.
 #[derive(Debug, Error)]
@@ -48,6 +48,16 @@ impl Enforced {
 /// What the marks want of a sandbox. The caller holds its lock, or does not mind that the answer may be old.
 pub fn desired(state: &StateDir, records: &SandboxRecords) -> Result<Desired, StateError> {
     let marks = state.marks_of(records.container_id(), records.pod())?;
+    let contents: Vec<_> = marks.into_iter().map(|(_, mark)| mark).collect();
+    Ok(records.desired(&contents))
+}
+
+/// The same by marks that were listed for many, of which those that hold are read now. A mark that came after they were listed
+/// is not among them.
+pub fn desired_among(state: &StateDir, listed: &ListedMarks, records: &SandboxRecords) -> Result<Desired, StateError> {
+    let Some(marks) = state.marks_among(listed, records.container_id(), records.pod()) else {
+        return desired(state, records);
+    };
     let contents: Vec<_> = marks.into_iter().map(|(_, mark)| mark).collect();
     Ok(records.desired(&contents))
 }
@@ -98,7 +108,12 @@ pub fn apply_all_locked(
     if sandboxes.len() > 1 {
         let held = |id| Some((state.lock_within(id, Duration::ZERO).ok()??, state.records_of(id).0?));
         let held: Vec<(SandboxLock, SandboxRecords)> = sandboxes.iter().filter_map(held).collect();
-        let wanted = held.iter().filter_map(|(_, records)| Some((records, desired(state, records).ok()?)));
+        // Under the locks of all of them.
+        let listed = state.list_marks().ok();
+        let wanted = held.iter().filter_map(|(_, records)| {
+            let desired = desired_among(state, listed.as_ref()?, records).ok()?;
+            Some((records, desired))
+        });
         let wanted: Vec<(&SandboxRecords, Desired)> = wanted.collect();
         let wishes: Vec<_> = wanted
             .iter()

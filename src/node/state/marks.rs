@@ -22,6 +22,14 @@ fn is_one_file(one: &Path, other: &Path) -> bool {
     one != other && matches!((identity(one), identity(other)), (Ok(one), Ok(other)) if one == other)
 }
 
+/// The marks that there were when they were listed.
+#[derive(Debug, Default)]
+pub struct ListedMarks {
+    marks: BTreeSet<Key>,
+    /// Of those that name a sandbox by its container ID, its pod.
+    pods: BTreeMap<Key, Pod>,
+}
+
 /// So many names are looked for one by one.
 const ASKED_ONE_BY_ONE: usize = 64;
 
@@ -158,26 +166,42 @@ impl StateDir {
     /// [`StateError::Io`] where the marks cannot be listed: not to know is not to be released.
     pub fn marks_of(&self, container_id: &ContainerId, pod: &Pod) -> Result<Vec<(Key, MarkContent)>, StateError> {
         loop {
-            // Twice, around the records: a DEL that carries a mark over links it to the UID's name, unlinks the container
-            // ID's, and removes the record, in this order. Whichever of them a look misses, the other one sees.
-            let names = entries(&self.isolated()).map_err(failed("list", &self.isolated()))?;
-            // What the kernel says of an empty directory is of one moment: nobody was marked then.
-            if names.is_empty() {
-                return Ok(Vec::new());
-            }
-            let mut marks: BTreeSet<Key> = names.iter().filter_map(|name| Key::new(name).ok()).collect();
-            let with_records = self.with_records(&marks)?;
-            let pods: BTreeMap<Key, Pod> =
-                with_records.into_iter().filter_map(|key| Some((key.clone(), self.pod_of(key)?))).collect();
-            marks.extend(self.marks()?);
-            let keys = answering_keys(container_id, pod, &marks, |key| pods.get(key).cloned());
-            let read: Option<Vec<_>> =
-                keys.into_iter().map(|key| self.read_mark(&key).map(|mark| (key, mark))).collect();
             // One that is gone since was released, or carried over: look again.
-            if let Some(marks) = read {
+            if let Some(marks) = self.marks_among(&self.list_marks()?, container_id, pod) {
                 return Ok(marks);
             }
         }
+    }
+
+    /// All marks of the node, for asking whose they are by [`Self::marks_among`].
+    ///
+    /// # Errors
+    /// [`StateError::Io`].
+    pub fn list_marks(&self) -> Result<ListedMarks, StateError> {
+        // Twice, around the records: a DEL that carries a mark over links it to the UID's name, unlinks the container
+        // ID's, and removes the record, in this order. Whichever of them a look misses, the other one sees.
+        let names = entries(&self.isolated()).map_err(failed("list", &self.isolated()))?;
+        // What the kernel says of an empty directory is of one moment: nobody was marked then.
+        if names.is_empty() {
+            return Ok(ListedMarks::default());
+        }
+        let mut marks: BTreeSet<Key> = names.iter().filter_map(|name| Key::new(name).ok()).collect();
+        let with_records = self.with_records(&marks)?;
+        let pods = with_records.into_iter().filter_map(|key| Some((key.clone(), self.pod_of(key)?))).collect();
+        marks.extend(self.marks()?);
+        Ok(ListedMarks { marks, pods })
+    }
+
+    /// Those of the listed marks that hold for a sandbox, as [`Self::marks_of`] gives them; `None` where one of them is gone since.
+    #[must_use]
+    pub fn marks_among(
+        &self,
+        ListedMarks { marks, pods }: &ListedMarks,
+        container_id: &ContainerId,
+        pod: &Pod,
+    ) -> Option<Vec<(Key, MarkContent)>> {
+        let keys = answering_keys(container_id, pod, marks, |key| pods.get(key).cloned());
+        keys.into_iter().map(|key| self.read_mark(&key).map(|mark| (key, mark))).collect()
     }
 
     /// The marks that name a sandbox with records by its container ID. Most marks are by UID: where there are many, it is

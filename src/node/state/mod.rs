@@ -26,6 +26,7 @@ use thiserror::Error;
 
 pub use index::{PodIndex, Said};
 pub use locks::SandboxLock;
+pub use marks::ListedMarks;
 pub use records::DamagedRecord;
 
 use crate::model::names::{ContainerId, PodUid};

@@ -83,7 +83,7 @@ fn while_it_sleeps(agent: &Agent, work: impl FnOnce()) {
 
 #[test]
 fn many_marks_are_a_few_transactions() {
-    let crowd = Crowd::new(100);
+    let crowd = Crowd::new(48);
     let agent = Agent::start(&crowd.node, crowd.state_dir());
     let marks = || (0..crowd.len()).map(|number| crowd.mark(number));
     let steps: [(&str, &dyn Fn()); 2] = [
@@ -102,11 +102,11 @@ fn many_marks_are_a_few_transactions() {
 /// Each is opened by what the node looked like at its turn, and what changed since is made good.
 #[test]
 fn what_changes_about_the_node_in_the_middle_is_noticed() {
-    let crowd = Crowd::new(100);
+    let crowd = Crowd::new(48);
     let agent = Agent::start(&crowd.node, crowd.state_dir());
     while_it_sleeps(&agent, || (0..crowd.len()).for_each(|number| fs::write(crowd.mark(number), "").unwrap()));
     agent.await_line(&["event=isolated"]);
-    let concerned = [3, 30, 60, 99];
+    let concerned = [3, 17, 30, 47];
     let address = |number: usize| format!("203.0.113.{number}");
     for number in concerned {
         crowd.node.sh(&format!("ip addr add {}/32 dev h{number}", address(number)));
