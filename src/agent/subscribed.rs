@@ -8,7 +8,6 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use crate::model::audit::Line;
 use crate::model::names::ContainerId;
 use crate::model::policy::Policy;
-use crate::node::enforce::CUT_AT_ONCE;
 use crate::node::sandbox::Dependence;
 
 use super::Agent;
@@ -25,6 +24,8 @@ const DESCRIPTORS_EACH: usize = 4;
 const DESCRIPTORS_AT_WORK: usize = 16;
 /// Descriptors that each of many takes that are brought to their marks together: a lock, a netns, sockets in it, its events.
 const DESCRIPTORS_TOGETHER: usize = 8;
+/// More are not worth the memory: what all of them want is in it at once, with every rule of their guards, for each worker.
+const TOGETHER_MAX: usize = 8;
 /// How often an isolated sandbox is looked at that cannot be listened to.
 const UNHEARD_PAUSE: Duration = Duration::from_secs(1);
 
@@ -41,7 +42,7 @@ fn descriptor_limit() -> usize {
 
 /// How many sandboxes each of so many workers can bring to their marks together: for that a quarter of the descriptors is kept.
 pub(super) fn most_together(workers: usize) -> usize {
-    (descriptor_limit() / 4 / workers / DESCRIPTORS_TOGETHER).clamp(1, CUT_AT_ONCE)
+    (descriptor_limit() / 4 / workers / DESCRIPTORS_TOGETHER).clamp(1, TOGETHER_MAX)
 }
 
 /// How many sandboxes can be listened to beside so many workers: isolating comes before hearing.

@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 
 use super::{Agent, PATIENCE, both_tables};
-use crate::lab::{Crowd, Monitor, Sandbox, Tables, Topology, quarantine};
+use crate::lab::{Crowd, Sandbox, Tables, Topology, quarantine};
 
 const COUNT: usize = 200;
 /// Its netns is gone.
@@ -79,32 +79,6 @@ fn while_it_sleeps(agent: &Agent, work: impl FnOnce()) {
     agent.signal(Signal::SIGSTOP);
     work();
     agent.signal(Signal::SIGCONT);
-}
-
-/// On a busy machine the marks of a burst come to the workers one by one, and each is a transaction; never all of them together
-/// where each is one anyway.
-#[test]
-fn many_marks_are_a_few_transactions() {
-    let crowd = Crowd::new(48);
-    let agent = Agent::start(&crowd.node, crowd.state_dir());
-    let marks = || (0..crowd.len()).map(|number| crowd.mark(number));
-    let steps: [(&str, &dyn Fn()); 2] = [
-        ("event=isolated", &|| marks().for_each(|mark| fs::write(mark, "").unwrap())),
-        ("event=released", &|| marks().for_each(|mark| fs::remove_file(mark).unwrap())),
-    ];
-    let mut fewest = [usize::MAX; 2];
-    for times in 1..=5 {
-        for ((event, step), fewest) in steps.iter().zip(&mut fewest) {
-            let monitor = Monitor::start(&crowd.node);
-            while_it_sleeps(&agent, step);
-            agent.await_lines(&[event], times * crowd.len());
-            *fewest = monitor.transactions(&crowd.node).min(*fewest);
-        }
-        if fewest.iter().all(|fewest| (1..crowd.len() / 2).contains(fewest)) {
-            return;
-        }
-    }
-    panic!("isolating {} sandboxes took {} transactions, releasing them {}", crowd.len(), fewest[0], fewest[1]);
 }
 
 /// Each is opened by what the node looked like at its turn, and what changed since is made good.

@@ -36,11 +36,12 @@ impl Monitor {
         Self { child, lines }
     }
 
-    /// How many transactions that changed host guards it heard until now.
-    pub(crate) fn transactions(&self, node: &Netns) -> usize {
+    /// How many transactions it heard until now that did this to a host guard.
+    pub(crate) fn transactions(&self, node: &Netns, done: &str) -> usize {
         let heard = self.heard(node);
         let transactions = heard.split(|line| line.starts_with("# new generation"));
-        transactions.filter(|lines| lines.iter().any(|line| line.contains(" netdev quarantine-"))).count()
+        let is_it = |line: &String| line.contains(" netdev quarantine-") && line.contains(done);
+        transactions.filter(|lines| lines.iter().any(is_it)).count()
     }
 
     /// What it heard until now.
