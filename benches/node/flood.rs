@@ -103,7 +103,9 @@ pub(crate) fn flood(node: &Node, effort: &Effort) -> Outcome<Section> {
     }
     section.notes.push(
         "One CPU sends frames of 60 bytes and drops them; its time for both is divided by the attempts to send. What \
-         sending costs where nobody looks at them, which is the row of nobody, is taken off in the tables of dropping."
+         sending costs where nobody looks at them, which is the row of nobody, is taken off in the tables of dropping. Into \
+         the pod 64 frames are sent by each call; out of it one, by whomever it is dropped: what drops in the pod says so \
+         to the sender, whose call ends there."
             .to_owned(),
     );
     Ok(section)
@@ -226,22 +228,26 @@ fn cpu_time_of(schedstat: &str) -> Outcome<Duration> {
 struct Cannon {
     socket: OwnedFd,
     frame: Vec<u8>,
+    /// How many frames a call sends. A drop on the way out is said to the sender, and ends its call: where one of those that are
+    /// compared drops there, the others must not have calls for many either.
+    salvo: u32,
 }
 
-const SALVO: usize = 64;
+const SALVO: u32 = 64;
 
 impl Cannon {
     fn new(dropper: &Dropper) -> Outcome<Self> {
         let frame = frame(dropper)?;
         match dropper.way {
-            Way::Into => Self::open(&dropper.pod.host_end(), frame),
-            Way::Out => {
-                dropper.pod.inside(|| Self::open("eth0", frame).map_err(|error| error.to_string()))?.map_err(Into::into)
-            }
+            Way::Into => Self::open(&dropper.pod.host_end(), frame, SALVO),
+            Way::Out => dropper
+                .pod
+                .inside(|| Self::open("eth0", frame, 1).map_err(|error| error.to_string()))?
+                .map_err(Into::into),
         }
     }
 
-    fn open(interface: &str, frame: Vec<u8>) -> Outcome<Self> {
+    fn open(interface: &str, frame: Vec<u8>, salvo: u32) -> Outcome<Self> {
         let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None)?;
         let index = nix::net::if_::if_nametoindex(interface)?;
         let address = libc::sockaddr_ll {
@@ -258,7 +264,7 @@ impl Cannon {
             libc::bind(socket.as_raw_fd(), (&raw const address).cast(), size_of_val(&address) as libc::socklen_t)
         };
         nix::errno::Errno::result(result)?;
-        Ok(Self { socket, frame })
+        Ok(Self { socket, frame, salvo })
     }
 
     /// Sends a batch of frames; returns how many it tried to send.
@@ -268,14 +274,13 @@ impl Cannon {
         let mut message: libc::mmsghdr = unsafe { std::mem::zeroed() };
         message.msg_hdr.msg_iov = &raw mut part;
         message.msg_hdr.msg_iovlen = 1;
-        let mut messages = [message; SALVO];
-        // SAFETY: all messages point to `part`, and it to the frame, which both outlive the call and are only read.
-        let sent = unsafe { libc::sendmmsg(self.socket.as_raw_fd(), messages.as_mut_ptr(), SALVO as u32, 0) };
+        let mut messages = [message; SALVO as usize];
+        // SAFETY: no more are sent than there are; all point to `part`, and it to the frame, which both outlive the call and are only read.
+        let sent = unsafe { libc::sendmmsg(self.socket.as_raw_fd(), messages.as_mut_ptr(), self.salvo, 0) };
         if sent > 0 {
             return Ok(u64::from(sent.unsigned_abs()));
         }
         match std::io::Error::last_os_error() {
-            // A drop on the way out is said to the sender, after the first frame of each call.
             error if error.raw_os_error() == Some(libc::ENOBUFS) => Ok(1),
             error => Err(error.into()),
         }
