@@ -63,8 +63,8 @@ pub(crate) fn measure(node: &Node, effort: &Effort, wanted: &Wanted) -> Outcome<
         }
     }
     growth.notes.push(
-        "Before each step it is waited until the kernel has freed what the step before deleted; whoever comes right behind a \
-         deletion waits for that, up to 20 ms."
+        "Before each step it is waited until the kernel has freed what the step before deleted, and has written what it wrote; \
+         whoever comes right behind it waits for that, up to 20 ms."
             .to_owned(),
     );
     last_packet.notes.push(
@@ -95,10 +95,12 @@ fn kernel_memory() -> Outcome<f64> {
     Ok(bytes / 1024.0)
 }
 
-/// Waits until the kernel has freed what the step before deleted: an RCU grace period, which whoever comes right behind it would wait
-/// for in its stead. The close of any socket of nf_tables waits for it (`nft_rcv_nl_event`).
-fn wait_until_freed() -> Outcome<()> {
+/// Waits for what the step before left to the kernel: whoever comes right behind it would wait for that in its stead. What was
+/// deleted is freed after an RCU grace period, for which the close of any socket of nf_tables waits (`nft_rcv_nl_event`); and the
+/// files of an ADD are in the journal of the file system that the next mark is to be kept in.
+fn let_settle() -> Outcome<()> {
     drop(Nft::open()?);
+    nix::unistd::sync();
     Ok(())
 }
 
@@ -112,7 +114,7 @@ fn comings_and_goings(node: &Node, guests: &[Pod], named: &str, section: &mut Se
             ("DEL", node.plugin("DEL", guest, None)),
         ];
         for (measure, program) in &steps {
-            wait_until_freed()?;
+            let_settle()?;
             section.push(measure, named, "ms", program.milliseconds()?);
         }
     }
@@ -144,7 +146,7 @@ fn allow_rules(node: &Node, guests: &[Pod], section: &mut Section) -> Outcome<()
                 ("DEL, by rules", node.plugin("DEL", guest, Some(policy))),
             ];
             for (measure, program) in &steps {
-                wait_until_freed()?;
+                let_settle()?;
                 section.push(measure, named, "ms", program.milliseconds()?);
             }
         }
