@@ -143,14 +143,45 @@ impl StateDir {
             }
         }
         let path = self.index_file();
+        if lines.is_empty() {
+            let _ = fs::remove_file(&path);
+            return;
+        }
         // A line that is appended meanwhile is lost: its records are read, and it is written anew.
         let _ = replace(&path, &path.with_extension("new"), lines.as_bytes(), Durability::UntilReboot, |_| Ok(()));
+    }
+
+    /// Removes the index behind the last sandbox: nothing of pods that are gone stays. The line of one that is added meanwhile may
+    /// go with it, and is written anew.
+    pub(super) fn remove_index_behind_last(&self) {
+        if fs::read_dir(self.attachments()).is_ok_and(|mut sandboxes| sandboxes.next().is_none()) {
+            let _ = fs::remove_file(self.index_file());
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::names::{AttachmentId, IfName};
+
+    #[test]
+    fn nothing_stays_behind_the_last_sandbox() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDir::open_or_create(&directory.path().join("state")).unwrap();
+        state.tidy_index();
+        assert!(!state.index_file().exists(), "there was nothing to be said");
+        let ids = ["a1", "a2"].map(|id| ContainerId::new(id).unwrap());
+        for id in &ids {
+            fs::create_dir_all(state.attachments().join(id.as_str())).unwrap();
+            state.index_pods([(id, &pod("shop", "web", "uid-1"))]);
+        }
+        for (id, stays) in ids.iter().zip([true, false]) {
+            let attachment = AttachmentId { container_id: id.clone(), ifname: IfName::new("eth0").unwrap() };
+            state.remove_record(&attachment).unwrap();
+            assert_eq!(state.index_file().exists(), stays, "{id}");
+        }
+    }
 
     fn pod(namespace: &str, name: &str, uid: &str) -> Pod {
         Pod { namespace: PodName::new(namespace).ok(), name: PodName::new(name).ok(), uid: PodUid::new(uid).ok() }

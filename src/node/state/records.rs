@@ -90,6 +90,7 @@ impl StateDir {
         if removed.is_ok() {
             // Its netns ends, and with it what is to be put back in there.
             let _ = fs::remove_file(self.patience().join(format!("{}.json", attachment.container_id)));
+            self.remove_index_behind_last();
         }
         match removed {
             // Another attachment is left, or it is gone.

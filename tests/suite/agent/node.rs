@@ -25,7 +25,8 @@ fn probes_pass_after(topology: &Topology, script: &str) {
     topology.forget_neighbours();
     agent.await_line(&["event=updated", sandbox.id()]);
     assert!(eventually(PATIENCE, probe), "{script}");
-    assert_eq!(sandbox.verdict(), "contained");
+    // Of several changes the agent may have made good one, and hear of the next.
+    assert!(eventually(PATIENCE, || sandbox.verdict() == "contained"), "{script}: {:#}", sandbox.status());
 }
 
 /// A port with a lower address came: for more than 40 s no probe passed.
