@@ -321,14 +321,12 @@ mod tests {
         spec.release = Some(Release { by: "alice".into(), reason: Some("clean".into()) });
     }
 
+    fn marking(mark: Mark) -> Marking {
+        Marking { keys: vec![Key::new("uid-1").unwrap()], policy: Policy::default(), mark, fault: None, since: None }
+    }
+
     fn sandbox(mark: Option<Mark>, verdict: Verdict, reasons: Vec<Reason>) -> Found {
-        let marking = mark.map(|mark| Marking {
-            keys: vec![Key::new("uid-1").unwrap()],
-            policy: Policy::default(),
-            mark,
-            fault: None,
-            since: None,
-        });
+        let marking = mark.map(marking);
         let drop = |direction, packets| Drops { layer: Layer::Host, interface: None, direction, packets, bytes: 0 };
         let reading = Reading {
             verdict,
@@ -348,13 +346,7 @@ mod tests {
     }
 
     fn host_pod(mark: Option<Mark>, finding: HostFinding) -> Found {
-        let marking = mark.map(|mark| Marking {
-            keys: vec![Key::new("uid-1").unwrap()],
-            policy: Policy::default(),
-            mark,
-            fault: None,
-            since: None,
-        });
+        let marking = mark.map(marking);
         Found::HostPod(Box::new(HostPodStatus { pod: Pod::default(), cgroup: None, marking, finding }))
     }
 

@@ -12,7 +12,6 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::fmt::Write as _;
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt;
@@ -95,6 +94,12 @@ fn pod_of<'a>(mut words: impl Iterator<Item = &'a str>) -> Option<Pod> {
     words.next().is_none().then_some(pod)
 }
 
+/// What is written of a sandbox; nothing where its pod is not known whole.
+fn line_of(container_id: &ContainerId, pod: &Pod) -> Option<String> {
+    let Pod { namespace: Some(namespace), name: Some(name), uid: Some(uid) } = pod else { return None };
+    Some(format!("{container_id} {namespace} {name} {uid}\n"))
+}
+
 impl StateDir {
     fn index_file(&self) -> PathBuf {
         self.path.join(".index")
@@ -110,12 +115,7 @@ impl StateDir {
     /// Says of sandboxes which pods they are of, as far as that is known whole. That it cannot be written down is no failure of
     /// whoever asks.
     pub fn index_pods<'a>(&self, sandboxes: impl IntoIterator<Item = (&'a ContainerId, &'a Pod)>) {
-        let mut lines = String::new();
-        for (container_id, pod) in sandboxes {
-            if let Pod { namespace: Some(namespace), name: Some(name), uid: Some(uid) } = pod {
-                let _ = writeln!(lines, "{container_id} {namespace} {name} {uid}");
-            }
-        }
+        let lines: String = sandboxes.into_iter().filter_map(|(id, pod)| line_of(id, pod)).collect();
         if lines.is_empty() {
             return;
         }
@@ -135,13 +135,7 @@ impl StateDir {
         let _ = fs::remove_dir_all(self.path.join("index"));
         let Ok(sandboxes) = self.sandboxes() else { return };
         let index = self.index();
-        let mut lines = String::new();
-        for container_id in &sandboxes {
-            if let Some(Pod { namespace: Some(namespace), name: Some(name), uid: Some(uid) }) = index.pod(container_id)
-            {
-                let _ = writeln!(lines, "{container_id} {namespace} {name} {uid}");
-            }
-        }
+        let lines: String = sandboxes.iter().filter_map(|id| line_of(id, index.pod(id)?)).collect();
         let path = self.index_file();
         if lines.is_empty() {
             let _ = fs::remove_file(&path);
