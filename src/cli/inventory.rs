@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock};
+use std::time::SystemTime;
 
 use crate::model::mark::{Mark, answering_keys, answers_to};
 use crate::model::names::{ContainerId, Key, Pod};
@@ -135,6 +136,8 @@ pub(super) struct Inventory<'a> {
     /// In the order of their container IDs.
     pub(super) sandboxes: Vec<Arc<NodeSandbox>>,
     marks: BTreeSet<Key>,
+    /// As long as the directory's time is this, these are all; `None` where that is not known.
+    complete_since: Option<SystemTime>,
 }
 
 impl<'a> Inventory<'a> {
@@ -158,6 +161,11 @@ impl<'a> Inventory<'a> {
     /// The node as it is by now. Of the sandboxes that were there before no record is read again: what it says of its
     /// pod does not change.
     pub(super) fn read_again(&self) -> Result<Self, StateError> {
+        let complete_since = self.state.sandboxes_unchanged_since();
+        if complete_since.is_some() && complete_since == self.complete_since {
+            let (state, sandboxes) = (self.state, self.sandboxes.clone());
+            return Ok(Self { state, sandboxes, marks: state.marks()?, complete_since });
+        }
         // Both are in the order of their container IDs.
         let mut known = self.sandboxes.iter().peekable();
         Self::of(self.state, |finder, container_id| {
@@ -174,10 +182,16 @@ impl<'a> Inventory<'a> {
         mut find: impl FnMut(&mut Finder, ContainerId) -> Option<Arc<NodeSandbox>>,
     ) -> Result<Self, StateError> {
         let mut finder = Finder::new(state);
-        let sandboxes: Vec<_> = state.sandboxes()?.into_iter().filter_map(|id| find(&mut finder, id)).collect();
+        // Before they are listed.
+        let complete_since = state.sandboxes_unchanged_since();
+        let listed = state.sandboxes()?;
+        let count = listed.len();
+        let sandboxes: Vec<_> = listed.into_iter().filter_map(|id| find(&mut finder, id)).collect();
         finder.tell_index(sandboxes.len());
+        // One that is being added has no record yet, and its directory already.
+        let complete_since = complete_since.filter(|_| sandboxes.len() == count);
         // After the records: a mark that is carried over in between is then found by the pod's UID.
-        Ok(Self { state, marks: state.marks()?, sandboxes })
+        Ok(Self { state, marks: state.marks()?, sandboxes, complete_since })
     }
 
     /// The records of all sandboxes that cannot be read.

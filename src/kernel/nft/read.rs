@@ -119,25 +119,18 @@ impl Nft {
                 loaded.elements = self.fixed_elements(wanted, set.name.as_bytes())?;
             }
         }
-        let mut chains = BTreeMap::new();
-        // Chain by chain: the kernel's dump is of all chains of the netns, and on a node that is every guard's.
-        for chain in wanted.all_chains() {
-            let body = named(family, &[(kernel::CHAIN_TABLE, name), (kernel::CHAIN_NAME, chain.name.as_bytes())]);
-            let answer = self.socket.ask("read a chain", kernel::SUBSYSTEM | kernel::MSG_GETCHAIN, &body);
-            if let Some(payload) = absent_as_none(answer)?.flatten() {
-                let base = read_chain(behind_header(&payload));
-                let rules = Vec::with_capacity(chain.rules.len());
-                chains.insert(chain.name.to_owned(), LoadedChain { base, rules, dropped: Count::default() });
-            }
-        }
         let body = named(family, &[(kernel::RULE_TABLE, name)]);
         let rules = self.socket.dump("read rules", kernel::SUBSYSTEM | kernel::MSG_GETRULE, &body, |payload| {
             read_rule(behind_header(payload), wanted)
         });
+        let rules = absent_as_none(rules)?.unwrap_or_default();
+        // The kernel does not count sets that rules have for themselves.
+        let named_sets = sets.iter().filter(|set| !set.is_of_a_rule()).count();
+        let count = usize::try_from(objects).unwrap_or(usize::MAX).saturating_sub(named_sets);
+        let mut chains = self.read_chains(wanted, &rules, count)?;
         let mut others = BTreeSet::new();
-        for rule in absent_as_none(rules)?.unwrap_or_default() {
+        for rule in rules {
             match rule {
-                // One that came only now is missing, as it was when it was asked for.
                 LoadedRule::Wanted(chain, expressions, counted) => {
                     if let Some(chain) = chains.get_mut(chain) {
                         chain.rules.push(expressions);
@@ -165,6 +158,39 @@ impl Nft {
             chains,
             others,
         }))
+    }
+
+    /// The chains that are wanted and there, of a table that has `count` chains; their rules are yet to be put into them.
+    ///
+    /// Chain by chain, since the kernel's dump is of all chains of the netns, and on a node that is every guard's; and no more
+    /// than it takes, since for each the kernel goes through all tables. What a rule jumps to is there, and is hooked nowhere:
+    /// the kernel refuses to jump to a base chain, to hook a chain that is there, and to delete one that is jumped to.
+    fn read_chains(
+        &mut self,
+        wanted: &Table,
+        rules: &[LoadedRule<'_>],
+        count: usize,
+    ) -> Result<BTreeMap<String, LoadedChain>, NetlinkError> {
+        let mut chains = BTreeMap::new();
+        let found = |base| LoadedChain { base, rules: Vec::new(), dropped: Count::default() };
+        let is_jumped_to = |name: &str| rules.iter().any(|rule| rule.jumps_to(name));
+        let (jumped_to, others): (Vec<_>, Vec<_>) =
+            wanted.all_chains().partition(|chain| chain.hook.is_none() && is_jumped_to(chain.name));
+        chains.extend(jumped_to.into_iter().map(|chain| (chain.name.to_owned(), found(None))));
+        // The base chains first: where these are all that there are, no branch need be asked for.
+        let (base_chains, branches): (Vec<_>, Vec<_>) = others.into_iter().partition(|chain| chain.hook.is_some());
+        for chain in base_chains.into_iter().chain(branches) {
+            if chain.hook.is_none() && chains.len() >= count {
+                break;
+            }
+            let names = [(kernel::CHAIN_TABLE, wanted.name.as_bytes()), (kernel::CHAIN_NAME, chain.name.as_bytes())];
+            let body = named(wanted.family, &names);
+            let answer = self.socket.ask("read a chain", kernel::SUBSYSTEM | kernel::MSG_GETCHAIN, &body);
+            if let Some(payload) = absent_as_none(answer)?.flatten() {
+                chains.insert(chain.name.to_owned(), found(read_chain(behind_header(&payload))));
+            }
+        }
+        Ok(chains)
     }
 
     /// The interfaces that a netdev chain is hooked at; none where it is not there.
@@ -319,6 +345,13 @@ enum LoadedRule<'a> {
     Wanted(&'a str, Vec<Expression>, Count),
     /// In another one, of this name.
     OfAnother(String),
+}
+
+impl LoadedRule<'_> {
+    fn jumps_to(&self, name: &str) -> bool {
+        let Self::Wanted(_, expressions, _) = self else { return false };
+        matches!(expressions.last(), Some(Expression::Jump { chain }) if chain == name.as_bytes())
+    }
 }
 
 fn read_rule<'a>(rule: &[u8], table: &'a Table) -> Option<LoadedRule<'a>> {

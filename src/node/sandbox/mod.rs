@@ -10,6 +10,7 @@ mod exposure;
 mod guards;
 mod handing;
 pub(super) mod kubelet;
+mod node_look;
 mod report;
 mod scan;
 mod senders;
@@ -47,6 +48,7 @@ use crate::rules::reports::report_drops;
 use crate::rules::ruleset::{Family, Table};
 
 use exposure::programs_on;
+use node_look::NodeLook;
 use senders::Senders;
 use steps::Done;
 use survey::{Survey, survey};
@@ -114,6 +116,8 @@ pub struct Sandbox<'a> {
     netns: Netns,
     pod: Side,
     host: &'a mut Side,
+    /// What was seen of the node, for whatever is wanted of this one.
+    look: NodeLook,
     /// Whether the kernel has refused rules that hand packets over.
     refused_reports: bool,
 }
@@ -151,13 +155,13 @@ impl<'a> Sandbox<'a> {
         if records.netns_cookie() != 0 && records.netns_cookie() != pod.links.netns_cookie() {
             return Err(SandboxError::Replaced { path: records.netns().to_string() });
         }
-        Ok(Self { records, netns, pod, host, refused_reports: false })
+        Ok(Self::of_sides(host, pod, netns, records))
     }
 
     /// A sandbox whose sides are open already; `records` are those of this netns.
     #[must_use]
     pub fn of_sides(host: &'a mut Side, pod: Side, netns: Netns, records: &'a SandboxRecords) -> Self {
-        Self { records, netns, pod, host, refused_reports: false }
+        Self { records, netns, pod, host, look: NodeLook::default(), refused_reports: false }
     }
 
     /// Its name.
@@ -331,7 +335,7 @@ impl<'a> Sandbox<'a> {
         senders: Option<Senders>,
     ) -> Result<Wanted, SandboxError> {
         let Desired::Isolated { policy, .. } = desired else { return self.wanted_released(egress) };
-        let survey = survey(self.host, &mut self.pod, &self.netns, self.records, policy)?;
+        let survey = survey(self.host, &mut self.look, &mut self.pod, &self.netns, self.records, policy)?;
         let guarded: Vec<_> = survey.interfaces.iter().map(|interface| interface.guarded.clone()).collect();
         let mut pod = pod_tables(policy, &guarded, egress, false);
         if egress == EgressHook::Netdev {

@@ -17,6 +17,7 @@ use crate::model::records::SandboxRecords;
 use crate::rules::containment::{EgressHook, guard_table};
 use crate::rules::ruleset::Family;
 
+use super::node_look::NodeLook;
 use super::transition::{Changes, Transition, plan, reconcile};
 use super::{Applied, Before, Sandbox, SandboxError, Scan, Side, Wanted, senders};
 
@@ -31,6 +32,8 @@ pub(super) struct Done {
 #[derive(Debug, Default)]
 pub struct Joint {
     changes: Changes,
+    /// One for all of them.
+    look: NodeLook,
     lifts_guards: bool,
 }
 
@@ -95,7 +98,10 @@ impl Sandbox<'_> {
         let (wanted, done) = match desired {
             Desired::Isolated { .. } if before == Before::Unknown && !was_isolated => return Ok(None),
             Desired::Isolated { policy, .. } => {
-                self.begin_isolated(desired, policy, EgressHook::Netdev, &mut joint.changes)?
+                self.look = std::mem::take(&mut joint.look);
+                let begun = self.begin_isolated(desired, policy, EgressHook::Netdev, &mut joint.changes);
+                joint.look = std::mem::take(&mut self.look);
+                begun?
             }
             Desired::Released => {
                 let wanted = self.wanted_released(EgressHook::Netdev)?;

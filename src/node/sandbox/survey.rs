@@ -9,18 +9,16 @@ use crate::kernel::netns::Netns;
 use crate::kernel::rtnetlink::{Link, Links};
 use crate::model::names::{IfName, SandboxInterface};
 use crate::model::policy::Policy;
-use crate::model::record::{HostEnd, NodeOnLink, PinnedInterface};
+use crate::model::record::{HostEnd, PinnedInterface};
 use crate::model::records::SandboxRecords;
-use crate::rules::containment::{GuardedInterface, neighbours_needed};
+use crate::rules::containment::GuardedInterface;
 
+use super::node_look::NodeLook;
 use super::{SandboxError, Side};
 
 /// The most interfaces that get chains of their own; what root in the pod makes beyond is left to inet's default drop.
 /// Those that the host made come first, so that there is no hiding in a crowd.
 const INTERFACES_MAX: usize = 128;
-
-/// The most addresses of the node's link that are taken for the node's, besides those that routes name.
-const LINK_ADDRESSES_MAX: usize = 8;
 
 /// An interface of a sandbox.
 #[derive(Debug, Clone)]
@@ -87,6 +85,7 @@ impl Survey {
 /// Looks at a sandbox.
 pub(super) fn survey(
     host: &mut Side,
+    look: &mut NodeLook,
     pod: &mut Side,
     netns: &Netns,
     records: &SandboxRecords,
@@ -117,7 +116,7 @@ pub(super) fn survey(
             continue;
         }
         survey.links.insert(link.index);
-        let node = node_seen_from(&mut host.links, &pinned.interface, policy, &mut survey.links)?;
+        let node = look.seen_from(&mut host.links, &pinned.interface, policy, &mut survey.links)?;
         let known = Some((pinned.interface.clone(), node));
         survey.ends.push(End { link, guarded: GuardedInterface { name: name.clone(), known } });
     }
@@ -157,7 +156,7 @@ pub(super) fn survey(
                 Some(match of_end {
                     Some(known) => known,
                     None => {
-                        let node = node_seen_from(&mut host.links, &pinned.interface, policy, &mut survey.links)?;
+                        let node = look.seen_from(&mut host.links, &pinned.interface, policy, &mut survey.links)?;
                         (pinned.interface.clone(), node)
                     }
                 })
@@ -194,7 +193,7 @@ pub fn pin_interfaces(
         earlier.into_iter().flat_map(SandboxRecords::pinned_interfaces).map(|pinned| &pinned.interface.name).collect();
     let routes = pod.links.routes()?;
     let host_in_pod = pod.links.id_of(&Netns::own()?)?;
-    let mut pinned = Vec::new();
+    let (mut pinned, mut look) = (Vec::new(), NodeLook::default());
     for link in pod.links.all()? {
         if link.is_loopback || earlier.contains(&link.name) {
             continue;
@@ -209,7 +208,7 @@ pub fn pin_interfaces(
         let host_end = host_end_of(&mut host.links, &link, netns, host_in_pod)?;
         let led_outside = link.leads_outside();
         let interface = SandboxInterface { name: link.name, mac: link.mac, addresses, routes };
-        let node = node_seen_from(&mut host.links, &interface, &Policy::default(), &mut BTreeSet::new())?;
+        let node = look.seen_from(&mut host.links, &interface, &Policy::default(), &mut BTreeSet::new())?;
         pinned.push(PinnedInterface { interface, node, host_end, led_outside });
     }
     for before in repeated {
@@ -250,7 +249,7 @@ pub fn pin_said(
 ) -> Result<Vec<PinnedInterface>, SandboxError> {
     let host_in_pod = pod.links.id_of(&Netns::own()?)?;
     let links = pod.links.all()?;
-    let mut pinned = Vec::new();
+    let (mut pinned, mut look) = (Vec::new(), NodeLook::default());
     for said in said {
         let link = links.iter().find(|link| link.name == said.name);
         let host_end = match link {
@@ -265,7 +264,7 @@ pub fn pin_said(
             let of_link = pod.links.routes()?.into_iter().filter(|(of, _)| Some(*of) == index).map(|(_, route)| route);
             interface.routes.extend(of_link.filter(|route| route.gateway.is_some_and(is_of_link)));
         }
-        let node = node_seen_from(&mut host.links, &interface, &Policy::default(), &mut BTreeSet::new())?;
+        let node = look.seen_from(&mut host.links, &interface, &Policy::default(), &mut BTreeSet::new())?;
         // One that is not there any more is missing, whatever it was.
         let led_outside = link.is_none_or(Link::leads_outside);
         pinned.push(PinnedInterface { interface, node, host_end, led_outside });
@@ -316,63 +315,4 @@ fn is_end_of(
         link.other == Some(end.index) && link.other_netns.is_some() && link.other_netns == host_in_pod
     });
     Ok(names_it && end.other_netns.is_some() && end.other_netns == host.id_of(netns)?)
-}
-
-/// What the node looks like from an interface: the addresses that the kernel itself would choose to reach it, those of that
-/// link, and its Ethernet address there; and the other next hops that the policy needs, as far as the node knows them. `links`
-/// gains those of the node's that all of this depends on.
-fn node_seen_from(
-    host: &mut Links,
-    interface: &SandboxInterface,
-    policy: &Policy,
-    links: &mut BTreeSet<u32>,
-) -> Result<NodeOnLink, NetlinkError> {
-    let mut node = NodeOnLink::default();
-    let mut on_link: Option<u32> = None;
-    for address in interface.addresses.iter().filter(|address| !is_link_local(address)) {
-        let Some(path) = host.path_to(*address)? else { continue };
-        links.insert(path.interface);
-        let mut sources: Vec<IpAddr> =
-            path.source.into_iter().filter(|source| !source.is_loopback() && !is_link_local(source)).collect();
-        if sources.is_empty() {
-            // The node's own address is still tentative (RFC 4862): what it speaks from once it is not.
-            sources = host.addresses_of(path.interface)?;
-            sources.retain(|source| {
-                source.is_ipv6() == address.is_ipv6() && !source.is_loopback() && !is_link_local(source)
-            });
-        }
-        sources.retain(|source| !node.addresses.contains(source));
-        node.addresses.append(&mut sources);
-        if path.gateway.is_none() {
-            on_link.get_or_insert(path.interface);
-        }
-    }
-    let Some(index) = on_link else { return Ok(node) };
-    node.mac = host.by_index(index)?.and_then(|link| link.mac);
-    // The route says what a socket is given. What is masqueraded comes from an address of the link, and with `arp_announce=2` the
-    // node asks by one; its entry for the pod is re-confirmed from its link-local address.
-    let mut on_this = host.addresses_of(index)?;
-    if !on_this.iter().any(IpAddr::is_ipv4) && interface.addresses.iter().any(IpAddr::is_ipv4) {
-        // Of a link that has none, the kernel takes the first that it has anywhere.
-        on_this.extend(host.first_address()?.map(|(elsewhere, address)| {
-            links.insert(elsewhere);
-            address
-        }));
-    }
-    on_this.retain(|own| !own.is_loopback() && interface.addresses.iter().any(|of| of.is_ipv6() == own.is_ipv6()));
-    on_this.sort_by_key(|own| !is_link_local(own));
-    for address in on_this.into_iter().take(LINK_ADDRESSES_MAX) {
-        if !node.addresses.contains(&address) {
-            node.addresses.push(address);
-        }
-    }
-    for neighbour in neighbours_needed(policy, interface, &node) {
-        let answer = host.resolve(index, neighbour)?;
-        node.neighbours.push((neighbour, answer));
-    }
-    Ok(node)
-}
-
-fn is_link_local(address: &IpAddr) -> bool {
-    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
 }

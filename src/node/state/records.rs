@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 use std::process;
+use std::time::{Duration, SystemTime};
 
 use crate::model::fault::Fault;
 use crate::model::names::{AttachmentId, ContainerId, IfName};
@@ -12,6 +13,9 @@ use crate::model::records::SandboxRecords;
 
 use super::{FILE_MAX, StateDir, StateError, create_private, failed, names_in};
 use crate::node::files::{Durability, names_starting_with_dot, read_regular, replace};
+
+/// How old a change of a directory is by whose time a later one can be told from it.
+const SETTLED_AFTER: Duration = Duration::from_millis(500);
 
 /// A record that cannot be read.
 #[derive(Debug)]
@@ -29,6 +33,16 @@ impl StateDir {
     /// [`StateError::Io`].
     pub fn sandboxes(&self) -> Result<Vec<ContainerId>, StateError> {
         Ok(names_in(&self.attachments())?.iter().filter_map(|name| ContainerId::new(name).ok()).collect())
+    }
+
+    /// Since when no sandbox was added or taken away, by the time of their directory: as long as that is the same, so are they.
+    /// `None` where it cannot be told, or was so lately that the next change may get the same time: the kernel's clock for it
+    /// goes on by the tick, up to 10 ms.
+    #[must_use]
+    pub fn sandboxes_unchanged_since(&self) -> Option<SystemTime> {
+        let changed = fs::metadata(self.attachments()).and_then(|metadata| metadata.modified()).ok()?;
+        let elapsed = SystemTime::now().duration_since(changed).ok()?;
+        (elapsed > SETTLED_AFTER).then_some(changed)
     }
 
     /// The records of a sandbox, where any can be read, and those that cannot.

@@ -94,6 +94,60 @@ fn status_says_what_is_left_of_an_isolation_that_was_tampered_with() {
     assert_eq!((&status["verdict"], &status["layers"]), (&json!("partial"), &json!({ "pod": true, "host": false })));
 }
 
+/// Chains that are jumped to are known by the jump, and asked for where nothing jumps to them.
+#[test]
+fn whatever_is_done_to_a_branch_or_beside_it_is_seen_and_put_back() {
+    let topology = Topology::bridge();
+    let lab = Lab::new(&topology);
+    lab.add("c1", &pod("web", "uid-1"));
+    let guard = format!("netdev quarantine-{}", "c1");
+    let sides = [(&topology.pod, "netdev quarantine", "egress-eth0"), (&topology.node, &guard[..], "from-eth0")];
+    for (side, table, base) in sides {
+        let branch = format!("{base}/ip");
+        let rules = |side: &crate::lab::Netns| side.sh(&format!("nft --stateless list table {table}"));
+        // In place before it is isolated, where nothing jumps to it yet; the guard is not there before.
+        if table == "netdev quarantine" {
+            side.sh(&format!("nft add chain {table} '{branch}'"));
+            exits(lab.run(&["isolate", "c1"]), 0);
+            assert_eq!(lab.status("c1")["layers"], json!({ "pod": true, "host": true }));
+        }
+        let whole = rules(side);
+        let jump = format!("jump {branch}");
+        assert!(whole.contains(&jump), "{whole}");
+        // The rule that jumps there, by the handle that it has by now.
+        let unjump = format!(
+            "nft delete rule {table} {base} handle $(nft -a list chain {table} {base} | sed -n 's|.*{jump} .*# handle ||p')"
+        );
+        let first = |chain: &str| format!("nft insert rule {table} '{chain}'");
+        for trick in [
+            unjump.clone(),
+            format!("{unjump}; nft flush chain {table} '{branch}'"),
+            format!(
+                "{unjump}; nft flush chain {table} '{branch}'; nft delete chain {table} '{branch}'
+                 nft add chain {table} '{branch}' '{{ type filter hook ingress device lo priority 0; }}'
+                 nft add rule {table} '{branch}' accept"
+            ),
+            format!("{} accept", first(&branch)),
+            format!("nft add chain {table} another; nft add rule {table} another accept; {} jump another", first(base)),
+            format!("nft add chain {table} '{base}/ip-udp'"),
+        ] {
+            side.sh(&trick);
+            assert_ne!(rules(side), whole, "{trick}");
+            assert_ne!(lab.status("c1")["layers"], json!({ "pod": true, "host": true }), "{trick}");
+            exits(lab.run(&["sync"]), 0);
+            assert_eq!(lab.status("c1")["layers"], json!({ "pod": true, "host": true }), "{trick}");
+            assert_eq!(sorted(&rules(side)), sorted(&whole), "{trick}");
+        }
+    }
+}
+
+/// A chain that was added again comes last.
+fn sorted(rules: &str) -> Vec<&str> {
+    let mut lines: Vec<_> = rules.lines().collect();
+    lines.sort_unstable();
+    lines
+}
+
 #[test]
 fn what_is_isolated_without_a_mark_is_not_called_released() {
     let topology = Topology::bridge();
