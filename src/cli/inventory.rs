@@ -278,3 +278,51 @@ impl<'a> Inventory<'a> {
         Some(UnansweredMark { key: key.clone(), mark, fault, since })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+    use std::time::Duration;
+
+    use super::*;
+    use crate::model::names::{PodName, PodUid};
+
+    #[test]
+    fn a_sandbox_that_came_meanwhile_is_found_whatever_the_directorys_time_says() {
+        let place = tempfile::tempdir().unwrap();
+        let state = StateDir::open_or_create(&place.path().join("state")).unwrap();
+        let begin = |id: &str| fs::create_dir_all(state.attachments().join(id)).unwrap();
+        let finish = |id: &str| {
+            let (namespace, name, uid) = (PodName::new("shop").ok(), PodName::new(id).ok(), PodUid::new(id).ok());
+            state.index_pods([(&ContainerId::new(id).unwrap(), &Pod { namespace, name, uid })]);
+        };
+        let add = |id: &str| (begin(id), finish(id));
+        let ids = |node: &Inventory<'_>| node.names().map(|(id, _)| id.to_string()).collect::<Vec<_>>();
+        let list = || Inventory::of(&state, Finder::by_index).unwrap();
+        let (now, minute) = (SystemTime::now(), Duration::from_secs(60));
+        let changed = |when| File::open(state.attachments()).unwrap().set_modified(when).unwrap();
+
+        add("a");
+        changed(now - minute);
+        let node = list();
+        assert!(node.complete_since.is_some());
+        assert_eq!(ids(&node.read_again().unwrap()), ["a"]);
+        add("b");
+        assert_eq!(ids(&node.read_again().unwrap()), ["a", "b"]);
+
+        // In the same tick of the clock as what came before it.
+        changed(now);
+        let node = list();
+        add("c");
+        changed(now);
+        assert_eq!(ids(&node.read_again().unwrap()), ["a", "b", "c"]);
+
+        // Its directory was there, and nothing in it yet.
+        begin("d");
+        changed(now - minute);
+        let node = list();
+        assert_eq!(ids(&node), ["a", "b", "c"]);
+        finish("d");
+        assert_eq!(ids(&node.read_again().unwrap()), ["a", "b", "c", "d"]);
+    }
+}
