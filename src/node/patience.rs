@@ -5,8 +5,10 @@
 //! patience/<container ID>.json    what was found, from before it is changed until it is put back or the sandbox has gone
 //! ```
 
+use std::fs::File;
 use std::io;
 use std::net::IpAddr;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -88,19 +90,38 @@ fn place(setting: Setting) -> PathBuf {
     root.join("ipv4").join(setting.name())
 }
 
-/// In the calling thread's netns.
-fn values() -> Result<Vec<(Setting, u32)>, PatienceError> {
-    let value = |setting: Setting| {
-        let text = std::fs::read_to_string(place(setting)).map_err(failed("read", setting.name()))?;
-        let value = Setting::read(&text).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData));
-        Ok((setting, value.map_err(failed("understand", setting.name()))?))
-    };
-    Setting::ALL.into_iter().map(value).collect()
+/// A setting of one netns, held open: the kernel looks through those of this name of all netns each time that one is opened.
+struct OpenSetting {
+    setting: Setting,
+    file: File,
+    /// Why it can only be read.
+    refusal: Option<io::Error>,
 }
 
-/// In the calling thread's netns.
-fn set(setting: Setting, value: u32) -> Result<(), PatienceError> {
-    std::fs::write(place(setting), value.to_string()).map_err(failed("set", setting.name()))
+impl OpenSetting {
+    /// In the calling thread's netns, of which it stays wherever it is used.
+    fn open(setting: Setting) -> Result<Self, PatienceError> {
+        let path = place(setting);
+        let (file, refusal) = match File::options().read(true).write(true).open(&path) {
+            Ok(file) => (file, None),
+            Err(refusal) => (File::open(&path).map_err(failed("read", setting.name()))?, Some(refusal)),
+        };
+        Ok(Self { setting, file, refusal })
+    }
+
+    fn value(&self) -> Result<u32, PatienceError> {
+        let text = io::read_to_string(&self.file).map_err(failed("read", self.setting.name()))?;
+        let value = Setting::read(&text).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData));
+        value.map_err(failed("understand", self.setting.name()))
+    }
+
+    fn set(self, value: u32) -> Result<(), PatienceError> {
+        let written = match self.refusal {
+            Some(refusal) => Err(refusal),
+            None => self.file.write_all_at(value.to_string().as_bytes(), 0),
+        };
+        written.map_err(failed("set", self.setting.name()))
+    }
 }
 
 /// Has the rules of a sandbox that was cut off just now drop its established connections where TCP waits longest. None that the
@@ -157,15 +178,20 @@ pub fn hold(
 ) -> Result<(), PatienceError> {
     let before = read_found(state, container_id, netns_cookie);
     let mut found = before.clone().unwrap_or(Found { netns_cookie, ..Found::default() });
-    let due = found.raise(&netns.run(values)??);
+    let settings: Vec<OpenSetting> =
+        netns.run(|| Setting::ALL.into_iter().map(OpenSetting::open).collect::<Result<_, _>>())??;
+    let values: Vec<_> =
+        settings.iter().map(|open| Ok((open.setting, open.value()?))).collect::<Result<_, PatienceError>>()?;
+    let due = found.raise(&values);
     found.waits_since = None;
     if before.as_ref() != Some(&found) && !found.values.is_empty() {
         write_found(state, container_id, &found)?;
     }
-    if due.is_empty() {
-        return Ok(());
+    for open in settings.into_iter().filter(|open| due.contains(&open.setting)) {
+        let value = open.setting.patient();
+        open.set(value)?;
     }
-    netns.run(|| due.into_iter().try_for_each(|setting| set(setting, setting.patient())))?
+    Ok(())
 }
 
 /// What became of putting it back.
@@ -197,7 +223,7 @@ pub fn put_back(
         }
         return Ok(PutBack::Later);
     }
-    netns.run(|| found.values.iter().try_for_each(|(&setting, &value)| set(setting, value)))??;
+    netns.run(|| found.values.iter().try_for_each(|(&setting, &value)| OpenSetting::open(setting)?.set(value)))??;
     forget(state, container_id);
     Ok(PutBack::Done)
 }
