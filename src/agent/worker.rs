@@ -16,7 +16,7 @@ use crate::model::names::{ContainerId, Key};
 use crate::model::policy::Policy;
 use crate::model::record::NodeOnLink;
 use crate::model::records::SandboxRecords;
-use crate::node::enforce::{self, Cause, EnforceError, Wish};
+use crate::node::enforce::{self, Cause, EnforceError, NodeMarks, Wish};
 use crate::node::sandbox::{Applied, Before, Dependence, Sandbox, SandboxError, Scan, Side};
 use crate::node::state::{SandboxLock, StateDir};
 use crate::node::workers::{Queue, hold};
@@ -198,21 +198,27 @@ struct Worker<'a> {
     counts: &'a Counts,
 }
 
+/// A sandbox that is locked.
+struct Held {
+    lock: SandboxLock,
+    records: SandboxRecords,
+}
+
+/// What came of taking a sandbox's lock.
+enum Taken {
+    Held(Box<Held>),
+    /// Somebody else is at work on it.
+    Busy,
+    /// It has no record that can be read.
+    Unrecorded,
+}
+
 /// A job whose sandbox is locked, and what is wanted of it.
 struct Ready {
     _lock: SandboxLock,
     records: SandboxRecords,
     desired: Desired,
     events: Option<PodEvents>,
-}
-
-/// What a job has come to before anything is applied.
-enum Prepared {
-    Ready(Box<Ready>),
-    /// Somebody else is at work on the sandbox.
-    Busy,
-    /// There is nothing to be applied.
-    Ended(Outcome),
 }
 
 impl Worker<'_> {
@@ -236,7 +242,8 @@ impl Worker<'_> {
 
     /// Gives those that were not to be cut off, or could not be.
     fn cut_off(&self, host: &mut Side, jobs: Vec<Job>) -> Vec<Job> {
-        let wanted = |job: &Job, records: &SandboxRecords| desired(self.state, &job.answer, records).ok();
+        let marks = NodeMarks::new(self.state);
+        let wanted = |job: &Job, records: &SandboxRecords| desired(self.state, &marks, &job.answer, records).ok();
         let cut = enforce::cut_off(self.state, host, &jobs, |job| &job.container_id, wanted);
         let cut: BTreeSet<ContainerId> = cut.into_iter().cloned().collect();
         let (cut, others): (Vec<Job>, Vec<Job>) = jobs.into_iter().partition(|job| cut.contains(&job.container_id));
@@ -248,17 +255,29 @@ impl Worker<'_> {
     /// the queue, to see whether somebody is to be cut off: for that nobody waits until the others are done.
     fn work(&self, host: &mut Side, jobs: Vec<Job>) -> (Vec<(Job, Outcome)>, Vec<Job>) {
         let patience = if jobs.len() > 1 { Duration::ZERO } else { LOCK_PATIENCE };
-        let (mut ended, mut ready) = (Vec::with_capacity(jobs.len()), Vec::new());
+        let (mut ended, mut held) = (Vec::with_capacity(jobs.len()), Vec::with_capacity(jobs.len()));
         let (mut busy, mut others) = (Vec::new(), Vec::new());
         for job in jobs {
-            match self.prepare(host, &job, patience) {
-                Ok(Prepared::Ready(it)) => ready.push((job, *it)),
-                Ok(Prepared::Ended(outcome)) => ended.push((job, outcome)),
-                Ok(Prepared::Busy) if patience.is_zero() => busy.push(job),
-                Ok(Prepared::Busy) => {
+            match self.take(&job, patience) {
+                Ok(Taken::Held(it)) => held.push((job, *it)),
+                Ok(Taken::Unrecorded) => ended.push((job, Outcome::Unrecorded)),
+                Ok(Taken::Busy) if patience.is_zero() => busy.push(job),
+                Ok(Taken::Busy) => {
                     log::debug!("{}", Line::new("busy").with("container", &job.container_id));
                     ended.push((job, Outcome::Failed));
                 }
+                Err(error) => {
+                    let outcome = self.failed(&job, &error);
+                    ended.push((job, outcome));
+                }
+            }
+        }
+        // Under the locks of all of them.
+        let (marks, mut ready) = (NodeMarks::new(self.state), Vec::with_capacity(held.len()));
+        for (job, it) in held {
+            match self.prepare(host, &job, it, &marks) {
+                Ok(Some(it)) => ready.push((job, it)),
+                Ok(None) => ended.push((job, Outcome::Waiting)),
                 Err(error) => {
                     let outcome = self.failed(&job, &error);
                     ended.push((job, outcome));
@@ -308,24 +327,34 @@ impl Worker<'_> {
         Outcome::Failed
     }
 
-    /// Takes the lock, and finds out under it what is wanted.
-    fn prepare(&self, host: &mut Side, job: &Job, patience: Duration) -> Result<Prepared, EnforceError> {
-        let (state, container_id) = (self.state, &job.container_id);
-        let Some(lock) = state.lock_within(container_id, patience)? else { return Ok(Prepared::Busy) };
-        let (records, damaged) = state.records_of(container_id);
+    /// Takes the lock, and reads the records under it.
+    fn take(&self, job: &Job, patience: Duration) -> Result<Taken, EnforceError> {
+        let Some(lock) = self.state.lock_within(&job.container_id, patience)? else { return Ok(Taken::Busy) };
+        let (records, damaged) = self.state.records_of(&job.container_id);
         for damaged in damaged {
             let line = Line::new("damaged-record").with("file", damaged.path.display()).with("error", damaged.fault);
             log::warn!("{line}");
         }
-        let Some(records) = records else { return Ok(Prepared::Ended(Outcome::Unrecorded)) };
-        let desired = desired(state, &job.answer, &records)?;
+        Ok(records.map_or(Taken::Unrecorded, |records| Taken::Held(Box::new(Held { lock, records }))))
+    }
+
+    /// Finds out what is wanted. `None` where it is to be released, and may not be yet.
+    fn prepare(
+        &self,
+        host: &mut Side,
+        job: &Job,
+        held: Held,
+        marks: &NodeMarks<'_>,
+    ) -> Result<Option<Ready>, EnforceError> {
+        let Held { lock, records } = held;
+        let desired = desired(self.state, marks, &job.answer, &records)?;
         if !desired.is_isolated() && !job.may_release && is_isolated(host, &records) {
-            return Ok(Prepared::Ended(Outcome::Waiting));
+            return Ok(None);
         }
         // Before the rules: what happens to them from now on is heard. That it cannot be is no reason not to isolate.
         let is_to_be_heard = desired.is_isolated() && !job.is_subscribed && job.may_listen;
         let events = if is_to_be_heard { subscribe(&records) } else { None };
-        Ok(Prepared::Ready(Box::new(Ready { _lock: lock, records, desired, events })))
+        Ok(Some(Ready { _lock: lock, records, desired, events }))
     }
 
     fn conclude(
@@ -399,7 +428,12 @@ fn is_isolated(host: &mut Side, records: &SandboxRecords) -> bool {
 
 /// What the marks want, now and under the lock: the job may be older than a mark. To isolate, the marks that the job
 /// names and the sandbox's own will do; only to release are all of the node's looked through.
-fn desired(state: &StateDir, answer: &Answer, records: &SandboxRecords) -> Result<Desired, EnforceError> {
+fn desired(
+    state: &StateDir,
+    node: &NodeMarks<'_>,
+    answer: &Answer,
+    records: &SandboxRecords,
+) -> Result<Desired, EnforceError> {
     let pod = records.pod();
     let own = Key::from(records.container_id());
     let last = [pod.uid.as_ref().map(Key::from), pod.name_key()];
@@ -408,7 +442,7 @@ fn desired(state: &StateDir, answer: &Answer, records: &SandboxRecords) -> Resul
     let keys: Vec<&Key> = [&own].into_iter().chain(siblings).chain(last.iter().flatten()).collect();
     let marks: Vec<_> = keys.into_iter().filter_map(|key| state.read_mark(key)).collect();
     if marks.is_empty() {
-        return Ok(enforce::desired(state, records)?);
+        return Ok(node.desired(records)?);
     }
     Ok(records.desired(&marks))
 }

@@ -8,7 +8,6 @@ use crate::evidence::Collectors;
 use crate::kernel::netlink::NetlinkError;
 use crate::model::audit::chain;
 use crate::model::names::ContainerId;
-use crate::model::records::SandboxRecords;
 use crate::model::subject::Subject;
 use crate::node::enforce::{self, CUT_AT_ONCE, EnforceError, Enforced};
 use crate::node::sandbox::{Before, NodeScan, Scan, Side, remove_guards_of_nothing};
@@ -77,10 +76,8 @@ pub(super) fn sync_all<R: Send>(
     let chunks: Vec<_> = sandboxes.chunks(CUT_AT_ONCE).filter(|_| sandboxes.len() > 1).collect();
     let cut = on_each(&chunks, |host, chunk| {
         // Whoever is marked after that is cut off when it is applied.
-        let listed = state.list_marks().ok();
-        let wanted =
-            |_: &ContainerId, records: &SandboxRecords| enforce::desired_among(state, listed.as_ref()?, records).ok();
-        enforce::cut_off(state, host, chunk, |id| id, wanted)
+        let marks = enforce::NodeMarks::new(state);
+        enforce::cut_off(state, host, chunk, |id| id, |_, records| marks.desired(records).ok())
     })?;
     let cut: BTreeSet<&ContainerId> = cut.into_iter().flatten().collect();
     let before = |id: &ContainerId| if cut.contains(id) { Before::Cut } else { Before::Unknown };

@@ -1,5 +1,6 @@
 //! Marks to kernel for one sandbox: what ADD, CHECK, the agent and the commands all do, under the sandbox's lock.
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
@@ -52,14 +53,34 @@ pub fn desired(state: &StateDir, records: &SandboxRecords) -> Result<Desired, St
     Ok(records.desired(&contents))
 }
 
-/// The same by marks that were listed for many, of which those that hold are read now. A mark that came after they were listed
+/// The same for many: the node's marks are listed once, when the first is asked for, and those that hold are read for each. The
+/// caller holds the locks of all of them, or does not mind that the answer may be old: a mark that came after they were listed
 /// is not among them.
-pub fn desired_among(state: &StateDir, listed: &ListedMarks, records: &SandboxRecords) -> Result<Desired, StateError> {
-    let Some(marks) = state.marks_among(listed, records.container_id(), records.pod()) else {
-        return desired(state, records);
-    };
-    let contents: Vec<_> = marks.into_iter().map(|(_, mark)| mark).collect();
-    Ok(records.desired(&contents))
+#[derive(Debug)]
+pub struct NodeMarks<'a> {
+    state: &'a StateDir,
+    /// `None` in it where they could not be listed.
+    listed: OnceCell<Option<ListedMarks>>,
+}
+
+impl<'a> NodeMarks<'a> {
+    /// Nothing is listed yet.
+    #[must_use]
+    pub fn new(state: &'a StateDir) -> Self {
+        Self { state, listed: OnceCell::new() }
+    }
+
+    /// What they want of a sandbox.
+    ///
+    /// # Errors
+    /// [`StateError::Io`] where they cannot be listed.
+    pub fn desired(&self, records: &SandboxRecords) -> Result<Desired, StateError> {
+        let among = |listed| self.state.marks_among(listed, records.container_id(), records.pod());
+        let listed = self.listed.get_or_init(|| self.state.list_marks().ok());
+        let Some(marks) = listed.as_ref().and_then(among) else { return desired(self.state, records) };
+        let contents: Vec<_> = marks.into_iter().map(|(_, mark)| mark).collect();
+        Ok(records.desired(&contents))
+    }
 }
 
 /// Reads the marks of a sandbox and brings the kernel to them. The caller holds the sandbox's lock.
@@ -109,12 +130,9 @@ pub fn apply_all_locked(
         let held = |id| Some((state.lock_within(id, Duration::ZERO).ok()??, state.records_of(id).0?));
         let held: Vec<(SandboxLock, SandboxRecords)> = sandboxes.iter().filter_map(held).collect();
         // Under the locks of all of them.
-        let listed = state.list_marks().ok();
-        let wanted = held.iter().filter_map(|(_, records)| {
-            let desired = desired_among(state, listed.as_ref()?, records).ok()?;
-            Some((records, desired))
-        });
-        let wanted: Vec<(&SandboxRecords, Desired)> = wanted.collect();
+        let marks = NodeMarks::new(state);
+        let wanted: Vec<(&SandboxRecords, Desired)> =
+            held.iter().filter_map(|(_, records)| Some((records, marks.desired(records).ok()?))).collect();
         let wishes: Vec<_> = wanted
             .iter()
             .map(|(records, desired)| Wish {
