@@ -1,8 +1,11 @@
-//! `isolate` and `release`: the mark first, durably, then the kernel, then what the kernel says.
+//! `isolate` and `release`: the mark first, then the kernel, then what the kernel says; and that the disk has the mark before anybody
+//! is told so.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
+use std::panic::resume_unwind;
 use std::path::Path;
+use std::thread;
 
 use crate::evidence::{self, Says};
 use crate::model::audit::Line;
@@ -130,6 +133,30 @@ impl Chosen<'_> {
     }
 }
 
+/// Writes the marks, for everybody to see; the disk is not waited for. Gives those that are there, and how to exit if that is all
+/// that goes wrong.
+fn show_marks(state: &StateDir, chosen: &Chosen<'_>, mark: &Mark) -> Result<(BTreeSet<Key>, Exit), Failure> {
+    let names: BTreeSet<Key> =
+        chosen.sandboxes.iter().map(|sandbox| sandbox.mark_key()).chain(chosen.absent.clone()).collect();
+    let is_one = names.len() == 1;
+    let (mut keys, mut exit) = (BTreeSet::new(), Exit::Done);
+    for key in names {
+        match state.show_mark(&key, mark) {
+            Ok(()) => {
+                log_mark("marked", &key, mark);
+                keys.insert(key);
+            }
+            Err(error) if is_one => return Err(error.into()),
+            // The others are isolated all the same.
+            Err(error) => {
+                say_error(&chain(&error));
+                exit = Exit::NotPermitted;
+            }
+        }
+    }
+    Ok((keys, exit))
+}
+
 fn isolate_chosen(
     state: &StateDir,
     node: &Inventory<'_>,
@@ -138,32 +165,19 @@ fn isolate_chosen(
     may_wait: bool,
     log: &[String],
 ) -> Result<Exit, Failure> {
-    let names: BTreeSet<Key> =
-        chosen.sandboxes.iter().map(|sandbox| sandbox.mark_key()).chain(chosen.absent.clone()).collect();
-    let names: Vec<Key> = names.into_iter().collect();
-    let mut exit = Exit::Done;
-    let mut keys = BTreeSet::new();
-    // Each is waited for until it is on the disk, so they are written side by side.
-    for (key, written) in names.iter().zip(beside_each_other(&names, |key| state.write_mark(key, mark))) {
-        match written {
-            Ok(()) => {
-                log_mark("marked", key, mark);
-                keys.insert(key.clone());
-            }
-            // The others are isolated all the same.
-            Err(error) if names.len() > 1 => {
-                say_error(&chain(&error));
-                exit = Exit::NotPermitted;
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
+    let (keys, mut exit) = show_marks(state, chosen, mark)?;
+    // Each is waited for until it is on the disk, so that is done side by side.
+    let shown: Vec<&Key> = keys.iter().collect();
+    let keep = || beside_each_other(&shown, |key| state.keep_mark(key));
     // Marks by container ID come before one by UID: what they said would go on to hold instead of what is asked now.
     let marked = chosen.sandboxes.iter().filter(|sandbox| keys.contains(&sandbox.mark_key()));
     let shadowing: BTreeSet<Key> =
         marked.flat_map(|sandbox| node.shadowing(sandbox)).filter(|key| !keys.contains(key)).collect();
+    // None goes before the disk has those that take its place.
+    let kept_first = if shadowing.is_empty() { Vec::new() } else { keep() };
+    let are_kept = kept_first.iter().all(Result::is_ok);
     // The marks are there: from here on nothing that fails keeps them from being applied.
-    for key in &shadowing {
+    for key in shadowing.iter().filter(|_| are_kept) {
         match state.remove_mark(key) {
             Ok(true) => log_mark("replaced", key, mark),
             Ok(false) => {}
@@ -184,12 +198,27 @@ fn isolate_chosen(
     };
     let scan = NodeScan::default();
     let answering_ids: Vec<ContainerId> = answering.iter().map(|sandbox| sandbox.container_id.clone()).collect();
-    let results = sync_all(state, &answering_ids, &scan, |_, container_id, synced| {
-        if let Ok(Some(Enforced { is_new: true, .. })) = &synced {
-            keep_evidence(state, &Subject::Sandbox(container_id.clone()), log);
-        }
-        synced
-    })?;
+    let sync = || {
+        sync_all(state, &answering_ids, &scan, |_, container_id, synced| {
+            if let Ok(Some(Enforced { is_new: true, .. })) = &synced {
+                keep_evidence(state, &Subject::Sandbox(container_id.clone()), log);
+            }
+            synced
+        })
+    };
+    // Nobody waits for the disk to be cut off; it is waited for before anybody is told.
+    let (results, kept) = match shadowing.is_empty() {
+        true => thread::scope(|scope| {
+            let kept = scope.spawn(keep);
+            (sync(), kept.join().unwrap_or_else(|panic| resume_unwind(panic)))
+        }),
+        false => (sync(), kept_first),
+    };
+    for error in kept.into_iter().filter_map(Result::err) {
+        say_error(&chain(&error));
+        exit = Exit::NotPermitted;
+    }
+    let results = results?;
     let mut text = chosen.said_as_several_pods();
     for (sandbox, result) in answering.iter().zip(results) {
         if !say_isolated(&mut text, sandbox, result) && exit == Exit::Done {

@@ -66,14 +66,6 @@ impl StateDir {
         fs::symlink_metadata(self.isolated().join(key.as_str())).and_then(|metadata| metadata.modified()).ok()
     }
 
-    /// Writes a mark, durably.
-    ///
-    /// # Errors
-    /// [`StateError::Io`].
-    pub fn write_mark(&self, key: &Key, mark: &Mark) -> Result<(), StateError> {
-        self.put_mark_back(key, format!("{}\n", mark.to_json()).as_bytes())
-    }
-
     /// Writes a mark with the content that it had, durably.
     ///
     /// # Errors

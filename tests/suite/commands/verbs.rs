@@ -7,7 +7,7 @@ use std::process::Command;
 use serde_json::{Value, json};
 
 use super::{Lab, Place, exits, pod, says};
-use crate::lab::{Kind, Topology};
+use crate::lab::{Kind, Topology, quarantine_on_a_bad_disk};
 
 //BINARY
 
@@ -294,4 +294,26 @@ fn a_mark_that_cannot_be_replaced_does_not_delay_the_isolation() {
     let run = exits(lab.run(&["isolate", "abc123"]), 3);
     says(&run.stdout, &["abc123", "contained", "sealed"]);
     assert_eq!(lab.status("abc123")["verdict"], "contained");
+}
+
+/// The disk is waited for beside the kernel, and before anybody is told that it is done.
+#[test]
+fn what_the_disk_does_not_keep_is_cut_off_and_not_called_done() {
+    let topology = Topology::bridge();
+    let lab = Lab::new(&topology);
+    lab.add("c1", &pod("web", "uid-1"));
+    let on_a_bad_disk = |words: &[&str]| {
+        quarantine_on_a_bad_disk(&topology.node, &[words, &["--state-dir", lab.state.text()]].concat())
+    };
+    let said = exits(on_a_bad_disk(&["isolate", "c1"]), 3);
+    says(&said.stdout, &["c1 (shop/web): contained"]);
+    says(&said.stderr, &["cannot keep the mark", "uid-1"]);
+    assert_eq!(lab.status("c1")["verdict"], "contained");
+    // A mark that the new one takes the place of stays as long as the disk has not the new one.
+    exits(lab.run(&["release", "c1"]), 0);
+    lab.write_mark("c1", "{}");
+    exits(on_a_bad_disk(&["isolate", "c1"]), 3);
+    assert_eq!(lab.marks(), ["c1", "uid-1"]);
+    exits(lab.run(&["isolate", "c1"]), 0);
+    assert_eq!(lab.marks(), ["uid-1"]);
 }

@@ -164,12 +164,8 @@ impl<'a> Call<'a> {
 
 /// Has the kernel answer `socket(AF_NETLINK, …, NETLINK_NETFILTER)` as one without it does.
 fn refuse_netfilter() -> std::io::Result<()> {
-    const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
-    const EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
-    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
-    let step = |code, jf, k| libc::sock_filter { code, jt: 0, jf, k };
     // Offsets in struct seccomp_data: the number of the call, the low words of its first and third argument.
-    let mut filter = [
+    confine(&mut [
         step(LOAD, 0, 0),
         step(EQUAL, 5, libc::SYS_socket as u32),
         step(LOAD, 0, 16),
@@ -178,7 +174,29 @@ fn refuse_netfilter() -> std::io::Result<()> {
         step(EQUAL, 1, libc::NETLINK_NETFILTER as u32),
         step(RETURN, 0, libc::SECCOMP_RET_ERRNO | libc::EPROTONOSUPPORT as u32),
         step(RETURN, 0, libc::SECCOMP_RET_ALLOW),
-    ];
+    ])
+}
+
+/// Has the kernel answer as a disk does that keeps nothing.
+fn refuse_sync() -> std::io::Result<()> {
+    confine(&mut [
+        step(LOAD, 0, 0),
+        step(EQUAL, 1, libc::SYS_fsync as u32),
+        step(RETURN, 0, libc::SECCOMP_RET_ERRNO | libc::EIO as u32),
+        step(RETURN, 0, libc::SECCOMP_RET_ALLOW),
+    ])
+}
+
+const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+const EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+
+fn step(code: u16, jf: u8, k: u32) -> libc::sock_filter {
+    libc::sock_filter { code, jt: 0, jf, k }
+}
+
+/// Has the kernel ask this filter about each system call of the calling process.
+fn confine(filter: &mut [libc::sock_filter]) -> std::io::Result<()> {
     let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
     // SAFETY: takes no pointers.
     let unprivileged = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
@@ -190,8 +208,21 @@ fn refuse_netfilter() -> std::io::Result<()> {
 /// Runs one of the product's commands (`status`, `sync`, …) on `node`, and waits for it.
 #[track_caller]
 pub(crate) fn quarantine(node: &Netns, args: &[&str]) -> Run {
+    start(command(node, args), None).wait()
+}
+
+/// The same on a node whose disk keeps nothing.
+#[track_caller]
+pub(crate) fn quarantine_on_a_bad_disk(node: &Netns, args: &[&str]) -> Run {
+    let mut command = command(node, args);
+    // SAFETY: between fork and exec the closure makes two system calls and does not allocate.
+    unsafe { command.pre_exec(refuse_sync) };
+    start(command, None).wait()
+}
+
+fn command(node: &Netns, args: &[&str]) -> Command {
     let mut command = node.command(program());
     command.env_remove("CNI_COMMAND").args(args);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    start(command, None).wait()
+    command
 }

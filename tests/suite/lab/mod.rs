@@ -27,7 +27,7 @@ pub(crate) mod topology;
 pub(crate) mod traffic;
 
 pub(crate) use agent::Agent;
-pub(crate) use call::{Call, Stdin, program, quarantine};
+pub(crate) use call::{Call, Stdin, program, quarantine, quarantine_on_a_bad_disk};
 pub(crate) use cgroup::Cgroup;
 pub(crate) use crowd::Crowd;
 pub(crate) use monitor::Monitor;
