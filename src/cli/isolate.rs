@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::panic::resume_unwind;
 use std::path::Path;
-use std::thread;
+use std::thread::{self, ScopedJoinHandle};
 
 use crate::evidence::{self, Says};
 use crate::model::audit::Line;
@@ -206,14 +206,16 @@ fn isolate_chosen(
             synced
         })
     };
-    // Nobody waits for the disk to be cut off; it is waited for before anybody is told.
-    let (results, kept) = match shadowing.is_empty() {
-        true => thread::scope(|scope| {
-            let kept = scope.spawn(keep);
-            (sync(), kept.join().unwrap_or_else(|panic| resume_unwind(panic)))
-        }),
-        false => (sync(), kept_first),
-    };
+    // Nobody waits for the disk to be cut off; it is waited for before anybody is told. Nor for the look at the whole node.
+    let (results, kept) = thread::scope(|scope| {
+        if !answering.is_empty() {
+            scope.spawn(|| scan.look());
+        }
+        let keeping = shadowing.is_empty().then(|| scope.spawn(keep));
+        let results = sync();
+        let kept = keeping.map_or(Ok(kept_first), ScopedJoinHandle::join);
+        (results, kept.unwrap_or_else(|panic| resume_unwind(panic)))
+    });
     for error in kept.into_iter().filter_map(Result::err) {
         say_error(&chain(&error));
         exit = Exit::NotPermitted;

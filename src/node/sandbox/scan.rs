@@ -1,7 +1,7 @@
 //! What takes packets past the host guard, or past the rules in the pod: on a sandbox's own interfaces, and on all of the node's.
 
 use std::collections::BTreeSet;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 
 use crate::kernel::bpf::{Pins, may_redirect_to_peers, none_for_interfaces_but, programs_by_tcx_on, programs_on};
 use crate::kernel::netlink::NetlinkError;
@@ -10,6 +10,7 @@ use crate::kernel::nft::ChainInFront;
 use crate::kernel::rtnetlink::{Jump, Link, Links};
 use crate::model::names::IfName;
 use crate::model::verdict::Bypass;
+use crate::node::workers::hold;
 
 use super::{SandboxError, Side};
 
@@ -26,6 +27,8 @@ pub enum Scan<'a> {
 /// command, however many sandboxes that is about.
 #[derive(Debug, Default)]
 pub struct NodeScan {
+    /// Held by whoever looks.
+    looking: Mutex<()>,
     found: OnceLock<OnNode>,
     may_redirect_to_peers: OnceLock<bool>,
 }
@@ -42,7 +45,16 @@ struct OnNode {
 }
 
 impl NodeScan {
+    /// Looks now, so that whoever asks later need not: for a thread beside whatever comes before that. What cannot be read is
+    /// read again, and said, by who asks.
+    pub fn look(&self) {
+        if let Ok(mut host) = Side::own() {
+            let _ = self.of(&mut host);
+        }
+    }
+
     fn of(&self, host: &mut Side) -> Result<&OnNode, NetlinkError> {
+        let _one_at_a_time = hold(&self.looking);
         if let Some(found) = self.found.get() {
             return Ok(found);
         }
@@ -79,6 +91,14 @@ impl NodeScan {
 }
 
 impl Scan<'_> {
+    /// Waits for a look that is under way: what is attached from now on it would take for somebody else's.
+    pub(super) fn finish(self, host: &mut Side) -> Result<(), NetlinkError> {
+        if let Self::Node(node) = self {
+            node.of(host)?;
+        }
+        Ok(())
+    }
+
     /// Whether any program on the node's interfaces may put frames straight into a pod.
     pub(super) fn may_redirect_to_peers(self, host: &mut Side) -> Result<bool, NetlinkError> {
         let Self::Node(node) = self else { return Ok(may_redirect_to_peers(None)) };

@@ -113,6 +113,7 @@ impl Sandbox<'_> {
         if self.records.ebpf() == Ebpf::Off {
             return Ok(detach(self.host, self.records.container_id()));
         }
+        scan.finish(self.host)?;
         // One that was cut off is armed; this is for one of which only a part was isolated.
         arm(self.host, self.records.container_id());
         let pins = self.pins();
