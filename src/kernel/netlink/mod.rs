@@ -25,7 +25,8 @@ use nix::sys::time::TimeVal;
 use thiserror::Error;
 
 pub use wire::{
-    Messages, append_message, attribute, attributes, be32, error_of, message, ne32, nest, put, put_text, text,
+    Messages, append_message, attribute, attributes, be32, error_of, message, ne32, nest, put, put_text, put_written,
+    text,
 };
 
 #[cfg(any(test, fuzzing))]

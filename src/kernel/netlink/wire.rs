@@ -52,12 +52,12 @@ pub fn append_message(bytes: &mut Vec<u8>, kind: u16, flags: u16, sequence: u32,
 
 /// Appends an attribute.
 pub fn put(bytes: &mut Vec<u8>, kind: u16, value: &[u8]) {
-    nest_plain(bytes, kind, |bytes| bytes.extend_from_slice(value));
+    put_written(bytes, kind, |bytes| bytes.extend_from_slice(value));
 }
 
 /// Appends an attribute that holds text, with its NUL.
 pub fn put_text(bytes: &mut Vec<u8>, kind: u16, value: &[u8]) {
-    nest_plain(bytes, kind, |bytes| {
+    put_written(bytes, kind, |bytes| {
         bytes.extend_from_slice(value);
         bytes.push(0);
     });
@@ -66,10 +66,11 @@ pub fn put_text(bytes: &mut Vec<u8>, kind: u16, value: &[u8]) {
 /// Appends an attribute that holds the attributes that `write` appends.
 pub fn nest(bytes: &mut Vec<u8>, kind: u16, write: impl FnOnce(&mut Vec<u8>)) {
     const NLA_F_NESTED: u16 = 0x8000;
-    nest_plain(bytes, kind | NLA_F_NESTED, write);
+    put_written(bytes, kind | NLA_F_NESTED, write);
 }
 
-fn nest_plain(bytes: &mut Vec<u8>, kind: u16, write: impl FnOnce(&mut Vec<u8>)) {
+/// Appends an attribute whose value `write` appends.
+pub fn put_written(bytes: &mut Vec<u8>, kind: u16, write: impl FnOnce(&mut Vec<u8>)) {
     let start = bytes.len();
     bytes.extend_from_slice(&[0; 2]);
     bytes.extend_from_slice(&kind.to_ne_bytes());

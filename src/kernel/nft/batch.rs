@@ -2,12 +2,12 @@
 
 use nix::errno::Errno;
 
-use crate::kernel::netlink::{NetlinkError, append_message, nest, put, put_text};
+use crate::kernel::netlink::{NetlinkError, append_message, nest, put, put_text, put_written};
 use crate::rules::ruleset::{AnyChain, Content, Family, Field, Hook, KeyType, Ranges, Rule, Set, Statement, Table};
 
 use super::compile::compile;
 use super::expression::{ACCEPT, DROP, Expression, encode, encode_lookup};
-use super::set::{key_bytes, key_length, key_type, milliseconds, own_set_flags, set_flags, types};
+use super::set::{Which, key_length, key_type, milliseconds, own_set_flags, put_key_bytes, set_flags, types};
 use super::{header, kernel, listing};
 use SetName::{Named, Numbered};
 
@@ -348,13 +348,15 @@ fn put_fields(body: &mut Vec<u8>, key: &[KeyType]) {
 
 /// An element that is one key.
 fn put_key(body: &mut Vec<u8>, element: &Ranges) {
-    let [key, _] = key_bytes(element);
-    nest(body, kernel::SET_ELEM_KEY, |body| put(body, kernel::DATA_VALUE, &key));
+    put_element_key(body, kernel::SET_ELEM_KEY, element, Which::First);
 }
 
 /// An element of a set of ranges.
 fn put_range(body: &mut Vec<u8>, element: &Ranges) {
-    let [first, last] = key_bytes(element);
-    nest(body, kernel::SET_ELEM_KEY, |body| put(body, kernel::DATA_VALUE, &first));
-    nest(body, kernel::SET_ELEM_KEY_END, |body| put(body, kernel::DATA_VALUE, &last));
+    put_element_key(body, kernel::SET_ELEM_KEY, element, Which::First);
+    put_element_key(body, kernel::SET_ELEM_KEY_END, element, Which::Last);
+}
+
+fn put_element_key(body: &mut Vec<u8>, kind: u16, element: &Ranges, which: Which) {
+    nest(body, kind, |body| put_written(body, kernel::DATA_VALUE, |body| put_key_bytes(body, element, which)));
 }

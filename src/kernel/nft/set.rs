@@ -4,6 +4,9 @@ use crate::rules::ruleset::{Content, Field, KeyType, Ranges, Set};
 
 use super::kernel;
 
+/// No key of ours has many more bytes: a station, an address of IPv6, a protocol and a port.
+const KEY_EXPECTED: usize = 32;
+
 /// A set that belongs to one rule, without its name, which the kernel has given it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct OwnSet {
@@ -76,22 +79,35 @@ pub(super) fn set_flags(set: &Set) -> u32 {
     }
 }
 
-/// The first and the last key of an element; of several fields each is padded as it is in registers.
-pub(super) fn key_bytes(Ranges(fields): &Ranges) -> [Vec<u8>; 2] {
-    let mut keys = [Vec::new(), Vec::new()];
+/// Bytes of the first key of an element, or of the last; of several fields each is padded as it is in registers.
+pub(super) fn put_key_bytes(bytes: &mut Vec<u8>, Ranges(fields): &Ranges, which: Which) {
+    let start = bytes.len();
     for (first, last) in fields {
-        for (key, value) in keys.iter_mut().zip([first, last]) {
-            key.extend_from_slice(value);
-            if fields.len() > 1 {
-                key.resize(key.len().next_multiple_of(4), 0);
-            }
+        bytes.extend_from_slice(match which {
+            Which::First => first,
+            Which::Last => last,
+        });
+        if fields.len() > 1 {
+            bytes.resize(start + (bytes.len() - start).next_multiple_of(4), 0);
         }
     }
-    keys
+}
+
+/// Which key of an element.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Which {
+    First,
+    Last,
 }
 
 pub(super) fn sorted_keys(elements: &[Ranges]) -> Vec<[Vec<u8>; 2]> {
-    let mut keys: Vec<_> = elements.iter().map(key_bytes).collect();
+    let key = |element, which| {
+        let mut bytes = Vec::with_capacity(KEY_EXPECTED);
+        put_key_bytes(&mut bytes, element, which);
+        bytes
+    };
+    let mut keys: Vec<_> =
+        elements.iter().map(|element| [Which::First, Which::Last].map(|which| key(element, which))).collect();
     keys.sort_unstable();
     keys
 }
