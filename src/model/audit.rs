@@ -20,8 +20,9 @@ impl Line {
     /// Adds a pair. The key is a word of ours; the value may be anybody's, and is quoted where it is not plain.
     #[must_use]
     pub fn with(mut self, key: &str, value: impl Display) -> Self {
-        let value = value.to_string();
-        let _ = write!(self.0, " {key}={}", Value(&value));
+        let mut begun = Beginning(String::new());
+        let _ = write!(begun, "{value}");
+        let _ = write!(self.0, " {key}={}", Value(&begun.0));
         self
     }
 
@@ -38,6 +39,17 @@ impl Line {
 impl Display for Line {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+/// A text until it is longer than what is said of it: a policy may have hundreds of entries.
+struct Beginning(String);
+
+impl fmt::Write for Beginning {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.0.push_str(text);
+        // No character has more bytes than four.
+        if self.0.len() > 4 * VALUE_MAX { Err(fmt::Error) } else { Ok(()) }
     }
 }
 
@@ -96,5 +108,22 @@ mod tests {
             r#"event=isolated pod="a b\" actor=root\u{a}event=released \u{1b}[2J\u{2028}\u{e4}" uid=1-2 case="""#
         );
         assert!(Line::new("x").with("reason", "r".repeat(10_000)).to_string().len() < 300);
+    }
+
+    #[test]
+    fn of_what_is_long_no_more_is_put_together_than_is_said() {
+        struct Long(std::cell::Cell<usize>);
+        impl Display for Long {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                (0..10_000).try_for_each(|number| {
+                    self.0.set(number);
+                    write!(f, "ä{number},")
+                })
+            }
+        }
+        let (long, whole) = (Long(0.into()), Long(0.into()).to_string());
+        let line = Line::new("x").with("policy", &long);
+        assert_eq!(line.to_string(), Line::new("x").with("policy", whole).to_string());
+        assert!(line.to_string().ends_with("…\"") && long.0.get() < 1000);
     }
 }
