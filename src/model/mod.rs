@@ -16,6 +16,7 @@ pub mod names;
 pub mod patience;
 pub mod policy;
 mod policy_in_file;
+mod ports;
 pub mod probes;
 pub mod record;
 pub mod records;

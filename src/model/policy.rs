@@ -2,7 +2,6 @@
 //!
 //! Pure: text and values in, decisions out. How a policy becomes nftables rules is the business of `ruleset`.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -12,6 +11,7 @@ use serde_json::{Value, json};
 
 pub use crate::model::cgroup::CgroupPath;
 use crate::model::json::{At, Unexpected};
+pub use crate::model::ports::{Ports, parse_range};
 pub use crate::model::probes::{Prober, Probes};
 
 /// What is let through while isolated. Everything else is dropped.
@@ -54,81 +54,6 @@ pub enum Protocol {
     Tcp,
     /// UDP.
     Udp,
-}
-
-/// A non-empty set of ports, as sorted ranges that neither touch nor overlap, without port 0.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Ports(Vec<(u16, u16)>);
-
-impl Ports {
-    /// Every port.
-    #[must_use]
-    pub fn any() -> Self {
-        Self(vec![(1, u16::MAX)])
-    }
-
-    /// The ports of `ranges` (first and last), where there is one and each is sound.
-    #[must_use]
-    pub fn new(ranges: impl IntoIterator<Item = (u16, u16)>) -> Option<Self> {
-        let ranges: BTreeSet<_> = ranges.into_iter().collect();
-        let mut merged: Vec<(u16, u16)> = Vec::with_capacity(ranges.len());
-        for (first, last) in ranges {
-            if first == 0 || first > last {
-                return None;
-            }
-            match merged.last_mut() {
-                Some(before) if u32::from(first) <= u32::from(before.1) + 1 => before.1 = before.1.max(last),
-                _ => merged.push((first, last)),
-            }
-        }
-        (!merged.is_empty()).then_some(Self(merged))
-    }
-
-    /// The ranges: first and last port.
-    #[must_use]
-    pub fn ranges(&self) -> &[(u16, u16)] {
-        &self.0
-    }
-
-    /// Whether `port` is one of them.
-    #[must_use]
-    pub fn contains(&self, port: u16) -> bool {
-        self.0.iter().any(|&(first, last)| (first..=last).contains(&port))
-    }
-
-    pub(super) fn read(at: &At<'_>) -> Result<Self, Unexpected> {
-        const ALLOWED: &str = "a port from 1 to 65535, or a range of them as \"from-to\"";
-        let mut ranges = Vec::new();
-        for port in at.list()? {
-            let range = match port.value() {
-                Value::Number(number) => number.as_u64().and_then(|n| u16::try_from(n).ok()).map(|n| (n, n)),
-                Value::String(text) => parse_range(text),
-                _ => None,
-            };
-            match range {
-                Some((first, last)) if first != 0 && first <= last => ranges.push((first, last)),
-                _ => return Err(port.unexpected(ALLOWED)),
-            }
-        }
-        Self::new(ranges).ok_or_else(|| at.unexpected(format!("at least one of: {ALLOWED}")))
-    }
-
-    pub(super) fn to_json(&self) -> Value {
-        self.0
-            .iter()
-            .map(|&(first, last)| if first == last { json!(first) } else { json!(format!("{first}-{last}")) })
-            .collect()
-    }
-}
-
-/// Reads `443` or `8000-8100`.
-#[must_use]
-pub fn parse_range(text: &str) -> Option<(u16, u16)> {
-    let number = |digits: &str| digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok()).flatten();
-    match text.split_once('-') {
-        Some((first, last)) => Some((number(first)?, number(last)?)),
-        None => number(text).map(|port| (port, port)),
-    }
 }
 
 impl Default for Policy {
@@ -198,23 +123,18 @@ impl fmt::Display for Policy {
         if self.is_sealed() {
             return f.write_str("sealed");
         }
-        let mut words = Vec::new();
+        let mut joint = "";
         if self.loopback {
-            words.push("loopback".to_owned());
+            f.write_str("loopback")?;
+            joint = "+";
         }
         if self.probes != Probes::Off {
-            words.push(self.probes.to_string());
+            write!(f, "{joint}{}", self.probes)?;
+            joint = "+";
         }
-        words.extend(self.allow.iter().map(ToString::to_string));
-        f.write_str(&words.join("+"))
-    }
-}
-
-impl fmt::Display for Ports {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, &(first, last)) in self.0.iter().enumerate() {
-            let comma = if index == 0 { "" } else { "," };
-            if first == last { write!(f, "{comma}{first}")? } else { write!(f, "{comma}{first}-{last}")? }
+        for allow in &self.allow {
+            write!(f, "{joint}{allow}")?;
+            joint = "+";
         }
         Ok(())
     }
@@ -433,14 +353,5 @@ mod tests {
             let error = text.parse::<Allow>().unwrap_err();
             assert!(error.contains(what), "{text}: {error}");
         }
-    }
-
-    #[test]
-    fn ports_merge() {
-        assert_eq!(
-            Ports::new([(5, 6), (1, 2), (3, 3), (6, 9), (65535, 65535)]).unwrap().ranges(),
-            [(1, 3), (5, 9), (65535, 65535)]
-        );
-        assert!(Ports::new([]).is_none() && Ports::new([(0, 1)]).is_none() && Ports::new([(2, 1)]).is_none());
     }
 }

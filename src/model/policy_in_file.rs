@@ -1,55 +1,97 @@
-//! A policy as this program writes it to itself, in the record of an attachment: read and written at each pod's start and end, without
-//! a tree of values in between. How a person's is read, with errors that say where, is the business of `policy`.
+//! A policy as text, read and written without a tree of values in between: what a runtime gives at each pod's start, and what this
+//! program writes to itself in the record of an attachment. How a person's is read, with errors that say where, is the business of
+//! `policy`.
 //!
-//! Pure. Both are one form: what is taken here means what it means there.
+//! Pure. Both are one form: what is taken here means what it means there. Not all that is taken there is taken here (a key that is
+//! said twice is not), so whoever reads what a person wrote and fails here reads it there.
 
 use std::borrow::Cow;
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::marker::PhantomData;
 
+use ipnetwork::IpNetwork;
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{Error, MapAccess, Visitor};
-use serde::ser::SerializeStruct;
+use serde::de::{Error, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
 use crate::model::json::At;
-use crate::model::policy::{Allow, Direction, Policy, Ports, Probes, Protocol, parse_peer};
+use crate::model::policy::{Allow, Direction, Policy, Ports, Probes, Protocol, parse_peer, parse_range};
+
+/// No entry of an allow-list with one port is longer, but for some of IPv6.
+const ENTRY_EXPECTED: usize = 96;
+
+impl Policy {
+    /// The text of `to_json`.
+    #[must_use]
+    pub fn to_text(&self) -> String {
+        let mut text = String::new();
+        self.write(&mut text);
+        text
+    }
+
+    /// Appends it.
+    pub(super) fn write(&self, text: &mut String) {
+        text.reserve(ENTRY_EXPECTED * (1 + self.allow.len()));
+        let loopback = if self.loopback { "true" } else { "false" };
+        let _ = write!(text, "{{\"loopback\":{loopback},\"probes\":{},\"allow\":[", self.probes.to_json());
+        for (index, allow) in self.allow.iter().enumerate() {
+            text.push_str(if index == 0 { "" } else { "," });
+            allow.write(text);
+        }
+        text.push_str("]}");
+    }
+}
 
 impl Serialize for Policy {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut policy = serializer.serialize_struct("Policy", 3)?;
-        policy.serialize_field("loopback", &self.loopback)?;
-        policy.serialize_field("probes", &self.probes.to_json())?;
-        policy.serialize_field("allow", &self.allow)?;
-        policy.end()
+        self.to_json().serialize(serializer)
     }
 }
 
-impl Serialize for Allow {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut allow = serializer.serialize_struct("Allow", 4)?;
-        allow.serialize_field("direction", self.direction.as_str())?;
-        allow.serialize_field("peer", &self.peer)?;
-        allow.serialize_field("protocol", self.protocol.as_str())?;
-        allow.serialize_field("ports", &self.ports)?;
-        allow.end()
-    }
-}
-
-impl Serialize for Ports {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        #[derive(Serialize)]
-        #[serde(untagged)]
-        enum Range {
-            One(u16),
-            Several(String),
+impl Allow {
+    /// By hand: the machinery of formatting takes ten times as long, and a policy has hundreds.
+    fn write(&self, text: &mut String) {
+        text.push_str("{\"direction\":\"");
+        text.push_str(self.direction.as_str());
+        text.push_str("\",\"peer\":\"");
+        write_network(text, self.peer);
+        text.push_str("\",\"protocol\":\"");
+        text.push_str(self.protocol.as_str());
+        text.push_str("\",\"ports\":[");
+        for (index, &(first, last)) in self.ports.ranges().iter().enumerate() {
+            text.push_str(if index == 0 { "" } else { "," });
+            if first == last {
+                write_number(text, first);
+            } else {
+                let _ = write!(text, "\"{first}-{last}\"");
+            }
         }
-        serializer.collect_seq(self.ranges().iter().map(|&(first, last)| match first == last {
-            true => Range::One(first),
-            false => Range::Several(format!("{first}-{last}")),
-        }))
+        text.push_str("]}");
     }
+}
+
+fn write_network(text: &mut String, network: IpNetwork) {
+    match network {
+        IpNetwork::V4(v4) => {
+            let [first, others @ ..] = v4.ip().octets();
+            write_number(text, first.into());
+            for octet in others {
+                text.push('.');
+                write_number(text, octet.into());
+            }
+        }
+        IpNetwork::V6(v6) => drop(write!(text, "{}", v6.ip())),
+    }
+    text.push('/');
+    write_number(text, network.prefix().into());
+}
+
+fn write_number(text: &mut String, number: u16) {
+    if number >= 10 {
+        write_number(text, number / 10);
+    }
+    text.push(char::from(b'0' + (number % 10) as u8));
 }
 
 #[derive(Deserialize)]
@@ -72,8 +114,8 @@ struct AllowInFile<'a> {
     peer: Cow<'a, str>,
     #[serde(borrow)]
     protocol: Cow<'a, str>,
-    #[serde(default, deserialize_with = "there")]
-    ports: Option<Value>,
+    #[serde(default = "Ports::any")]
+    ports: Ports,
 }
 
 fn yes() -> bool {
@@ -122,11 +164,64 @@ impl<'de> Deserialize<'de> for Allow {
             direction: Direction::parse(&file.direction).ok_or_else(|| not_one("direction", &file.direction))?,
             peer: parse_peer(&file.peer).ok_or_else(|| not_one("address or CIDR", &file.peer))?,
             protocol: Protocol::parse(&file.protocol).ok_or_else(|| not_one("protocol", &file.protocol))?,
-            ports: match &file.ports {
-                None => Ports::any(),
-                Some(ports) => Ports::read(&At::new("policy.allow.ports", ports)).map_err(D::Error::custom)?,
-            },
+            ports: file.ports,
         })
+    }
+}
+
+impl<'de> Deserialize<'de> for Ports {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_seq(PortList)
+    }
+}
+
+struct PortList;
+
+impl<'de> Visitor<'de> for PortList {
+    type Value = Ports;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of ports")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Ports, A::Error> {
+        let mut next = || list.next_element().map(|next| next.map(|PortRange(first, last)| (first, last)));
+        let first = next()?;
+        let mut others = Vec::new();
+        while let Some(other) = next()? {
+            others.push(other);
+        }
+        let ports = Ports::new(first.into_iter().chain(others));
+        ports.ok_or_else(|| A::Error::custom("ports are from 1 to 65535, and one at least"))
+    }
+}
+
+/// The first and the last of a range of ports.
+struct PortRange(u16, u16);
+
+impl<'de> Deserialize<'de> for PortRange {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(PortOrRange)
+    }
+}
+
+struct PortOrRange;
+
+impl Visitor<'_> for PortOrRange {
+    type Value = PortRange;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a port, or a range of them as \"from-to\"")
+    }
+
+    fn visit_u64<E: Error>(self, number: u64) -> Result<PortRange, E> {
+        let port = u16::try_from(number).map_err(E::custom)?;
+        Ok(PortRange(port, port))
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<PortRange, E> {
+        let (first, last) = parse_range(text).ok_or_else(|| E::custom(format!("{text:?} is no range of ports")))?;
+        Ok(PortRange(first, last))
     }
 }
 
@@ -184,7 +279,7 @@ mod tests {
                 ports: Ports::new([(port, port + more), (65000, 65000)])?,
             }));
             let policy = Policy { loopback, allow: allow.collect(), ..Policy::default() };
-            let text = serde_json::to_string(&policy).unwrap();
+            let text = policy.to_text();
             prop_assert_eq!(&text, &policy.to_json().to_string());
             prop_assert_eq!(both(&text), (Some(policy.clone()), Some(policy)));
         }

@@ -4,6 +4,7 @@
 //! goes back to an older version keeps its pods. A record holds all that is needed to isolate the sandbox later without asking anything inside it: whoever is
 //! root in the pod by then could answer falsely.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
@@ -181,7 +182,7 @@ impl Record {
             netns: self.netns.clone(),
             netns_cookie: self.netns_cookie,
             pod: self.pod.clone(),
-            policy: self.policy.clone(),
+            policy: Cow::Borrowed(&self.policy),
             host_guard: self.host_guard,
             ebpf: self.ebpf,
             interfaces: self.interfaces.iter().map(interface).collect(),
@@ -190,7 +191,14 @@ impl Record {
             adopted: self.adopted,
         };
         // Only a map whose keys are no text, or an error of `Serialize` itself, could make it fail: there is neither.
-        serde_json::to_string(&file).unwrap_or_default()
+        let mut text = serde_json::to_string(&file).unwrap_or_default();
+        // What may be long comes last, and is written as it is written fastest.
+        if text.pop().is_some() {
+            text.push_str(",\"policy\":");
+            self.policy.write(&mut text);
+            text.push('}');
+        }
+        text
     }
 
     /// Reads a record.
@@ -198,7 +206,7 @@ impl Record {
     /// # Errors
     /// At the first key that is missing or has a value that is not allowed.
     pub fn read(content: &[u8]) -> Result<Self, Fault> {
-        let file: RecordInFile = serde_json::from_slice(content).map_err(|error| match error.classify() {
+        let file: RecordInFile<'_> = serde_json::from_slice(content).map_err(|error| match error.classify() {
             Category::Data => Fault::Incomplete(error.to_string()),
             Category::Syntax | Category::Eof | Category::Io => Fault::NotJson(error.to_string()),
         })?;
@@ -215,7 +223,7 @@ impl Record {
             netns: file.netns,
             netns_cookie: file.netns_cookie,
             pod: file.pod,
-            policy: file.policy,
+            policy: file.policy.into_owned(),
             host_guard: file.host_guard,
             ebpf: file.ebpf,
             interfaces: file.interfaces.into_iter().map(interface).collect(),
@@ -229,7 +237,7 @@ impl Record {
 /// A record as its file has it.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct RecordInFile {
+struct RecordInFile<'a> {
     network: NetworkName,
     #[serde(rename = "containerID")]
     container_id: ContainerId,
@@ -237,7 +245,8 @@ struct RecordInFile {
     netns: NetnsPath,
     netns_cookie: u64,
     pod: Pod,
-    policy: Policy,
+    #[serde(skip_serializing)]
+    policy: Cow<'a, Policy>,
     host_guard: HostGuard,
     /// Older versions do not know this, and write no such key.
     #[serde(default)]
@@ -348,6 +357,23 @@ mod tests {
             "node": {"addresses": [], "mac": null}, "hostEnd": {"index": 7, "mac": "02:00:00:00:00:07"}}]}"#;
         let end = Record::read(text.as_bytes()).unwrap().interfaces[0].host_end.clone().unwrap();
         assert_eq!((end.index, end.name, end.mac), (7, None, Mac::parse("02:00:00:00:00:07")));
+    }
+
+    #[test]
+    fn an_older_record_says_its_policy_among_the_rest() {
+        let text = r#"{"network":"n","containerID":"c","ifname":"eth0","netns":"/x","netnsCookie":1,"pod":{},"policy":{"loopback":false,
+            "probes":{"ports":[8080,"9000-9010"]},"allow":[{"direction":"egress","peer":"10.20.0.5/32","protocol":"tcp","ports":[443]},
+            {"direction":"ingress","peer":"fd00::/64","protocol":"udp","ports":["1-65535"]}]},"hostGuard":"auto","interfaces":[]}"#;
+        let record = Record::read(text.as_bytes()).unwrap();
+        assert_eq!(
+            record.policy.to_string(),
+            "probes:8080,9000-9010+egress:10.20.0.5/32:tcp:443+ingress:fd00::/64:udp:1-65535"
+        );
+        // And says it as that did, wherever it stands.
+        let [before, after]: [serde_json::Value; 2] =
+            [text, &record.to_json()].map(|text| serde_json::from_str(text).unwrap());
+        assert_eq!(after["policy"].to_string(), before["policy"].to_string());
+        assert_eq!(Record::read(record.to_json().as_bytes()), Ok(record));
     }
 
     #[test]

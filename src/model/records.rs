@@ -29,9 +29,17 @@ impl SandboxRecords {
     /// A record, and those of the sandbox's other attachments.
     #[must_use]
     pub fn with(record: Record, others: Option<Self>) -> Self {
-        let mut records = others.map_or_else(Vec::new, |others| others.into_iter().collect());
-        records.push(record.clone());
-        Self::new(records).unwrap_or(Self { first: record, others: Vec::new(), leaving: Vec::new() })
+        let mut records = Self { first: record, others: Vec::new(), leaving: Vec::new() };
+        for mut other in others.into_iter().flat_map(Self::into_iter) {
+            if other.container_id() == records.container_id() {
+                if other.id < records.first.id {
+                    std::mem::swap(&mut other, &mut records.first);
+                }
+                records.others.push(other);
+            }
+        }
+        records.others.sort_by(|a, b| a.id.cmp(&b.id));
+        records
     }
 
     /// Those of the attachments to the netns of this cookie.
@@ -197,5 +205,22 @@ mod tests {
         let (own, others) = records.split(&eth0);
         assert_eq!(own.map(|record| record.id), Some(eth0));
         assert_eq!(others.map(|others| others.iter().count()), Some(1));
+    }
+
+    #[test]
+    fn one_joins_the_others_of_its_sandbox_in_their_order() {
+        let of_a = |ifname| record("a", ifname, "{}", "auto");
+        let others = || SandboxRecords::new(vec![of_a("net1"), of_a("eth1")]);
+        for (joins, expected) in [("eth0", ["eth0", "eth1", "net1"]), ("net0", ["eth1", "net0", "net1"])] {
+            let names: Vec<_> =
+                SandboxRecords::with(of_a(joins), others()).iter().map(|record| record.id.ifname.to_string()).collect();
+            assert_eq!(names, expected);
+        }
+        let alone = SandboxRecords::with(record("b", "eth0", "{}", "auto"), others());
+        assert_eq!(
+            alone,
+            SandboxRecords::with(record("b", "eth0", "{}", "auto"), None),
+            "those of another are none of it"
+        );
     }
 }

@@ -9,6 +9,7 @@ use std::fmt;
 
 use serde_json::{Map, Value, json};
 
+use super::document::Document;
 use crate::model::names::{AttachmentId, ContainerId, IfName, NameError, NetnsPath, NetworkName, Pod, PodName, PodUid};
 
 /// The versions of the specification that are spoken, oldest first. 0.3.0 has the wire format of 0.3.1.
@@ -241,7 +242,7 @@ impl Version {
     }
 }
 
-/// A network configuration: what the specification says of it, and the whole document for the rest.
+/// A network configuration: what the specification says of it, and the document for the rest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Network {
     /// The version that the runtime speaks.
@@ -249,7 +250,7 @@ pub struct Network {
     /// The network's name.
     pub name: NetworkName,
     /// The document.
-    pub document: Value,
+    pub document: Document,
 }
 
 impl Network {
@@ -257,10 +258,10 @@ impl Network {
     ///
     /// # Errors
     /// Codes 6, 7 and 1, in this order.
-    pub fn of_document(document: Result<Value, serde_json::Error>, call: &Call) -> Result<Self, Failure> {
+    pub fn of_document(document: Result<Document, serde_json::Error>, call: &Call) -> Result<Self, Failure> {
         let decoding = |message: String| Failure::new(Code::Decoding, format!("the network configuration {message}"));
         let document = document.map_err(|error| decoding(format!("is not JSON: {error}")))?;
-        let Some(object) = document.as_object() else {
+        let Some(object) = document.value.as_object() else {
             return Err(decoding("is not a JSON object".to_owned()));
         };
         let text = |key: &str| match object.get(key) {
@@ -292,7 +293,7 @@ impl Network {
     /// Code 7 where there is none or it is of no form that a result has.
     pub fn previous_result(&self) -> Result<PreviousResult, Failure> {
         let invalid = |message: &str| Failure::new(Code::InvalidConfig, format!("prevResult {message}"));
-        match self.document.get("prevResult") {
+        match self.document.value.get("prevResult") {
             None | Some(Value::Null) => Err(invalid(
                 "is missing: quarantine runs behind another plugin; put it after the main plugin of a conflist",
             )),
@@ -307,7 +308,7 @@ impl Network {
     /// Code 7 where it is no list of attachments: nothing may be removed by guess.
     pub fn valid_attachments(&self) -> Result<Option<Vec<AttachmentId>>, Failure> {
         const KEY: &str = "cni.dev/valid-attachments";
-        match self.document.get(KEY) {
+        match self.document.value.get(KEY) {
             None => Ok(None),
             // A nil slice of Go: CRI-O with no pods.
             Some(Value::Null) => Ok(Some(Vec::new())),
@@ -409,9 +410,10 @@ pub fn try_any(bytes: &[u8]) {
     let variables = [("CNI_COMMAND", "ADD"), ("CNI_CONTAINERID", "c1"), ("CNI_NETNS", "/n"), ("CNI_IFNAME", "eth0")];
     let lookup = |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into());
     let Ok(call) = Call::from_environment(lookup) else { return };
+    super::document::try_any(bytes, &call);
     let Ok(network) = Network::of_document(super::document::read_document(bytes, &call), &call) else { return };
-    let _ = (network.valid_attachments(), super::config::Config::read(&network.document));
-    let _ = super::config::Config::read_what_is_sound(&network.document);
+    let _ = super::config::Config::read_what_is_sound(&network.document.value);
+    let _ = network.valid_attachments();
     if let Ok(previous) = network.previous_result() {
         for (name, _) in previous.sandbox_interfaces() {
             let _ = previous.addresses_of(&name).count();

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use log::LevelFilter;
 use serde_json::Value;
 
+use super::document::Document;
 use crate::model::json::{At, Unexpected};
 use crate::model::policy::Policy;
 use crate::model::record::{Ebpf, HostGuard};
@@ -84,6 +85,18 @@ impl Config {
             config.adopt = adopt.truth()?;
         }
         Ok(config)
+    }
+
+    /// The same of what was read for a call, which gives its policy away.
+    ///
+    /// # Errors
+    /// At the first value that is not allowed.
+    pub(super) fn of_document(document: &mut Document) -> Result<Self, Unexpected> {
+        let config = Self::read(&document.value)?;
+        Ok(match document.policy.take() {
+            Some(policy) => Self { policy, ..config },
+            None => config,
+        })
     }
 
     /// What can be used of an entry that may be broken: DEL and GC have to clean up all the same.

@@ -44,6 +44,9 @@ const VERSION_PATIENCE: Duration = Duration::from_millis(100);
 /// How long a verb waits for whoever is at work on its sandbox. Runtimes give a plugin a minute or more.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 
+/// Few configurations are longer, and what is not used of it is not touched.
+const INPUT_EXPECTED: usize = 64 * 1024;
+
 /// What to write to standard output, and whether the call succeeded.
 #[derive(Debug)]
 pub struct Answer {
@@ -96,20 +99,21 @@ fn serve_call(
     if call == Call::Version {
         return Ok(Some(versions(version_asked_in(input).as_deref())));
     }
-    let mut bytes = Vec::new();
+    let mut bytes = Vec::with_capacity(INPUT_EXPECTED);
     input.read_to_end(&mut bytes).map_err(|error| {
         Failure::new(Code::Io, format!("cannot read the network configuration from standard input: {error}"))
     })?;
     let document = read_document(&bytes, &call);
-    *version = document.as_ref().ok().and_then(said_version);
-    let network = Network::of_document(document, &call)?;
-    let checked =
-        || Config::read(&network.document).map_err(|error| Failure::new(Code::InvalidConfig, error.to_string()));
+    *version = document.as_ref().ok().and_then(|document| said_version(&document.value));
+    let mut network = Network::of_document(document, &call)?;
+    let mut checked = || {
+        Config::of_document(&mut network.document).map_err(|error| Failure::new(Code::InvalidConfig, error.to_string()))
+    };
     match &call {
         Call::Add(target) => {
             let config = checked()?;
             logging::start(config.log);
-            add(&config, &network, target).map(Some)
+            add(config, &network, target).map(Some)
         }
         Call::Check(target) => {
             let config = checked()?;
@@ -122,12 +126,12 @@ fn serve_call(
             status(&config).map(|()| None)
         }
         Call::Del { attachment, netns, pod } => {
-            let config = Config::read_what_is_sound(&network.document);
+            let config = Config::read_what_is_sound(&network.document.value);
             logging::start(config.log);
             del(&config, attachment, netns.as_ref(), pod).map(|()| None)
         }
         Call::Gc => {
-            let config = Config::read_what_is_sound(&network.document);
+            let config = Config::read_what_is_sound(&network.document.value);
             logging::start(config.log);
             gc(&config, &network).map(|()| None)
         }
@@ -161,7 +165,7 @@ fn version_asked_in(input: &mut (impl Read + AsFd)) -> Option<String> {
     }
 }
 
-fn add(config: &Config, network: &Network, target: &Target) -> Result<Value, Failure> {
+fn add(config: Config, network: &Network, target: &Target) -> Result<Value, Failure> {
     let previous = network.previous_result()?;
     let netns = open_netns(target)?;
     let mut host = Side::own().map_err(|error| failure(Code::Kernel, &error))?;
@@ -198,7 +202,7 @@ fn add(config: &Config, network: &Network, target: &Target) -> Result<Value, Fai
         netns: target.netns.clone(),
         netns_cookie: cookie,
         pod: target.pod.clone(),
-        policy: config.policy.clone(),
+        policy: config.policy,
         host_guard: config.host_guard,
         capture: config.capture,
         ebpf: config.ebpf,

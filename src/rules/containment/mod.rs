@@ -358,7 +358,7 @@ struct FlowSets {
 impl FlowSets {
     fn of(policy: &Policy) -> Self {
         // The lower half tells policies apart well enough, and reads better in a name.
-        let fingerprint = fingerprint(&policy.to_json().to_string()) as u32;
+        let fingerprint = fingerprint(&policy.to_text()) as u32;
         Self { fingerprint, with_probes: policy.probes != Probes::Off, with_allowed: !policy.allow.is_empty() }
     }
 
