@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 pub use crate::model::cgroup::CgroupPath;
 use crate::model::json::{At, Unexpected};
+use crate::model::policy_in_file::write_network;
 pub use crate::model::ports::{Ports, parse_range};
 pub use crate::model::probes::{Prober, Probes};
 
@@ -168,7 +169,13 @@ impl Allow {
 
 impl fmt::Display for Allow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}:{}:{}", self.direction.as_str(), self.peer, self.protocol.as_str(), self.ports)
+        let mut text = String::with_capacity(64);
+        text.push_str(self.direction.as_str());
+        text.push(':');
+        write_network(&mut text, self.peer);
+        text.push(':');
+        text.push_str(self.protocol.as_str());
+        write!(f, "{text}:{}", self.ports)
     }
 }
 

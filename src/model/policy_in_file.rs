@@ -71,7 +71,8 @@ impl Allow {
     }
 }
 
-fn write_network(text: &mut String, network: IpNetwork) {
+/// Appends what formatting it would.
+pub(super) fn write_network(text: &mut String, network: IpNetwork) {
     match network {
         IpNetwork::V4(v4) => {
             let [first, others @ ..] = v4.ip().octets();

@@ -30,6 +30,14 @@ impl Value {
         Some(self)
     }
 
+    /// Appends it, with zeros behind it up to a multiple of `unit` bytes.
+    pub fn append_to(&self, bytes: &mut Vec<u8>, unit: usize) {
+        let end = bytes.len() + self.length.next_multiple_of(unit);
+        // As many bytes as are known beforehand are copied without a call. Behind its own are zeros.
+        bytes.extend_from_slice(&self.bytes);
+        bytes.truncate(end);
+    }
+
     /// The number behind it, where it is not the last of its length.
     fn next(mut self) -> Option<Self> {
         let grows = self.iter().rposition(|&byte| byte != u8::MAX)?;
@@ -175,6 +183,15 @@ mod tests {
         assert_eq!(both.followed_by([0].into()), None);
         assert_eq!(Value::new(&[0; 25]), None);
         assert_ne!(Value::from([0; 2]), Value::from([0; 3]));
+    }
+
+    #[test]
+    fn a_value_is_appended_with_zeros_behind_it() {
+        let mut bytes = vec![9];
+        for (value, unit) in [(Value::from([1, 2, 3]), 1), (Value::from([4]), 4), (Value::from([5; 24]), 4)] {
+            value.append_to(&mut bytes, unit);
+        }
+        assert_eq!(bytes, [&[9, 1, 2, 3, 4, 0, 0, 0][..], &[5; 24]].concat());
     }
 
     #[test]

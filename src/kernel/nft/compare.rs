@@ -9,7 +9,7 @@ use super::expression::Count;
 use super::kernel;
 use super::read::{BaseChain, LoadedChain, LoadedSet, LoadedTable};
 use super::reported::without_reports;
-use super::set::{OwnSet, key_length, key_type, milliseconds, set_flags, sorted_keys};
+use super::set::{OwnSet, are_keys_of, key_length, key_type, milliseconds, set_flags};
 
 impl LoadedTable {
     /// In what it differs from `wanted`. Elements of sets are the packet path's and not compared.
@@ -41,7 +41,7 @@ impl LoadedTable {
     /// Whether this very set is in it, with its elements where they are fixed.
     #[must_use]
     pub fn has_set(&self, set: &Set) -> bool {
-        self.like(set).is_some_and(|loaded| loaded.elements == sorted_keys(set.elements()))
+        self.like(set).is_some_and(|loaded| are_keys_of(&loaded.elements, set.elements()))
     }
 
     /// Whether this set is in it, whatever its elements are.
@@ -51,8 +51,8 @@ impl LoadedTable {
     }
 
     fn like(&self, set: &Set) -> Option<&LoadedSet> {
-        let wanted = LoadedSet::wanted(set);
-        self.sets.iter().find(|loaded| loaded.is_like(&wanted))
+        let named = self.sets.iter().find(|loaded| loaded.name == set.name.as_bytes());
+        named.filter(|loaded| loaded.is_like(&LoadedSet::wanted(set)))
     }
 
     /// Whether a set of this name is in it.

@@ -81,15 +81,13 @@ pub(super) fn set_flags(set: &Set) -> u32 {
 
 /// Bytes of the first key of an element, or of the last; of several fields each is padded as it is in registers.
 pub(super) fn put_key_bytes(bytes: &mut Vec<u8>, Ranges(fields): &Ranges, which: Which) {
-    let start = bytes.len();
+    let unit = if fields.len() > 1 { 4 } else { 1 };
     for (first, last) in fields {
-        bytes.extend_from_slice(match which {
+        let value = match which {
             Which::First => first,
             Which::Last => last,
-        });
-        if fields.len() > 1 {
-            bytes.resize(start + (bytes.len() - start).next_multiple_of(4), 0);
-        }
+        };
+        value.append_to(bytes, unit);
     }
 }
 
@@ -100,7 +98,27 @@ pub(super) enum Which {
     Last,
 }
 
-pub(super) fn sorted_keys(elements: &[Ranges]) -> Vec<[Vec<u8>; 2]> {
+/// Whether what was read of a set, first and last key of each element and sorted, is these elements.
+pub(super) fn are_keys_of(read: &[[Vec<u8>; 2]], elements: &[Ranges]) -> bool {
+    if read.len() != elements.len() {
+        return false;
+    }
+    // One behind the other: of sets of hundreds two vectors for each element would be most of the work.
+    let mut bytes = Vec::with_capacity(2 * KEY_EXPECTED * elements.len());
+    let mut places = Vec::with_capacity(elements.len());
+    for element in elements {
+        let start = bytes.len();
+        put_key_bytes(&mut bytes, element, Which::First);
+        let middle = bytes.len();
+        put_key_bytes(&mut bytes, element, Which::Last);
+        places.push((start..middle, middle..bytes.len()));
+    }
+    let mut keys: Vec<_> = places.into_iter().map(|(first, last)| [&bytes[first], &bytes[last]]).collect();
+    keys.sort_unstable();
+    read.iter().map(|[first, last]| [&first[..], &last[..]]).eq(keys)
+}
+
+fn sorted_keys(elements: &[Ranges]) -> Vec<[Vec<u8>; 2]> {
     let key = |element, which| {
         let mut bytes = Vec::with_capacity(KEY_EXPECTED);
         put_key_bytes(&mut bytes, element, which);
@@ -110,4 +128,27 @@ pub(super) fn sorted_keys(elements: &[Ranges]) -> Vec<[Vec<u8>; 2]> {
         elements.iter().map(|element| [Which::First, Which::Last].map(|which| key(element, which))).collect();
     keys.sort_unstable();
     keys
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::rules::ruleset::Value;
+
+    /// Some elements of keys of one or two fields, few enough to meet.
+    fn some() -> impl Strategy<Value = Vec<Ranges>> {
+        let value = || prop::array::uniform2(0_u8..3).prop_map(Value::from);
+        let element = prop::collection::vec((value(), value()), 1..3).prop_map(Ranges);
+        prop::collection::vec(element, 0..5)
+    }
+
+    proptest! {
+        #[test]
+        fn elements_are_known_by_their_keys_and_no_others(elements in some(), others in some()) {
+            prop_assert!(are_keys_of(&sorted_keys(&elements), &elements));
+            prop_assert_eq!(are_keys_of(&sorted_keys(&others), &elements), sorted_keys(&others) == sorted_keys(&elements));
+        }
+    }
 }
