@@ -84,7 +84,13 @@ pub enum Content {
     },
     /// From whoever made it. No two of them overlap: the kernel refuses that. The key has two fields at least, since the
     /// kernel keeps ranges of a single one in another way.
-    Fixed(Vec<Ranges>),
+    Fixed {
+        /// They.
+        elements: Vec<Ranges>,
+        /// The most that there may ever be of them, where that is said: then the kernel makes room for all at once, and need not
+        /// make more again and again as they come.
+        size: Option<u32>,
+    },
 }
 
 impl Set {
@@ -104,7 +110,7 @@ impl Set {
     #[must_use]
     pub fn elements(&self) -> &[Ranges] {
         match &self.content {
-            Content::Fixed(elements) => elements,
+            Content::Fixed { elements, .. } => elements,
             Content::Dynamic { .. } => &[],
         }
     }

@@ -34,9 +34,11 @@ impl fmt::Display for Table {
                     writeln!(f, "\t\tflags dynamic,timeout")?;
                     writeln!(f, "\t\ttimeout {timeout}s")?;
                 }
-                Content::Fixed(elements) => {
+                Content::Fixed { elements, size } => {
                     if set.has_ranges() {
                         writeln!(f, "\t\tflags interval")?;
+                    } else if let Some(size) = size {
+                        writeln!(f, "\t\tsize {size}")?;
                     }
                     for (index, ranges) in elements.iter().enumerate() {
                         let before = if index == 0 { "elements = {" } else { "            " };

@@ -12,6 +12,7 @@ mod datapath;
 mod facts;
 mod host_network;
 mod lab;
+mod sets;
 mod wire;
 
 use std::error::Error;

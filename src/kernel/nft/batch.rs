@@ -100,10 +100,13 @@ impl Batch {
                     nest(body, kernel::SET_DESC, |body| put(body, kernel::SET_DESC_SIZE, &size.to_be_bytes()));
                     put(body, kernel::SET_TIMEOUT, &milliseconds(set).to_be_bytes());
                 }
-                Content::Fixed(_) if set.has_ranges() => {
+                Content::Fixed { .. } if set.has_ranges() => {
                     nest(body, kernel::SET_DESC, |body| put_fields(body, &set.key));
                 }
-                Content::Fixed(_) => {}
+                Content::Fixed { size: Some(size), .. } => {
+                    nest(body, kernel::SET_DESC, |body| put(body, kernel::SET_DESC_SIZE, &size.to_be_bytes()));
+                }
+                Content::Fixed { size: None, .. } => {}
             }
         });
         self.add_elements(table, set);

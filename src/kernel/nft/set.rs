@@ -66,7 +66,7 @@ pub(super) fn key_length(key: &[KeyType]) -> u32 {
 pub(super) fn milliseconds(set: &Set) -> u64 {
     match set.content {
         Content::Dynamic { timeout, .. } => u64::from(timeout) * 1000,
-        Content::Fixed(_) => 0,
+        Content::Fixed { .. } => 0,
     }
 }
 
@@ -74,8 +74,8 @@ pub(super) fn set_flags(set: &Set) -> u32 {
     match set.content {
         Content::Dynamic { .. } => kernel::SET_TIMEOUT_AND_EVAL,
         // To put an element among ranges takes the kernel 3 µs.
-        Content::Fixed(_) if set.has_ranges() => kernel::SET_RANGES,
-        Content::Fixed(_) => 0,
+        Content::Fixed { .. } if set.has_ranges() => kernel::SET_RANGES,
+        Content::Fixed { .. } => 0,
     }
 }
 

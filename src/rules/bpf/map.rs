@@ -23,7 +23,7 @@ impl Map {
     #[must_use]
     pub fn size(&self) -> u32 {
         match self {
-            Self::Armed | Self::Drops | Self::Set(Set { content: Content::Fixed(_), .. }) => 1,
+            Self::Armed | Self::Drops | Self::Set(Set { content: Content::Fixed { .. }, .. }) => 1,
             Self::Set(Set { content: Content::Dynamic { size, .. }, .. }) => *size,
         }
     }

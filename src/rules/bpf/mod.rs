@@ -338,7 +338,7 @@ impl Compiler<'_> {
         let known = self.sets.iter().find(|known| known.name == set).ok_or(Inexpressible::Statement)?;
         let timeout = match &known.content {
             Content::Dynamic { timeout, .. } => u64::from(*timeout) * NANOSECONDS,
-            Content::Fixed(elements) => {
+            Content::Fixed { elements, .. } => {
                 self.is_among(key, elements, next);
                 return Ok(());
             }

@@ -39,21 +39,33 @@ struct List {
     by_station: bool,
     elements: Vec<Ranges>,
     protocols: Vec<Protocol>,
+    /// The most elements that it may ever have, as long as each is of one address and one port.
+    room: usize,
     /// The single addresses that elements are of, and whether some are of more.
     hosts: HashSet<IpAddr>,
     has_networks: bool,
+    has_ranges: bool,
 }
 
 impl List {
-    fn new(name: String, by_station: bool) -> Self {
-        let (elements, protocols) = (Vec::new(), Vec::new());
-        Self { name, by_station, elements, protocols, hosts: HashSet::new(), has_networks: false }
+    fn new(name: String, by_station: bool, room: usize) -> Self {
+        Self {
+            name,
+            by_station,
+            elements: Vec::new(),
+            protocols: Vec::new(),
+            room,
+            hosts: HashSet::new(),
+            has_networks: false,
+            has_ranges: false,
+        }
     }
 
     fn take(&mut self, peer: IpNetwork, element: Ranges, protocol: Protocol) {
         // A policy may have hundreds of single addresses: one overlaps with no other.
         let is_host = peer.prefix() == if peer.is_ipv4() { 32 } else { 128 };
         self.has_networks |= !is_host;
+        self.has_ranges |= !element.is_single();
         let is_new_host = is_host && self.hosts.insert(peer.ip());
         if is_new_host && !self.has_networks {
             self.elements.push(element);
@@ -68,8 +80,19 @@ impl List {
     fn set(self, key: &[KeyType]) -> Option<Set> {
         let station: &[KeyType] = if self.by_station { &[KeyType::Ether] } else { &[] };
         let key = [station, key].concat();
-        (!self.elements.is_empty()).then_some(Set { name: self.name, key, content: Content::Fixed(self.elements) })
+        let size = (self.room >= ROOM_SAID_FROM && !self.has_ranges).then(|| u32::try_from(self.room).ok()).flatten();
+        let content = Content::Fixed { elements: self.elements, size };
+        Some(Set { name: self.name, key, content }).filter(|set| !set.elements().is_empty())
     }
+}
+
+/// The kernel makes room for elements as they come. From so many on that is most of what it takes to put them in, and it is told
+/// beforehand how many there may be.
+const ROOM_SAID_FROM: usize = 64;
+
+/// How many elements there are of these entries, where none of them overlap.
+fn room(entries: &[&Allow]) -> usize {
+    entries.iter().map(|allow| allow.ports.ranges().len()).sum()
 }
 
 impl<'a> AllowList<'a> {
@@ -80,13 +103,15 @@ impl<'a> AllowList<'a> {
             return None;
         }
         let name = |kind: &str| format!("{kind}{}-{}-{:08x}", family_suffix(v6), view.identity.name, flows.fingerprint);
-        let lists = |known, others| [List::new(name(known), true), List::new(name(others), false)];
+        // Of the policy alone: which of its peers have a station that is known changes, and a set is not made anew for that.
+        let room = room(&entries);
+        let lists = |known, others| [List::new(name(known), true, room), List::new(name(others), false, room)];
         let mut list = Self {
             v6,
             flows: flows.allowed(v6),
             peers: lists(PEERS, PEERS_ON_LINK),
             egress: lists(EGRESS_PEERS, EGRESS_ON_LINK),
-            ingress: List::new(name(INGRESS_PEERS), false),
+            ingress: List::new(name(INGRESS_PEERS), false, room),
             entries,
         };
         for allow in list.entries.clone() {
@@ -198,12 +223,14 @@ impl Uncounted {
         for v6 in [false, true] {
             for (direction, kind) in [(Direction::Egress, EGRESS_PEERS), (Direction::Ingress, INGRESS_PEERS)] {
                 let name = format!("{kind}{}-{:08x}", family_suffix(v6), flows.fingerprint);
-                let mut list = List::new(name, false);
+                let is_of_it = |allow: &&Allow| allow.direction == direction && allow.peer.is_ipv6() == v6;
+                let entries: Vec<_> = allow.iter().filter(is_of_it).collect();
+                let mut list = List::new(name, false, room(&entries));
                 let key = match direction {
                     Direction::Egress => service_key(v6, false),
                     Direction::Ingress => answer_key(v6),
                 };
-                for allow in allow.iter().filter(|allow| allow.direction == direction && allow.peer.is_ipv6() == v6) {
+                for allow in entries {
                     for &range in allow.ports.ranges() {
                         list.take(allow.peer, element(None, allow.peer, allow.protocol, Some(range)), allow.protocol);
                     }

@@ -15,6 +15,7 @@ use crate::model::record::NodeOnLink;
 use crate::rules::alike::put_together;
 use crate::rules::arrange;
 use crate::rules::branches::inlined;
+use crate::rules::ruleset::Content;
 use crate::rules::senders::label;
 
 fn name(text: &str) -> IfName {
@@ -189,6 +190,41 @@ fn behind_the_node(address: IpAddr) -> IpAddr {
         IpAddr::V4(address) => IpAddr::V4(address | std::net::Ipv4Addr::new(0, 128, 0, 0)),
         IpAddr::V6(address) => IpAddr::V6(address | Ipv6Addr::new(0, 0xff, 0, 0, 0, 0, 0, 0)),
     }
+}
+
+/// Room is said of long lists alone, and is enough whatever stations their peers have.
+#[test]
+fn there_is_room_for_a_long_list() {
+    let of = |number: u8, ports: &[(u16, u16)]| {
+        allow(Direction::Egress, &format!("10.77.0.{number}/32"), Protocol::Tcp, ports)
+    };
+    let long: Vec<_> = (0..64).map(|number| of(number, &[(443, 443)])).collect();
+    let sizes = |entries: Vec<Allow>| -> Vec<_> {
+        let policy = Policy { allow: entries, ..Policy::default() };
+        let [mut answering, unknown] = [interface(false), interface(false)];
+        // None of their stations is known, or each of them is.
+        if let Some((_, node)) = &mut answering.known {
+            node.neighbours =
+                (0..64).map(|number| (IpAddr::from([10, 77, 0, number]), Mac::parse("02:00:00:00:00:07"))).collect();
+        }
+        let both = [answering, unknown].map(|interface| pod_tables(&policy, &[interface], EgressHook::Netdev, false));
+        let sets = both.into_iter().flatten().flat_map(|table| table.sets);
+        let sizes = sets.filter_map(|set| match set.content {
+            Content::Fixed { elements, size } => {
+                assert!(size.is_none_or(|size| elements.len() <= size as usize), "{}", set.name);
+                Some(size)
+            }
+            Content::Dynamic { .. } => None,
+        });
+        sizes.collect()
+    };
+    let said = sizes(long.clone());
+    assert!(said.len() >= 6 && said.iter().all(|size| *size == Some(64)), "{said:?}");
+    assert!(sizes(long[1..].to_vec()).iter().all(Option::is_none));
+    // What is said twice is in it once; what overlaps may be in it in more pieces than there are entries.
+    assert!(sizes([&long[..], &long].concat()).iter().all(|size| *size == Some(128)));
+    let overlapping = [&long[..], &[of(7, &[(442, 444)])]].concat();
+    assert!(sizes(overlapping).contains(&None));
 }
 
 #[test]

@@ -1,11 +1,11 @@
 //! The allow-list: exactly what is listed passes, and nothing beside it.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::lab::topology::{PEER_MAC, PEER4, PEER6, POD_MAC, POD4, POD6};
+use crate::lab::topology::{PEER_MAC, PEER4, PEER6, POD_MAC, POD4, POD6, text};
 use crate::lab::traffic::battery::{Attack, Battery};
 use crate::lab::traffic::exchange::{Client, Exchange, Outcome, Protocol, surprises};
 use crate::lab::traffic::flood::Flood;
@@ -211,6 +211,34 @@ fn what_leaves_the_list_stops() {
     Flow::assert_all_dead(&flows);
     sandbox.isolate_with(&json!({ "loopback": false, "probes": false }));
     Flow::assert_all_dead(&flows);
+}
+
+/// A long list is in sets for which room was asked beforehand, no more than it has entries. When the station changes by which its
+/// peers are reached, all of them are exchanged in place: what was let through goes on.
+#[test]
+fn a_long_list_is_exchanged_in_place() {
+    const PORT: u16 = 9999;
+    let topology = Topology::bridge();
+    let sandbox = Sandbox::add(&topology);
+    let far = (0..100).map(|number| rule("egress", &format!("10.20.0.{number}"), "tcp", &json!([443, 8080])));
+    let near = rule("egress", "10.77.0.3", "tcp", &json!([PORT]));
+    sandbox.isolate_with(&json!({ "probes": false, "allow": far.chain([near]).collect::<Vec<_>>() }));
+    assert_eq!(sandbox.verdict(), "contained");
+    topology.forget_neighbours();
+    let listener = topology.peer.run(|| TcpListener::bind((PEER4, PORT)).unwrap());
+    let client = topology.pod.run(|| TcpStream::connect((PEER4, PORT)).unwrap());
+    let flows = [Flow::over_tcp("allowed".to_owned(), client, listener.accept().unwrap().0)];
+    Flow::assert_all_alive(&flows);
+
+    let rules = || topology.pod.sh("nft list table netdev quarantine");
+    let by = |station: &str| format!("{station} . 10.20.0.99 . tcp . 8080");
+    let (before, changed) = (text(topology.node_mac), "02:00:00:00:00:99");
+    assert!(rules().contains("size 201") && rules().contains(&by(&before)), "{}", rules());
+    topology.node.sh(&format!("ip link set br0 address {changed}"));
+    sandbox.sync();
+    assert!(rules().contains(&by(changed)) && !rules().contains(&before), "{}", rules());
+    assert_eq!(sandbox.verdict(), "contained");
+    Flow::assert_all_alive(&flows);
 }
 
 /// An allowed packet in a frame for somebody else: on a bridge the Ethernet address decides who gets it.
