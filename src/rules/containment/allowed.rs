@@ -62,6 +62,10 @@ impl List {
     }
 
     fn take(&mut self, peer: IpNetwork, element: Ranges, protocol: Protocol) {
+        if self.elements.is_empty() {
+            self.hosts.reserve(self.room);
+            self.elements.reserve(self.room);
+        }
         // A policy may have hundreds of single addresses: one overlaps with no other.
         let is_host = peer.prefix() == if peer.is_ipv4() { 32 } else { 128 };
         self.has_networks |= !is_host;
