@@ -12,9 +12,9 @@ fn no_mark_can_forge_a_line_or_a_pair() {
     let agent = Agent::on(&node);
     let hostile = "x\" actor=root\nquarantine[1]: INFO: event=released container=all\r\u{1b}[2J\u{2028}event=forged \\";
     let mark = json!({ "reason": hostile, "case": "a b=c", "actor": format!("{hostile}{hostile}") });
-    node.mark(&pod.id, mark.to_string());
+    // Whole at once: that words come to a mark which was read while it was still empty is no line of its own.
+    node.move_mark(&pod.id, mark.to_string());
     await_tables(&pod, Tables::Isolated, "isolated");
-    // The first line may be about the mark as it was while it was still empty.
     let line = agent.await_line(&[&pod.id, "case="]);
     for pair in [r#" reason="x\" actor=root\u{a}quarantine[1]: INFO: event=released"#, r#" case="a b=c""#] {
         assert!(line.contains(pair), "no {pair} in {line}");

@@ -80,6 +80,11 @@ impl Node {
         self.state.mark(key, text);
     }
 
+    /// One that is there whole, or not at all.
+    pub(crate) fn move_mark(&self, key: &str, text: impl AsRef<[u8]>) {
+        self.state.move_mark(key, text);
+    }
+
     pub(crate) fn remove_mark(&self, key: &str) {
         self.state.remove_mark(key);
     }
