@@ -249,7 +249,7 @@ impl Nft {
             let list = attribute(behind_header(payload), kernel::SET_ELEM_LIST_ELEMENTS)?;
             Some(attributes(list).filter_map(|(_, element)| read_range(element)).collect::<Vec<_>>())
         });
-        let mut elements = absent_as_none(lists)?.unwrap_or_default().concat();
+        let mut elements: Vec<_> = absent_as_none(lists)?.unwrap_or_default().into_iter().flatten().collect();
         elements.sort_unstable();
         Ok(elements)
     }
