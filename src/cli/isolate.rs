@@ -206,22 +206,25 @@ fn isolate_chosen(
             synced
         })
     };
+    let mut text = chosen.said_as_several_pods();
+    let mut isolate_on_host =
+        |key| host_pods::isolate(state, key, &mut text, |subject| keep_evidence(state, &subject, log));
     // Nobody waits for the disk to be cut off; it is waited for before anybody is told. Nor for the look at the whole node.
-    let (results, kept) = thread::scope(|scope| {
+    let (results, on_host, kept) = thread::scope(|scope| {
         if !answering.is_empty() {
             scope.spawn(|| scan.look());
         }
         let keeping = shadowing.is_empty().then(|| scope.spawn(keep));
         let results = sync();
+        let on_host = chosen.absent.as_ref().filter(|_| answering.is_empty()).map(&mut isolate_on_host);
         let kept = keeping.map_or(Ok(kept_first), ScopedJoinHandle::join);
-        (results, kept.unwrap_or_else(|panic| resume_unwind(panic)))
+        (results, on_host, kept.unwrap_or_else(|panic| resume_unwind(panic)))
     });
     for error in kept.into_iter().filter_map(Result::err) {
         say_error(&chain(&error));
         exit = Exit::NotPermitted;
     }
     let results = results?;
-    let mut text = chosen.said_as_several_pods();
     for (sandbox, result) in answering.iter().zip(results) {
         if !say_isolated(&mut text, sandbox, result) && exit == Exit::Done {
             exit = Exit::NotDone;
@@ -229,10 +232,7 @@ fn isolate_chosen(
     }
     if answering.is_empty() {
         match &chosen.absent {
-            Some(key)
-                if let Some(done) =
-                    host_pods::isolate(state, key, &mut text, |subject| keep_evidence(state, &subject, log))? =>
-            {
+            Some(_) if let Some(done) = on_host.transpose()?.flatten() => {
                 if !done && exit == Exit::Done {
                     exit = Exit::NotDone;
                 }
