@@ -48,9 +48,7 @@ impl Enforced {
 
 /// What the marks want of a sandbox. The caller holds its lock, or does not mind that the answer may be old.
 pub fn desired(state: &StateDir, records: &SandboxRecords) -> Result<Desired, StateError> {
-    let marks = state.marks_of(records.container_id(), records.pod())?;
-    let contents: Vec<_> = marks.into_iter().map(|(_, mark)| mark).collect();
-    Ok(records.desired(&contents))
+    NodeMarks::new(state).desired(records)
 }
 
 /// The same for many: the node's marks are listed once, when the first is asked for, and those that hold are read for each. The
@@ -75,9 +73,12 @@ impl<'a> NodeMarks<'a> {
     /// # Errors
     /// [`StateError::Io`] where they cannot be listed.
     pub fn desired(&self, records: &SandboxRecords) -> Result<Desired, StateError> {
-        let among = |listed| self.state.marks_among(listed, records.container_id(), records.pod());
+        let (container_id, pod) = (records.container_id(), records.pod());
         let listed = self.listed.get_or_init(|| self.state.list_marks().ok());
-        let Some(marks) = listed.as_ref().and_then(among) else { return desired(self.state, records) };
+        let marks = match listed.as_ref().and_then(|listed| self.state.marks_among(listed, container_id, pod)) {
+            Some(marks) => marks,
+            None => self.state.marks_of(container_id, pod)?,
+        };
         let contents: Vec<_> = marks.into_iter().map(|(_, mark)| mark).collect();
         Ok(records.desired(&contents))
     }

@@ -88,7 +88,7 @@ pub enum Content {
         /// They.
         elements: Vec<Ranges>,
         /// The most that there may ever be of them, where that is said: then the kernel makes room for all at once, and need not
-        /// make more again and again as they come.
+        /// make more again and again as they come. Of ranges, which it keeps in another way, nothing is said.
         size: Option<u32>,
     },
 }

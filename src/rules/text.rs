@@ -37,7 +37,8 @@ impl fmt::Display for Table {
                 Content::Fixed { elements, size } => {
                     if set.has_ranges() {
                         writeln!(f, "\t\tflags interval")?;
-                    } else if let Some(size) = size {
+                    }
+                    if let Some(size) = size {
                         writeln!(f, "\t\tsize {size}")?;
                     }
                     for (index, ranges) in elements.iter().enumerate() {

@@ -149,7 +149,6 @@ impl LoadedSet {
             timeout: milliseconds(set),
             size: match set.content {
                 Content::Dynamic { size, .. } => size,
-                Content::Fixed { .. } if set.has_ranges() => 0,
                 Content::Fixed { size, .. } => size.unwrap_or(0),
             },
             elements: Vec::new(),

@@ -171,35 +171,36 @@ impl Nft {
         rules: &[LoadedRule<'_>],
         count: usize,
     ) -> Result<BTreeMap<String, LoadedChain>, NetlinkError> {
-        let mut chains = BTreeMap::new();
         let found = |base| LoadedChain { base, rules: Vec::new(), dropped: Count::default() };
         let is_jumped_to = |name: &str| rules.iter().any(|rule| rule.jumps_to(name));
-        let (jumped_to, others): (Vec<_>, Vec<_>) =
-            wanted.all_chains().partition(|chain| chain.hook.is_none() && is_jumped_to(chain.name));
-        chains.extend(jumped_to.into_iter().map(|chain| (chain.name.to_owned(), found(None))));
-        // The base chains first: where these are all that there are, no branch need be asked for.
-        let (base_chains, branches): (Vec<_>, Vec<_>) = others.into_iter().partition(|chain| chain.hook.is_some());
-        for chain in base_chains.into_iter().chain(branches) {
-            if chain.hook.is_none() && chains.len() >= count {
+        let (jumped_to, branches): (Vec<_>, Vec<_>) =
+            wanted.branches.iter().partition(|branch| is_jumped_to(&branch.name));
+        let mut chains: BTreeMap<_, _> =
+            jumped_to.into_iter().map(|branch| (branch.name.clone(), found(None))).collect();
+        for name in wanted.chains.iter().map(|chain| &chain.name) {
+            chains.extend(self.chain(wanted.family, &wanted.name, name)?.map(|base| (name.clone(), found(base))));
+        }
+        // Where these are all that there are, no other need be asked for.
+        for name in branches.into_iter().map(|branch| &branch.name) {
+            if chains.len() >= count {
                 break;
             }
-            let names = [(kernel::CHAIN_TABLE, wanted.name.as_bytes()), (kernel::CHAIN_NAME, chain.name.as_bytes())];
-            let body = named(wanted.family, &names);
-            let answer = self.socket.ask("read a chain", kernel::SUBSYSTEM | kernel::MSG_GETCHAIN, &body);
-            if let Some(payload) = absent_as_none(answer)?.flatten() {
-                chains.insert(chain.name.to_owned(), found(read_chain(behind_header(&payload))));
-            }
+            chains.extend(self.chain(wanted.family, &wanted.name, name)?.map(|base| (name.clone(), found(base))));
         }
         Ok(chains)
     }
 
+    /// How a chain is hooked, where it is there and hooked at all.
+    fn chain(&mut self, family: Family, table: &str, chain: &str) -> Result<Option<Option<BaseChain>>, NetlinkError> {
+        let names = [(kernel::CHAIN_TABLE, table.as_bytes()), (kernel::CHAIN_NAME, chain.as_bytes())];
+        let body = named(family, &names);
+        let answer = self.socket.ask("read a chain", kernel::SUBSYSTEM | kernel::MSG_GETCHAIN, &body);
+        Ok(absent_as_none(answer)?.flatten().map(|payload| read_chain(behind_header(&payload))))
+    }
+
     /// The interfaces that a netdev chain is hooked at; none where it is not there.
     pub fn devices_of(&mut self, table: &str, chain: &str) -> Result<Vec<Vec<u8>>, NetlinkError> {
-        let names = [(kernel::CHAIN_TABLE, table.as_bytes()), (kernel::CHAIN_NAME, chain.as_bytes())];
-        let body = named(Family::Netdev, &names);
-        let answer = self.socket.ask("read a chain", kernel::SUBSYSTEM | kernel::MSG_GETCHAIN, &body);
-        let chain = absent_as_none(answer)?.flatten();
-        let base = chain.and_then(|payload| read_chain(behind_header(&payload)));
+        let base = self.chain(Family::Netdev, table, chain)?.flatten();
         Ok(base.map(|base| base.devices).unwrap_or_default())
     }
 

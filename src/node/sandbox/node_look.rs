@@ -6,6 +6,7 @@
 //! each has for itself (its end, its route) the kernel is asked for each: to read one link of a thousand takes 10 µs, to dump
 //! all of them 5 ms, and only its lookup says of a route what policy routing makes of it.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -24,7 +25,7 @@ const LINK_ADDRESSES_MAX: usize = 8;
 pub(super) struct NodeLook {
     macs: BTreeMap<u32, Option<Mac>>,
     addresses: BTreeMap<u32, Vec<IpAddr>>,
-    first_address: Option<Option<(u32, IpAddr)>>,
+    first_address: BTreeMap<(), Option<(u32, IpAddr)>>,
     neighbours: BTreeMap<(u32, IpAddr), Option<Mac>>,
 }
 
@@ -86,38 +87,35 @@ impl NodeLook {
 
     /// The Ethernet address of a link.
     fn mac_of(&mut self, host: &mut Links, index: u32) -> Result<Option<Mac>, NetlinkError> {
-        if let Some(mac) = self.macs.get(&index) {
-            return Ok(*mac);
-        }
-        let mac = host.by_index(index)?.and_then(|link| link.mac);
-        Ok(*self.macs.entry(index).or_insert(mac))
+        once(&mut self.macs, index, || Ok(host.by_index(index)?.and_then(|link| link.mac)))
     }
 
     /// The addresses of a link, of both families.
     fn addresses_of(&mut self, host: &mut Links, index: u32) -> Result<Vec<IpAddr>, NetlinkError> {
-        if let Some(addresses) = self.addresses.get(&index) {
-            return Ok(addresses.clone());
-        }
-        let addresses = host.addresses_of(index)?;
-        Ok(self.addresses.entry(index).or_insert(addresses).clone())
+        once(&mut self.addresses, index, || host.addresses_of(index))
     }
 
     /// The first IPv4 address that is valid everywhere, with the index of its link.
     fn first_address(&mut self, host: &mut Links) -> Result<Option<(u32, IpAddr)>, NetlinkError> {
-        if let Some(found) = self.first_address {
-            return Ok(found);
-        }
-        Ok(*self.first_address.insert(host.first_address()?))
+        once(&mut self.first_address, (), || host.first_address())
     }
 
     /// The Ethernet address of a neighbour on a link. One that does not answer is waited for, 20 ms.
     fn answer_of(&mut self, host: &mut Links, index: u32, neighbour: IpAddr) -> Result<Option<Mac>, NetlinkError> {
-        if let Some(answer) = self.neighbours.get(&(index, neighbour)) {
-            return Ok(*answer);
-        }
-        let answer = host.resolve(index, neighbour)?;
-        Ok(*self.neighbours.entry((index, neighbour)).or_insert(answer))
+        once(&mut self.neighbours, (index, neighbour), || host.resolve(index, neighbour))
     }
+}
+
+/// What was answered before, else what the kernel answers now.
+fn once<K: Ord, V: Clone>(
+    answered: &mut BTreeMap<K, V>,
+    question: K,
+    ask: impl FnOnce() -> Result<V, NetlinkError>,
+) -> Result<V, NetlinkError> {
+    Ok(match answered.entry(question) {
+        Entry::Occupied(answer) => answer.get().clone(),
+        Entry::Vacant(place) => place.insert(ask()?).clone(),
+    })
 }
 
 fn is_link_local(address: &IpAddr) -> bool {
